@@ -1,0 +1,39 @@
+"""The errors that Intarsia raises on purpose.
+
+Each message says what was wrong and what to do about it. The command line prints the message without a
+traceback; anything that is not an `IntarsiaError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class IntarsiaError(Exception):
+    """The base of every error raised on purpose."""
+
+
+class ConfigError(IntarsiaError, ValueError):
+    """A configuration, a plan or an option that cannot be right."""
+
+
+class ShapeError(IntarsiaError, ValueError):
+    """Tensors whose shapes or dtypes do not fit together."""
+
+
+class UnsupportedError(IntarsiaError, NotImplementedError):
+    """A call that is well-formed but that the requested implementation cannot serve."""
+
+
+class DataError(IntarsiaError, ValueError):
+    """A corpus, a tokenizer or a prepared dataset that cannot be used."""
+
+
+class CheckpointError(IntarsiaError, RuntimeError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class TrainingError(IntarsiaError, RuntimeError):
+    """A training run that cannot go on."""
+
+
+class MissingExtraError(IntarsiaError, ImportError):
+    """An optional library that is not installed."""
