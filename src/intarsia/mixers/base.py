@@ -1,0 +1,100 @@
+"""What every token mixer is: a module with state in and out, a configuration and a stated cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.errors import ConfigError, ShapeError
+from intarsia.mixers.state import State
+from intarsia.ops.sequences import Sequences
+
+S = TypeVar("S", bound=State)
+GeneratorOf = Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a mixer costs, from its dimensions alone.
+
+    FLOPs count a multiplication and an addition as two. They are those of one forward pass; a training step
+    costs three times as much (one forward, two products per product backward).
+    """
+
+    parameters: int
+    projection_flops: int
+    """Per token: every product with a weight, the short convolution included."""
+    mixing_flops: Callable[[int], float]
+    """Per token, averaged over a sequence of the given length: the exchange between tokens."""
+    fixed_state_bytes: int
+    """Per sequence, whatever its length."""
+    state_bytes_per_token: int
+
+    def forward_flops_per_token(self, length: int) -> float:
+        """FLOPs of a forward pass per token of a sequence of `length` tokens."""
+        return self.projection_flops + self.mixing_flops(length)
+
+    def state_bytes(self, length: int, batch: int = 1) -> int:
+        """Bytes of state after `length` tokens of `batch` sequences."""
+        return batch * (self.fixed_state_bytes + length * self.state_bytes_per_token)
+
+
+class Mixer(nn.Module, Generic[S]):
+    """A layer that lets tokens exchange information.
+
+    `y, state = mixer(x, state=None, seqs=None)` with `x` and `y` `[B, T, D]`. Without a state the sequence
+    starts from nothing and no state is returned, which is what training wants; `init_state` gives the empty
+    state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`).
+    """
+
+    d_model: int
+
+    def forward(self, x: Tensor, state: S | None = None, seqs: Sequences | None = None) -> tuple[Tensor, S | None]:
+        raise NotImplementedError
+
+    def init_state(self, batch_size: int) -> S:
+        """The state of `batch_size` sequences that have not begun."""
+        raise NotImplementedError
+
+    def cost(self) -> Cost:
+        """Parameters, FLOPs and state bytes."""
+        raise NotImplementedError
+
+    def check_input(self, x: Tensor, state: S | None, seqs: Sequences | None) -> None:
+        """Raise ShapeError unless the arguments of `forward` fit together."""
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ShapeError(f"{type(self).__name__} takes [B, T, {self.d_model}]; got {list(x.shape)}")
+        if x.shape[1] == 0:
+            raise ShapeError(f"{type(self).__name__} needs at least one token; got {list(x.shape)}")
+        if seqs is not None:
+            if state is not None:
+                raise ShapeError("a packed row starts every sequence from nothing: pass a state or seqs, not both")
+            if x.shape[0] != 1 or x.shape[1] != seqs.total:
+                raise ShapeError(f"seqs describes [1, {seqs.total}, D]; got {list(x.shape)}")
+        if state is not None:
+            batch = next(iter(state.tensors().values())).shape[0]
+            if batch != x.shape[0]:
+                raise ShapeError(f"the state is of {batch} sequences and the input of {x.shape[0]}")
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """The options of a mixer. Subclasses are frozen dataclasses of JSON-able fields."""
+
+    type: ClassVar[str]
+    """The name in the registry and in the layout."""
+
+    def build(self, d_model: int, norm_eps: float = 1e-5) -> Mixer[Any]:
+        """The mixer for a model of width `d_model`."""
+        raise NotImplementedError
+
+
+def positive(**values: int | float | None) -> None:
+    """Raise ConfigError for the first value that is given and not above zero."""
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} must be positive; got {value}")

@@ -1,0 +1,157 @@
+"""What a mixer remembers between calls.
+
+States are values: a mixer takes one and returns the next, and the one that it took stays what it was. A
+recurrent state has a fixed size. A key-value state grows; its tensors are slices of a buffer with spare room,
+so that appending a token costs one token's copy and not the whole cache's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S", bound="State")
+
+
+class State:
+    """The common face of all states."""
+
+    kind: ClassVar[str]
+    """What sort of memory this is, for instance `recurrent` or `key-value`."""
+
+    tokens: int
+    """How many tokens this state has seen."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content, by name."""
+        raise NotImplementedError
+
+    def with_tensors(self: S, tensors: dict[str, Tensor]) -> S:
+        """The same state with other content."""
+        raise NotImplementedError
+
+    def nbytes(self) -> int:
+        """The size of the content in bytes (spare room of growing buffers not counted)."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def snapshot(self: S) -> S:
+        """A copy that shares no memory with this state."""
+        return self.with_tensors({name: t.clone() for name, t in self.tensors().items()})
+
+    def to(self: S, device: torch.device | str) -> S:
+        """The state on another device; dtypes stay."""
+        return self.with_tensors({name: t.to(device) for name, t in self.tensors().items()})
+
+    def detach(self: S) -> S:
+        """The state cut off from the graph that computed it."""
+        return self.with_tensors({name: t.detach() for name, t in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class RecurrentState(State):
+    """The board of a linear mixer and the tail of its short convolution.
+
+    `board`: `[B, HV, K, V]`, float32 (float64 for float64 inputs).
+    `conv`: the last `W - 1` inputs of the short convolution, `[B, channels, W - 1]` in the same dtype as the
+    board, or None for a mixer without convolution.
+    """
+
+    board: Tensor
+    conv: Tensor | None
+    tokens: int = 0
+    kind: ClassVar[str] = "recurrent"
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"board": self.board} if self.conv is None else {"board": self.board, "conv": self.conv}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> RecurrentState:
+        return replace(self, board=tensors["board"], conv=tensors.get("conv"))
+
+
+class _Buffer:
+    """Room for a growing sequence of entries, `[B, capacity, ...]`, and how much of it is taken."""
+
+    def __init__(self, storage: Tensor, filled: int) -> None:
+        self.storage = storage
+        self.filled = filled
+
+
+class GrowingTensor:
+    """A sequence `[B, n, ...]` to which entries are appended along dimension 1, as a value.
+
+    Appending returns a new sequence; the old one stays valid. The newest holder of a buffer writes into its
+    spare room; a holder that was overtaken (a fork) copies first. With gradients the content is concatenated,
+    since a buffer that is written in place cannot be part of a graph.
+    """
+
+    def __init__(self, content: Tensor) -> None:
+        self._buffer = _Buffer(content, content.shape[1])
+        self._length = content.shape[1]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def content(self) -> Tensor:
+        """The entries, `[B, n, ...]`: a view."""
+        return self._buffer.storage[:, : self._length]
+
+    def append(self, entries: Tensor) -> GrowingTensor:
+        """The sequence with `entries` `[B, m, ...]` behind it."""
+        length = self._length + entries.shape[1]
+        if torch.is_grad_enabled() and (entries.requires_grad or self._buffer.storage.requires_grad):
+            return GrowingTensor(torch.cat([self.content, entries], dim=1))
+        buffer = self._buffer
+        if buffer.filled != self._length or buffer.storage.shape[1] < length:
+            # Half as much again: the copies add up to a constant number per entry, the spare room to a third.
+            capacity = max(length + length // 2, 64)
+            storage = entries.new_empty(entries.shape[0], capacity, *entries.shape[2:])
+            storage[:, : self._length] = self.content
+            buffer = _Buffer(storage, self._length)
+        with torch.no_grad():
+            buffer.storage[:, self._length : length] = entries
+        buffer.filled = length
+        grown = GrowingTensor.__new__(GrowingTensor)
+        grown._buffer, grown._length = buffer, length
+        return grown
+
+
+@dataclass(frozen=True)
+class KeyValueState(State):
+    """The keys and values of softmax attention: `[B, n, HKV, K]` and `[B, n, HKV, V]` in the model's dtype."""
+
+    keys: GrowingTensor
+    values: GrowingTensor
+    kind: ClassVar[str] = "key-value"
+
+    @property
+    def tokens(self) -> int:  # type: ignore[override]
+        return len(self.keys)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys.content, "values": self.values.content}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> KeyValueState:
+        return KeyValueState(GrowingTensor(tensors["keys"]), GrowingTensor(tensors["values"]))
+
+
+@dataclass(frozen=True)
+class LatentState(State):
+    """The latents of MLA, `[B, n, kv_rank + rope_dim]` in the model's dtype: the compressed keys-and-values
+    after their norm, then the key part that all heads share (rotated already, where it is rotated)."""
+
+    latents: GrowingTensor
+    kind: ClassVar[str] = "latent"
+
+    @property
+    def tokens(self) -> int:  # type: ignore[override]
+        return len(self.latents)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"latents": self.latents.content}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> LatentState:
+        return LatentState(GrowingTensor(tensors["latents"]))

@@ -1,0 +1,75 @@
+"""Several sequences laid end to end in one row of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from intarsia.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The lengths of the sequences that are packed into one row (batch size 1).
+
+    The lengths are kept on the host, where loops and allocations need them; the tensors that kernels take
+    are made from them on request.
+    """
+
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            raise ShapeError("a packed row must hold at least one sequence; got no lengths")
+        bad = [n for n in self.lengths if n < 1]
+        if bad:
+            raise ShapeError(f"every packed sequence needs at least one token; got a length of {bad[0]}")
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: Tensor | Sequence[int]) -> Sequences:
+        """From cumulative lengths `[0, n1, n1 + n2, …]`, as FlashAttention has them."""
+        edges = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+        if len(edges) < 2 or edges[0] != 0:
+            raise ShapeError(f"cu_seqlens must begin with 0 and hold one more entry than sequences; got {edges[:8]}")
+        return cls(tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True)))
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return len(self.lengths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first token of each sequence."""
+        return tuple(accumulate(self.lengths[:-1], initial=0))
+
+    @cached_property
+    def total(self) -> int:
+        """The number of tokens of all sequences together."""
+        return sum(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens of the longest sequence."""
+        return max(self.lengths)
+
+    def cu_seqlens(self, device: torch.device | str = "cpu") -> Tensor:
+        """Cumulative lengths, `[count + 1]`, int32."""
+        return torch.tensor([*self.starts, self.total], dtype=torch.int32, device=device)
+
+    def positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Each token's place in its own sequence, `[total]`, int64."""
+        return torch.arange(self.total, device=device) - self._per_token(self.starts, device)
+
+    def indices(self, device: torch.device | str = "cpu") -> Tensor:
+        """The number of each token's sequence, `[total]`, int64."""
+        return self._per_token(range(self.count), device)
+
+    def _per_token(self, values: Sequence[int], device: torch.device | str) -> Tensor:
+        lengths = torch.tensor(self.lengths, device=device)
+        return torch.repeat_interleave(torch.tensor(values, device=device), lengths, output_size=self.total)
