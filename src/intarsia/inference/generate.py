@@ -1,0 +1,163 @@
+"""Generation: the prompt is read in one pass (or in chunks), then one token at a time with the state.
+
+The state is a value: it goes into the model and a new one comes out. So a long prompt is read once, and
+each further token costs the same in every linear layer, however long the text has become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from intarsia.errors import ConfigError
+from intarsia.inference.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from intarsia.data.tokenizer import Tokenizer
+    from intarsia.model import LanguageModel
+    from intarsia.model.language_model import ModelStates
+
+
+def generate(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: Collection[int] = (),
+    prefill_chunk: int | None = None,
+    states: ModelStates | None = None,
+) -> Iterator[int]:
+    """Continue a prompt, a token at a time.
+
+    Args:
+        model: any language model; it is run in evaluation mode and left as it was.
+        prompt: token ids, at least one. (A document begins with the tokenizer's separator.)
+        max_tokens: stop after this many tokens.
+        sampling: how tokens are chosen; `Sampling()`, the model's own distribution, by default.
+        seed: of this generation's own random generator. Same model, prompt, sampling and seed: same tokens.
+        stop: ids that end the generation; they are not yielded.
+        prefill_chunk: read the prompt in pieces of this many tokens, which bounds the memory that a long
+            prompt takes and changes the result by rounding alone. None reads it in one piece.
+        states: go on from these states instead of from the beginning. The prompt follows what they have seen.
+            They are not changed, so one prefix can be continued many times.
+
+    Yields:
+        Token ids, each as soon as it is chosen.
+
+    Raises:
+        ConfigError: an empty prompt, an id outside the vocabulary, or a number out of range. Raised by the
+            call itself, before the first token is asked for.
+        IntarsiaError: the model's logits are not finite.
+    """
+    if max_tokens < 0:
+        raise ConfigError(f"max_tokens must be at least 0, got {max_tokens}")
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise ConfigError(f"prefill_chunk must be at least 1, got {prefill_chunk}")
+    ids = _checked_prompt(prompt, model.config.vocab_size)
+    sampler = Sampler(sampling or Sampling(), seed)
+    return _decode(model, ids, max_tokens, sampler, frozenset(stop), prefill_chunk, states)
+
+
+def stream_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    prefill_chunk: int | None = None,
+) -> Iterator[str]:
+    """Continue a text, as a document of its own, until the model ends it or `max_tokens` are reached.
+
+    Yields pieces of text as they come; a character that takes several tokens comes when it is whole. An
+    empty prompt starts a new document. Arguments and errors are those of `generate`.
+    """
+    tokens = generate(
+        model,
+        [tokenizer.separator, *tokenizer.encode(prompt)],
+        max_tokens=max_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop={tokenizer.separator},
+        prefill_chunk=prefill_chunk,
+    )
+    return _texts(tokenizer, tokens)
+
+
+def _texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    decoder = tokenizer.decode_stream()
+    for token in tokens:
+        if text := decoder.push(token):
+            yield text
+    if rest := decoder.finish():
+        yield rest
+
+
+def _decode(
+    model: LanguageModel,
+    prompt: list[int],
+    max_tokens: int,
+    sampler: Sampler,
+    stop: frozenset[int],
+    prefill_chunk: int | None,
+    states: ModelStates | None,
+) -> Iterator[int]:
+    if max_tokens == 0:
+        return
+    if states is None:
+        states = model.init_states(1)
+    pending = prompt
+    for produced in range(1, max_tokens + 1):
+        logits, states = _advance(model, pending, states, prefill_chunk)
+        token = sampler.choose(logits)
+        if token in stop:
+            return
+        yield token
+        if produced == max_tokens:
+            return
+        pending = [token]
+
+
+@torch.inference_mode()
+def _advance(
+    model: LanguageModel, tokens: list[int], states: ModelStates, chunk: int | None
+) -> tuple[torch.Tensor, ModelStates]:
+    """Feed tokens; the `[vocab]` logits after the last of them, and the new states.
+
+    Inference and evaluation mode are held for the length of this call alone, never while the caller of the
+    generator has control.
+    """
+    device = model.embed.weight.device
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        rest = iter(tokens)
+        while piece := list(islice(rest, chunk or len(tokens))):
+            out = model(torch.tensor([piece], device=device), states=states, last_only=True)
+            states = out.states
+        return out.logits[0, -1], states
+    finally:
+        if training:
+            model.train()
+
+
+def _checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise ConfigError(
+            "the prompt holds no token: begin with the tokenizer's separator to start a new document"
+        )
+    wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"the prompt holds token {wrong}, which is outside the model's vocabulary of {vocab_size}: "
+            "was it made with another tokenizer?"
+        )
+    return ids
