@@ -14,8 +14,8 @@ class KeepsFloat32(nn.Module):
 
     A subclass names them in `float32_names`; names that the module does not have are passed over.
     `module.to(torch.bfloat16)`, `.half()` and `.type(...)` on the module or on any module around it leave the
-    values of these tensors alone and obey moves between devices; loading a narrower tensor widens it. A cast to
-    float64 is obeyed, so that a module can be checked in double precision.
+    values of these tensors alone and obey moves between devices; loading a narrower tensor widens it. A
+    cast to float64 is obeyed, so that a module can be checked in double precision.
 
     Log-decays, time-step biases and routers need this: rounded to bfloat16 they change which state is
     forgotten and which experts are chosen.
