@@ -1,0 +1,123 @@
+"""The arguments that every operator of the linear family shares, checked and described."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from intarsia.errors import ShapeError
+from intarsia.ops.sequences import Sequences
+
+Decay = Literal["none", "fixed", "head", "channel"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A checked call of a linear operator.
+
+    `q`, `k` `[B, T, H, K]`; `v` `[B, T, HV, V]`; `g` by `decay`: None, `[HV]`, `[B, T, HV]` or
+    `[B, T, HV, K]`; `beta` `[B, T, HV]` or None (a rule that does not erase); `initial_state`
+    `[N, HV, K, V]` or None with `N` the number of sequences: `B`, or those that `seqs` packs into one row.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor | None
+    beta: Tensor | None
+    scale: float
+    initial_state: Tensor | None
+    output_final_state: bool
+    seqs: Sequences | None
+    decay: Decay
+
+    @property
+    def erases(self) -> bool:
+        """Whether this is the delta rule (True) or the additive rule (False)."""
+        return self.beta is not None
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences there are, packed or not."""
+        return self.seqs.count if self.seqs is not None else self.q.shape[0]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for float64 inputs, else float32: the dtype of the state and of everything inside."""
+        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """`(N, HV, K, V)`."""
+        return self.sequences, self.v.shape[2], self.k.shape[3], self.v.shape[3]
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    *,
+    scale: float | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | Sequences | None,
+) -> Arguments:
+    """Check the shapes, dtypes and devices of a call.
+
+    Raises:
+        ShapeError: naming the argument that does not fit and what would.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ShapeError(f"{name} must be [B, T, heads, dim]; got {list(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ShapeError(f"{name} must be a floating-point tensor; got {tensor.dtype}")
+    B, T, H, K = q.shape
+    HV = v.shape[2]
+    if k.shape != q.shape:
+        raise ShapeError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
+    if v.shape[:2] != (B, T):
+        raise ShapeError(f"v must begin with [B, T] = [{B}, {T}]; got {list(v.shape)}")
+    if min(B, T, H, K, *v.shape) == 0:
+        raise ShapeError(f"q, k and v need at least one element; got q {list(q.shape)}, v {list(v.shape)}")
+    if HV % H:
+        raise ShapeError(f"the value heads must be a multiple of the query heads: {HV} is not one of {H}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ShapeError(f"q, k and v must share a dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    decay = _decay_of(g, (B, T, HV, K))
+    if beta is not None and beta.shape != (B, T, HV):
+        raise ShapeError(f"beta must be [B, T, HV] = {[B, T, HV]}; got {list(beta.shape)}")
+    seqs = cu_seqlens if isinstance(cu_seqlens, Sequences) or cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
+    if seqs is not None and (B != 1 or seqs.total != T):
+        raise ShapeError(f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); q is {list(q.shape)}")
+    sequences = seqs.count if seqs is not None else B
+    state_shape = (sequences, HV, K, v.shape[3])
+    if initial_state is not None and initial_state.shape != state_shape:
+        raise ShapeError(
+            f"initial_state must be [N, HV, K, V] = {list(state_shape)}; got {list(initial_state.shape)}"
+            " (some libraries keep the state as [V, K]: transpose it)"
+        )
+    for name, other in (("k", k), ("v", v), ("g", g), ("beta", beta), ("initial_state", initial_state)):
+        if other is not None and other.device != q.device:
+            raise ShapeError(f"{name} is on {other.device} and q on {q.device}")
+    return Arguments(
+        q, k, v, g, beta, K**-0.5 if scale is None else scale, initial_state, output_final_state, seqs, decay
+    )
+
+
+def _decay_of(g: Tensor | None, shape: tuple[int, int, int, int]) -> Decay:
+    B, T, HV, K = shape
+    if g is None:
+        return "none"
+    if not g.is_floating_point():
+        raise ShapeError(f"g must be a floating-point tensor; got {g.dtype}")
+    kinds: dict[tuple[int, ...], Decay] = {(HV,): "fixed", (B, T, HV): "head", (B, T, HV, K): "channel"}
+    if tuple(g.shape) not in kinds:
+        expected = " or ".join(str(list(s)) for s in kinds)
+        raise ShapeError(f"g must be None or of shape {expected}; got {list(g.shape)}")
+    return kinds[tuple(g.shape)]

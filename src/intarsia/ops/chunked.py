@@ -1,0 +1,247 @@
+"""The chunkwise form in plain PyTorch: products of matrices instead of one token at a time.
+
+Inside a chunk of C tokens the delta rule is a triangular system (the WY / UT form: Yang et al. 2024,
+arXiv:2406.06484; with decay: the Kimi Linear report, section 3):
+
+    N[i, j] = beta_i (k_i · k_j decayed from j to i)          for j < i
+    u = (I + N)^-1 beta v       w = (I + N)^-1 beta (k decayed from the chunk's start)
+    written = u - w S                                           what each token really writes
+    o = (q decayed from the start) S + [q_i · k_j decayed from j to i]_{j <= i} written
+    S' = (decay of the whole chunk) S + (k decayed to the end)ᵀ written
+
+The additive rule is the same with `written = v`.
+
+**Decay.** `k_j decayed from j to i` is the product of the factors `exp(g)` of the tokens j + 1 … i. It is
+built by doubling: two neighbouring blocks of tokens that know the decay from their own start and to their own
+end become one block with one multiplication each. Rows of the second block times columns of the first give
+the corner between them, `(q_i decayed from the middle) · (k_j decayed to the middle)`. Only factors in [0, 1]
+are ever multiplied, no logarithms are subtracted and nothing is divided. So there is no overflow, `g = -inf`
+is a plain zero, gradients are finite, no `[C, C, K]` tensor appears, and nothing depends on a later token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intarsia.ops.arguments import Arguments
+from intarsia.ops.chunk_layout import ChunkLayout
+
+CHUNK = 64
+"""Tokens in a chunk; a power of two."""
+
+SEGMENT_ELEMENTS = 1 << 20
+"""How many elements of k are worked on at once. Bounds the memory of intermediates and keeps them in cache."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the tokens of each chunk mean to each other and to the state; `M` chunks of `C` tokens.
+
+    `qk`, `kk`: `[M, HV, C, C]`, lower triangles (`kk` without diagonal; None where nothing is erased).
+    `q_start`, `k_start`: decayed from the chunk's start; `k_end`: decayed to its end; `[M, HV, C, K]`.
+    `total`: the decay of the whole chunk, broadcastable to `[M, HV, K, 1]`, or None without decay.
+    """
+
+    qk: Tensor
+    kk: Tensor | None
+    q_start: Tensor
+    k_start: Tensor
+    k_end: Tensor
+    total: Tensor | None
+
+
+def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
+    """Run a linear operator chunk by chunk and return `o` in v's dtype and the state in the compute dtype."""
+    dtype = call.compute_dtype
+    T, HV, K = call.q.shape[1], call.v.shape[2], call.k.shape[3]
+    layout = ChunkLayout.of(call.q.shape[0], T, call.seqs, CHUNK)
+    group = HV // call.q.shape[2]
+
+    def prepare(x: Tensor, repeats: int = 1) -> Tensor:
+        x = layout.split(x)
+        return (x if repeats == 1 else x.repeat_interleave(repeats, dim=1)).to(dtype)
+
+    q, k, v = prepare(call.q, group), prepare(call.k, group), prepare(call.v)
+    beta = None if call.beta is None else prepare(call.beta)
+    g = call.g
+    if g is not None:
+        g = prepare(g.expand(call.v.shape[:3]) if call.decay == "fixed" else g)
+
+    if call.initial_state is None:
+        S = torch.zeros(call.state_shape, dtype=dtype, device=q.device)
+    else:
+        S = call.initial_state.to(dtype)[list(layout.order)]
+    finals: list[Tensor] = []
+    outputs = []
+    for steps in _segments(layout.active, HV * layout.size * K):
+        chunks = slice(sum(layout.active[: steps.start]), sum(layout.active[: steps.stop]))
+        scores = _scores(
+            q[chunks] * call.scale,
+            k[chunks],
+            None if g is None else g[chunks].exp(),
+            erases=beta is not None,
+        )
+        value, erased = _writes(scores, v[chunks], None if beta is None else beta[chunks])
+        o, S, done = _scan(scores, value, erased, S, layout.active[steps])
+        outputs.append(o)
+        finals += done
+    o = layout.join(torch.cat(outputs).to(call.v.dtype), T)
+    if not call.output_final_state:
+        return o, None
+    # States end in groups, the shortest sequences first; put them back in the order they came in.
+    final = torch.cat([S, *reversed(finals)])
+    place = torch.empty(len(layout.order), dtype=torch.long)
+    place[list(layout.order)] = torch.arange(len(layout.order))
+    return o, final[place.to(final.device)]
+
+
+def _segments(active: tuple[int, ...], elements_per_chunk: int) -> list[slice]:
+    """Runs of steps whose chunks hold about SEGMENT_ELEMENTS together."""
+    segments, start, elements = [], 0, 0
+    for step, chunks in enumerate(active):
+        elements += chunks * elements_per_chunk
+        if elements >= SEGMENT_ELEMENTS or step == len(active) - 1:
+            segments.append(slice(start, step + 1))
+            start, elements = step + 1, 0
+    return segments
+
+
+def _writes(scores: Scores, v: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`u` and `w`: what the tokens would write onto an empty state, and what of the state they take back."""
+    if beta is None:
+        return v, None
+    assert scores.kk is not None
+    inverse = unit_lower_inverse(beta[..., None] * scores.kk)
+    u, w = (inverse * beta[..., None, :] @ torch.cat([v, scores.k_start], dim=-1)).split(
+        [v.shape[-1], scores.k_start.shape[-1]], dim=-1
+    )
+    return u, w
+
+
+def _scan(
+    scores: Scores, value: Tensor, erased: Tensor | None, S: Tensor, active: tuple[int, ...]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Carry the state over the steps of a segment.
+
+    Returns the outputs `[M, HV, C, V]`, the states that go on, and those of the sequences that ended on the
+    way (in the order in which they ended).
+    """
+    k_end = scores.k_end.mT
+    states, written, finals = [], [], []
+    start = 0
+    for count in active:
+        if count < S.shape[0]:
+            finals.append(S[count:])
+            S = S[:count]
+        chunks = slice(start, start + count)
+        start += count
+        states.append(S)
+        write = value[chunks] if erased is None else value[chunks] - erased[chunks] @ S
+        written.append(write)
+        kept = S if scores.total is None else scores.total[chunks] * S
+        S = kept + k_end[chunks] @ write
+    o = scores.q_start @ torch.cat(states) + scores.qk @ torch.cat(written)
+    return o, S, finals
+
+
+def _scores(q: Tensor, k: Tensor, alpha: Tensor | None, erases: bool) -> Scores:
+    """Scores of chunks from q, k `[M, HV, C, K]` and the decay factors `alpha` in [0, 1], None, `[M, HV, C]`
+    or `[M, HV, C, K]`."""
+    if alpha is None or alpha.dim() == 3:
+        qk, kk = q @ k.mT, k @ k.mT if erases else None
+        if alpha is None:
+            return Scores(qk.tril(), None if kk is None else kk.tril(-1), q, k, k, None)
+        from_start, to_end, between = decay_matrix(alpha)
+        return Scores(
+            qk * between,
+            None if kk is None else (kk * between).tril(-1),
+            q * from_start[..., None],
+            k * from_start[..., None],
+            k * to_end[..., None],
+            from_start[..., -1, None, None],
+        )
+    return _channel_scores(q, k, alpha, erases)
+
+
+def _blocks(x: Tensor, size: int, dim: int = -1) -> Tensor:
+    """Split dimension `dim` of `x` into pairs of blocks of `size`: `[..., pairs, 2, size, ...]`."""
+    return x.unflatten(dim, (-1, 2, size))
+
+
+def _corner(first: Tensor, corner: Tensor, second: Tensor) -> Tensor:
+    """`[[first, 0], [corner, second]]` of square blocks."""
+    top = torch.cat([first, torch.zeros_like(first)], dim=-1)
+    return torch.cat([top, torch.cat([corner, second], dim=-1)], dim=-2)
+
+
+def decay_matrix(alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The products of decay factors `alpha` `[..., C]` from the start through each token, `[..., C]`; after
+    each token to the end, `[..., C]`; and after j through i, `[..., C, C]` (row i, column j; one on the
+    diagonal, zero above)."""
+    C = alpha.shape[-1]
+    from_start, to_end = alpha, torch.ones_like(alpha)
+    between = torch.ones_like(alpha)[..., None, None]
+    size = 1
+    while size < C:
+        first_start, second_start = _blocks(from_start, size).unbind(-2)
+        first_end, second_end = _blocks(to_end, size).unbind(-2)
+        first, second = _blocks(between, 1, dim=-3).squeeze(-3).unbind(-3)
+        between = _corner(first, second_start[..., :, None] * first_end[..., None, :], second)
+        from_start = torch.stack([first_start, second_start * first_start[..., -1:]], dim=-2).flatten(-3)
+        to_end = torch.stack([first_end * second_start[..., -1:], second_end], dim=-2).flatten(-3)
+        size *= 2
+    return from_start, to_end, between.squeeze(-3)
+
+
+def _channel_scores(q: Tensor, k: Tensor, alpha: Tensor, erases: bool) -> Scores:
+    """Scores with a decay of each channel, by doubling."""
+    C = q.shape[-2]
+    # Rows: q alone, or q and k together so that one product serves both.
+    rows = torch.stack([q, k], dim=2) if erases else q.unsqueeze(2)
+    diagonal = (rows * k.unsqueeze(2)).sum(-1)
+    scores = diagonal[..., None, None]
+    rows = rows * alpha.unsqueeze(2)
+    k_end, total = k, alpha
+    size = 1
+    while size < C:
+        first, second = scores.unflatten(-3, (-1, 2)).unbind(-3)
+        row_blocks = _blocks(rows, size, dim=-2)
+        end_blocks = _blocks(k_end, size, dim=-2)
+        corner = row_blocks[..., 1, :, :] @ end_blocks[..., 0, :, :].unsqueeze(2).mT
+        scores = _corner(first, corner, second)
+        total_first, total_second = total.unflatten(-2, (-1, 2)).unbind(-2)
+        ones = torch.ones_like(total_first)
+        grow_start = torch.stack([ones, total_first], dim=-2)[..., None, :]
+        grow_end = torch.stack([total_second, ones], dim=-2)[..., None, :]
+        rows = (row_blocks * grow_start.unsqueeze(2)).flatten(-4, -2)
+        k_end = (end_blocks * grow_end).flatten(-4, -2)
+        total = total_first * total_second
+        size *= 2
+    scores = scores.squeeze(-3)
+    return Scores(
+        scores[:, :, 0],
+        scores[:, :, 1].tril(-1) if erases else None,
+        rows[:, :, 0],
+        rows[:, :, 1] if erases else rows[:, :, 0],
+        k_end,
+        total.mT,
+    )
+
+
+def unit_lower_inverse(n: Tensor) -> Tensor:
+    """`(I + n)^-1` for strictly lower triangular `n` `[..., C, C]` with C a power of two, by doubling:
+    `[[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]`."""
+    C = n.shape[-1]
+    inverse = torch.ones_like(n.diagonal(dim1=-2, dim2=-1))[..., None, None]
+    size = 1
+    while size < C:
+        first, second = inverse.unflatten(-3, (-1, 2)).unbind(-3)
+        # The corners of the blocks on the diagonal: rows of each second half, columns of each first half.
+        pairs = n.unflatten(-2, (-1, 2, size)).unflatten(-1, (-1, 2, size))
+        corner = pairs[..., :, 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        inverse = _corner(first, -(second @ corner @ first), second)
+        size *= 2
+    return inverse.squeeze(-3)

@@ -1,0 +1,84 @@
+"""Which implementation serves a call, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.ops.arguments import Arguments
+from intarsia.ops.chunked import chunked
+from intarsia.ops.reference import reference
+
+Run = Callable[[Arguments], tuple[Tensor, "Tensor | None"]]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute the linear operators."""
+
+    name: str
+    run: Run
+    refuse: Callable[[Arguments], str | None]
+    """Why it cannot serve a call, or None where it can."""
+    automatic: bool = True
+    """Whether `impl="auto"` may choose it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that serves a call and the reason for each that does not."""
+
+    impl: str
+    reason: str
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{self.impl}: {self.reason}", *(f"  not {name}: {why}" for name, why in self.rejected.items())]
+        return "\n".join(lines)
+
+
+def implementations() -> tuple[Implementation, ...]:
+    """All implementations that exist, the fastest first."""
+    return (
+        Implementation("chunked", chunked, lambda call: None),
+        Implementation("reference", reference, lambda call: None, automatic=False),
+    )
+
+
+NOT_YET = {
+    "cpu": "native CPU kernels are not built yet",
+    "triton": "Triton kernels are not built yet",
+    "fla": "calling flash-linear-attention is not built yet",
+}
+"""The names that the design promises and that nothing answers to so far."""
+
+
+def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]:
+    """Pick the implementation for a call.
+
+    Raises:
+        ConfigError: no implementation has that name.
+        UnsupportedError: the named implementation cannot serve this call.
+    """
+    known = implementations()
+    if impl == "auto":
+        rejected = dict(NOT_YET)
+        for candidate in known:
+            why = "it is the specification, far too slow to be chosen by itself"
+            refusal = candidate.refuse(call) if candidate.automatic else why
+            if refusal is None:
+                return candidate, Choice(candidate.name, "the fastest that serves this call", rejected)
+            rejected[candidate.name] = refusal
+        raise UnsupportedError(f"no implementation serves this call: {rejected}")
+    for candidate in known:
+        if candidate.name == impl:
+            refusal = candidate.refuse(call)
+            if refusal is not None:
+                raise UnsupportedError(f"impl={impl!r} cannot serve this call: {refusal}")
+            return candidate, Choice(impl, "it was asked for by name")
+    if impl in NOT_YET:
+        raise UnsupportedError(f"impl={impl!r}: {NOT_YET[impl]}; there are {', '.join(i.name for i in known)}")
+    raise ConfigError(f"there is no impl={impl!r}; there are auto, {', '.join(i.name for i in known)}")
