@@ -1,0 +1,188 @@
+"""What a training run is: one frozen dataclass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from intarsia.errors import ConfigError
+
+OptimizerName = Literal["muon", "adamw"]
+ScheduleName = Literal["wsd", "cosine", "constant"]
+Precision = Literal["float32", "bf16"]
+MuonPrecision = Literal["auto", "float32", "bf16"]
+
+FREE_FIELDS = frozenset(
+    {"micro_rows", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+)
+"""Fields that may change between a run and its resumption: how much memory a step takes, how often a checkpoint
+is written, what is shown. They change no mathematics (micro_rows changes the rounding)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run, besides the model and the data.
+
+    A step reads `rows` rows of `length` tokens over all processes together. How they are cut into forward
+    passes (`micro_rows`) and divided among processes changes the rounding and nothing else: the loss of a step is
+    the mean over all its tokens.
+    """
+
+    steps: int
+    """Optimizer steps."""
+    rows: int = 16
+    """Rows of a step, over all processes."""
+    length: int = 512
+    """Tokens of a row. A sequence is never longer."""
+    micro_rows: int | None = None
+    """Rows of one forward pass of one process. None: all of the process's rows at once."""
+
+    optimizer: OptimizerName = "muon"
+    """"muon": Muon for the weight matrices, AdamW for the rest. "adamw": AdamW for everything."""
+    lr: float = 2e-3
+    """Peak learning rate. Muon's updates are scaled to AdamW's, so both are used to the same values."""
+    adamw_lr_scale: float = 1.0
+    """Multiplies `lr` for the parameters that AdamW trains beside Muon."""
+    weight_decay: float = 0.1
+    """Decoupled, multiplied by the learning rate; for matrices, experts, the router and an untied head."""
+    muon_momentum: float = 0.95
+    muon_precision: MuonPrecision = "auto"
+    """Of the Newton–Schulz iteration. "auto": bf16 where the device multiplies it in hardware."""
+    adamw_betas: tuple[float, float] = (0.9, 0.95)
+    adamw_eps: float = 1e-8
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient of all parameters together. None: not clipped."""
+    qk_clip: float | None = None
+    """Largest attention logit that softmax layers are allowed (MuonClip; Kimi K2 used 100). None: not clipped."""
+
+    schedule: ScheduleName = "wsd"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    """WSD: the share of the steps in which the learning rate falls."""
+    final_lr_fraction: float = 0.0
+    """WSD and cosine: the learning rate at the end, as a fraction of the peak."""
+
+    precision: Precision = "float32"
+    """"bf16": autocast. Weights, optimizer state, reductions and what the layers ask for stay float32."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations."""
+    seed: int = 0
+    """Of the initial weights."""
+    data_seed: int = 0
+    """Of the order of the documents."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    eval_every: int | None = None
+    """Steps between evaluations. None: at the end alone."""
+    eval_documents: int | None = None
+    """Evaluate on the first so many held-out documents. None: all that `eval_bytes` allows."""
+    eval_bytes: int | None = None
+    """Evaluate on the first held-out documents of so many bytes of text together. None: no such limit."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints. None: none but the one that an interruption writes."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well (needs the extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows", "length", "log_every", "keep_checkpoints"):
+            _integer(name, getattr(self, name), least=1)
+        for name in ("micro_rows", "eval_every", "eval_documents", "eval_bytes", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), least=1)
+        for name in ("warmup_steps", "seed", "data_seed"):
+            _integer(name, getattr(self, name), least=0)
+        for name in ("lr", "adamw_lr_scale", "adamw_eps"):
+            _number(name, getattr(self, name), above=0)
+        for name in ("grad_clip", "qk_clip"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), above=0)
+        _number("weight_decay", self.weight_decay)
+        _number("decay_fraction", self.decay_fraction, most=1)
+        _number("final_lr_fraction", self.final_lr_fraction, most=1)
+        _number("muon_momentum", self.muon_momentum, below=1)
+        object.__setattr__(self, "adamw_betas", tuple(self.adamw_betas))
+        if len(self.adamw_betas) != 2:
+            raise ConfigError(f"adamw_betas must be two numbers; got {self.adamw_betas}")
+        for beta in self.adamw_betas:
+            _number("adamw_betas", beta, below=1)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        if self.micro_rows is not None and self.rows % self.micro_rows:
+            raise ConfigError(f"rows ({self.rows}) must be a multiple of micro_rows ({self.micro_rows})")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step, over all processes."""
+        return self.rows * self.length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+    def rows_per_rank(self, world_size: int) -> int:
+        """The rows of a step that each of `world_size` processes reads.
+
+        Raises:
+            ConfigError: the rows cannot be divided among the processes, or not into micro-batches.
+        """
+        if self.rows % world_size:
+            raise ConfigError(f"rows ({self.rows}) must be a multiple of the number of processes ({world_size})")
+        rows = self.rows // world_size
+        if self.micro_rows is not None and rows % self.micro_rows:
+            raise ConfigError(
+                f"the rows of each process ({self.rows} / {world_size} = {rows}) must be a multiple of "
+                f"micro_rows ({self.micro_rows})"
+            )
+        return rows
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some fields changed."""
+        return TrainConfig.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return {**asdict(self), "adamw_betas": list(self.adamw_betas)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`. Unknown names are errors."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown training option {unknown[0]!r}; there are: {', '.join(known)}")
+        if "steps" not in values:
+            raise ConfigError("a training configuration needs the number of steps")
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "schedule": get_args(ScheduleName),
+    "precision": get_args(Precision),
+    "muon_precision": get_args(MuonPrecision),
+}
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
+def _number(
+    name: str, value: Any, above: float | None = None, below: float | None = None, most: float | None = None
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number; got {value!r}")
+    if above is not None and not value > above:
+        raise ConfigError(f"{name} must be above {above}; got {value!r}")
+    if value < 0 or (below is not None and not value < below) or (most is not None and value > most):
+        limit = f" and below {below}" if below is not None else f" and at most {most}" if most is not None else ""
+        raise ConfigError(f"{name} must be at least 0{limit}; got {value!r}")
