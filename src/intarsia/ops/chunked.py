@@ -11,12 +11,7 @@ arXiv:2406.06484; with decay: the Kimi Linear report, section 3):
 
 The additive rule is the same with `written = v`.
 
-**Decay.** `k_j decayed from j to i` is the product of the factors `exp(g)` of the tokens j + 1 … i. It is
-built by doubling: two neighbouring blocks of tokens that know the decay from their own start and to their own
-end become one block with one multiplication each. Rows of the second block times columns of the first give
-the corner between them, `(q_i decayed from the middle) · (k_j decayed to the middle)`. Only factors in [0, 1]
-are ever multiplied, no logarithms are subtracted and nothing is divided. So there is no overflow, `g = -inf`
-is a plain zero, gradients are finite, no `[C, C, K]` tensor appears, and nothing depends on a later token.
+How the decay between tokens is computed, for any decay at all, is told in `decay.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +23,8 @@ from torch import Tensor
 
 from intarsia.ops.arguments import Arguments
 from intarsia.ops.chunk_layout import ChunkLayout
+from intarsia.ops.decay import channel_scores, decay_matrix
+from intarsia.ops.triangular import unit_lower_inverse
 
 CHUNK = 64
 """Tokens in a chunk; a power of two."""
@@ -40,7 +37,8 @@ SEGMENT_ELEMENTS = 1 << 20
 class Scores:
     """What the tokens of each chunk mean to each other and to the state; `M` chunks of `C` tokens.
 
-    `qk`, `kk`: `[M, HV, C, C]`, lower triangles (`kk` without diagonal; None where nothing is erased).
+    `qk`, `kk`: `[M, HV, C, C]`; `qk` is lower triangular; of `kk` only what lies below the diagonal counts, and
+    it is None where nothing is erased.
     `q_start`, `k_start`: decayed from the chunk's start; `k_end`: decayed to its end; `[M, HV, C, K]`.
     `total`: the decay of the whole chunk, broadcastable to `[M, HV, K, 1]`, or None without decay.
     """
@@ -153,95 +151,15 @@ def _scores(q: Tensor, k: Tensor, alpha: Tensor | None, erases: bool) -> Scores:
     if alpha is None or alpha.dim() == 3:
         qk, kk = q @ k.mT, k @ k.mT if erases else None
         if alpha is None:
-            return Scores(qk.tril(), None if kk is None else kk.tril(-1), q, k, k, None)
+            return Scores(qk.tril(), kk, q, k, k, None)
         from_start, to_end, between = decay_matrix(alpha)
         return Scores(
             qk * between,
-            None if kk is None else (kk * between).tril(-1),
+            None if kk is None else kk * between,
             q * from_start[..., None],
             k * from_start[..., None],
             k * to_end[..., None],
             from_start[..., -1, None, None],
         )
-    return _channel_scores(q, k, alpha, erases)
-
-
-def _blocks(x: Tensor, size: int, dim: int = -1) -> Tensor:
-    """Split dimension `dim` of `x` into pairs of blocks of `size`: `[..., pairs, 2, size, ...]`."""
-    return x.unflatten(dim, (-1, 2, size))
-
-
-def _corner(first: Tensor, corner: Tensor, second: Tensor) -> Tensor:
-    """`[[first, 0], [corner, second]]` of square blocks."""
-    top = torch.cat([first, torch.zeros_like(first)], dim=-1)
-    return torch.cat([top, torch.cat([corner, second], dim=-1)], dim=-2)
-
-
-def decay_matrix(alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The products of decay factors `alpha` `[..., C]` from the start through each token, `[..., C]`; after
-    each token to the end, `[..., C]`; and after j through i, `[..., C, C]` (row i, column j; one on the
-    diagonal, zero above)."""
-    C = alpha.shape[-1]
-    from_start, to_end = alpha, torch.ones_like(alpha)
-    between = torch.ones_like(alpha)[..., None, None]
-    size = 1
-    while size < C:
-        first_start, second_start = _blocks(from_start, size).unbind(-2)
-        first_end, second_end = _blocks(to_end, size).unbind(-2)
-        first, second = _blocks(between, 1, dim=-3).squeeze(-3).unbind(-3)
-        between = _corner(first, second_start[..., :, None] * first_end[..., None, :], second)
-        from_start = torch.stack([first_start, second_start * first_start[..., -1:]], dim=-2).flatten(-3)
-        to_end = torch.stack([first_end * second_start[..., -1:], second_end], dim=-2).flatten(-3)
-        size *= 2
-    return from_start, to_end, between.squeeze(-3)
-
-
-def _channel_scores(q: Tensor, k: Tensor, alpha: Tensor, erases: bool) -> Scores:
-    """Scores with a decay of each channel, by doubling."""
-    C = q.shape[-2]
-    # Rows: q alone, or q and k together so that one product serves both.
-    rows = torch.stack([q, k], dim=2) if erases else q.unsqueeze(2)
-    diagonal = (rows * k.unsqueeze(2)).sum(-1)
-    scores = diagonal[..., None, None]
-    rows = rows * alpha.unsqueeze(2)
-    k_end, total = k, alpha
-    size = 1
-    while size < C:
-        first, second = scores.unflatten(-3, (-1, 2)).unbind(-3)
-        row_blocks = _blocks(rows, size, dim=-2)
-        end_blocks = _blocks(k_end, size, dim=-2)
-        corner = row_blocks[..., 1, :, :] @ end_blocks[..., 0, :, :].unsqueeze(2).mT
-        scores = _corner(first, corner, second)
-        total_first, total_second = total.unflatten(-2, (-1, 2)).unbind(-2)
-        ones = torch.ones_like(total_first)
-        grow_start = torch.stack([ones, total_first], dim=-2)[..., None, :]
-        grow_end = torch.stack([total_second, ones], dim=-2)[..., None, :]
-        rows = (row_blocks * grow_start.unsqueeze(2)).flatten(-4, -2)
-        k_end = (end_blocks * grow_end).flatten(-4, -2)
-        total = total_first * total_second
-        size *= 2
-    scores = scores.squeeze(-3)
-    return Scores(
-        scores[:, :, 0],
-        scores[:, :, 1].tril(-1) if erases else None,
-        rows[:, :, 0],
-        rows[:, :, 1] if erases else rows[:, :, 0],
-        k_end,
-        total.mT,
-    )
-
-
-def unit_lower_inverse(n: Tensor) -> Tensor:
-    """`(I + n)^-1` for strictly lower triangular `n` `[..., C, C]` with C a power of two, by doubling:
-    `[[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]`."""
-    C = n.shape[-1]
-    inverse = torch.ones_like(n.diagonal(dim1=-2, dim2=-1))[..., None, None]
-    size = 1
-    while size < C:
-        first, second = inverse.unflatten(-3, (-1, 2)).unbind(-3)
-        # The corners of the blocks on the diagonal: rows of each second half, columns of each first half.
-        pairs = n.unflatten(-2, (-1, 2, size)).unflatten(-1, (-1, 2, size))
-        corner = pairs[..., :, 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-        inverse = _corner(first, -(second @ corner @ first), second)
-        size *= 2
-    return inverse.squeeze(-3)
+    qk, kk, q_start, k_start, k_end, total = channel_scores(q, k, alpha)
+    return Scores(qk, kk if erases else None, q_start, k_start, k_end, total[..., None])
