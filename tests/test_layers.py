@@ -1,0 +1,54 @@
+"""The packages import downwards only, and the command line starts without the heavy ones."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "intarsia"
+# From the top to the bottom.
+LAYERS = ["cli", "ladder", "inference", "training", "data", "checkpoints", "model", "mixers", "ops"]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction of an arrow"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("intarsia."))
+
+
+def test_every_package_has_its_place() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= set(LAYERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0]
+    # What stands outside the layers (errors, files, extras) is below them all.
+    allowed = LAYERS[LAYERS.index(layer) :] if layer in LAYERS else []
+    for module in imports(path):
+        target = module.split(".")[1]
+        assert target not in LAYERS or target in allowed, f"{path.name} ({layer}) imports {module}"
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_the_command_line_starts_without_torch(argument: str) -> None:
+    code = (
+        "import sys; from intarsia.cli import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
