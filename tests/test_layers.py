@@ -48,7 +48,8 @@ def test_arrows_point_down(path: Path) -> None:
 def test_the_command_line_starts_without_torch(argument: str) -> None:
     code = (
         "import sys; from intarsia.cli import main; status = main(sys.argv[1:]);"
-        "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)"
+        "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy;"
+        "sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

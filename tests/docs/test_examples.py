@@ -3,9 +3,10 @@
 A fenced block is an example when the word `run` follows its language:
 
     ```python run     the blocks of one page run in order, in one namespace and one empty directory
-    ```bash run       each line is an `intarsia ...` command and must succeed (a trailing backslash continues it)
-    ```console run    lines that begin with `$ ` are commands; what follows each is what it must print, where `...`
-                      stands for anything
+    ```bash run       each line is an `intarsia ...` command and must succeed (a trailing backslash
+                      continues it)
+    ```console run    lines that begin with `$ ` are commands; what follows each is what it must print,
+                      where `...` stands for anything
 
 Other Python blocks are compiled, no more.
 """
@@ -23,9 +24,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "bash", "console", "text", "toml", "json", "yaml", "make", "html", "diff", ""}
 
 
