@@ -1,6 +1,8 @@
 """The operators: one signature each, several implementations behind it."""
 
+from intarsia.ops.conv import short_convolution
 from intarsia.ops.linear import explain, gated_delta_rule, linear_attention
+from intarsia.ops.norm import l2norm
 from intarsia.ops.sequences import Sequences
 
-__all__ = ["Sequences", "explain", "gated_delta_rule", "linear_attention"]
+__all__ = ["Sequences", "explain", "gated_delta_rule", "l2norm", "linear_attention", "short_convolution"]

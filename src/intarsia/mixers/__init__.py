@@ -1,0 +1,33 @@
+"""Token mixers: how tokens exchange information. One file each; `registry.py` is the table of all."""
+
+from intarsia.mixers.attention import Attention, AttentionConfig
+from intarsia.mixers.base import Cost, Mixer, MixerConfig
+from intarsia.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from intarsia.mixers.kda import KDAConfig, KimiDeltaAttention
+from intarsia.mixers.mla import LatentAttention, MLAConfig
+from intarsia.mixers.registry import ENTRIES, Entry, config_from_dict, config_to_dict, entry, names
+from intarsia.mixers.state import KeyValueState, LatentState, RecurrentState, State
+
+__all__ = [
+    "ENTRIES",
+    "Attention",
+    "AttentionConfig",
+    "Cost",
+    "Entry",
+    "GatedDeltaNet",
+    "GatedDeltaNetConfig",
+    "KDAConfig",
+    "KeyValueState",
+    "KimiDeltaAttention",
+    "LatentAttention",
+    "LatentState",
+    "MLAConfig",
+    "Mixer",
+    "MixerConfig",
+    "RecurrentState",
+    "State",
+    "config_from_dict",
+    "config_to_dict",
+    "entry",
+    "names",
+]

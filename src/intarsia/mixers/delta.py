@@ -1,0 +1,138 @@
+"""What KDA and Gated DeltaNet share: the decay's initial values, the convolution and the gated norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.mixers.base import Cost, GeneratorOf, Mixer
+from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.mixers.state import RecurrentState
+from intarsia.ops import Sequences, short_convolution
+
+OutputGate = Literal["sigmoid", "swish", "none"]
+
+
+class ShortConvolution(nn.Module):
+    """A causal convolution of each channel with its last `size` inputs, then SiLU. Weight `[channels, size]`."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, size))
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        # Uniform in ±1/sqrt(size), PyTorch's own choice for a convolution with one input channel.
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator_of("weight"))
+
+    def forward(self, x: Tensor, state: Tensor | None, seqs: Sequences | None) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, channels]` to the same; the state holds the last `size - 1` inputs."""
+        return short_convolution(
+            x, self.weight, activation="silu", initial_state=state, output_final_state=state is not None,
+            cu_seqlens=seqs,
+        )  # fmt: skip
+
+
+class DecayGate(KeepsFloat32):
+    """The log-decay from a raw projection: `A_log` of each head and `dt_bias` of each channel, in float32.
+
+    softplus: `g = -exp(A_log) softplus(f + dt_bias)`
+    bounded:  `g = lower_bound sigmoid(exp(A_log) (f + dt_bias))`
+
+    Initial values as in Mamba: `softplus(dt_bias)` is log-uniform in [0.001, 0.1], `exp(A_log)` uniform in
+    [1, 16]; with a bound `A_log` is zero.
+    """
+
+    float32_names = ("A_log", "dt_bias")
+
+    def __init__(self, heads: int, channels: int, lower_bound: float | None = None) -> None:
+        """`channels` of each head; `lower_bound` (negative) selects the bounded gate."""
+        super().__init__()
+        self.heads, self.channels, self.lower_bound = heads, channels, lower_bound
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads * channels))
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        if self.lower_bound is None:
+            self.A_log.uniform_(1, 16, generator=generator_of("A_log")).log_()
+        else:
+            self.A_log.zero_()
+        dt = self.dt_bias.uniform_(math.log(1e-3), math.log(1e-1), generator=generator_of("dt_bias")).exp_()
+        dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def forward(self, f: Tensor) -> Tensor:
+        """`[B, T, heads * channels]` to `g` `[B, T, heads, channels]` in [-inf, 0], float32."""
+        f = widen(f) + self.dt_bias
+        f = f.unflatten(-1, (self.heads, self.channels))
+        rate = self.A_log.exp()[:, None]
+        if self.lower_bound is None:
+            return -rate * F.softplus(f)
+        return self.lower_bound * torch.sigmoid(rate * f)
+
+
+class GatedNorm(nn.Module):
+    """RMSNorm of each head, times a gate: `weight * o / rms(o) * gate(z)`, in float32. Weight `[head_v_dim]`."""
+
+    def __init__(self, dim: int, eps: float, gate: OutputGate) -> None:
+        super().__init__()
+        self.eps, self.gate = eps, gate
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, o: Tensor, z: Tensor | None) -> Tensor:
+        """`o` and the raw gate `z` (None where `gate` is "none"), both `[B, T, HV, V]`; the result in o's dtype."""
+        wide = widen(o)
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        if z is not None:
+            z = z.to(y.dtype)
+            y = y * (torch.sigmoid(z) if self.gate == "sigmoid" else F.silu(z))
+        return y.to(o.dtype)
+
+
+def low_rank(d_in: int, d_out: int, rank: int | None) -> nn.Module:
+    """A projection through `rank` dimensions, or a plain one where the rank is None."""
+    if rank is None:
+        return nn.Linear(d_in, d_out, bias=False)
+    return nn.Sequential(nn.Linear(d_in, rank, bias=False), nn.Linear(rank, d_out, bias=False))
+
+
+def delta_rule_flops(heads: int, key_dim: int, value_dim: int, chunk: int = 64) -> int:
+    """FLOPs per token of the chunkwise delta rule: the Kimi Linear report's equation 13,
+    `6 d² + 3 C d + C²` a head, with `K V` for `d²` and `(2 K + V)` for `3 d`."""
+    return heads * (6 * key_dim * value_dim + chunk * (2 * key_dim + value_dim) + chunk * chunk)
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def empty_recurrent_state(
+    like: Tensor, shape: tuple[int, int, int, int], conv: ShortConvolution | None
+) -> RecurrentState:
+    """A zero board of the given shape (and convolution tail), on the device of `like`."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    board = torch.zeros(shape, dtype=dtype, device=like.device)
+    tail = None
+    if conv is not None:
+        channels, size = conv.weight.shape
+        tail = torch.zeros(shape[0], channels, size - 1, dtype=dtype, device=like.device)
+    return RecurrentState(board, tail)
+
+
+def recurrent_cost(mixer: Mixer[RecurrentState], mixing_flops: int, state_bytes: int) -> Cost:
+    """The cost of a mixer whose products with weights are its linear maps and its convolutions."""
+    weights = [m.weight.numel() for m in mixer.modules() if isinstance(m, nn.Linear | ShortConvolution)]
+    return Cost(
+        parameters=sum(p.numel() for p in mixer.parameters()),
+        projection_flops=2 * sum(weights),
+        mixing_flops=lambda length: mixing_flops,
+        fixed_state_bytes=state_bytes,
+        state_bytes_per_token=0,
+    )
