@@ -66,6 +66,10 @@ class ClipsLogits:
     record_max_logit: bool = False
     max_logit: Tensor
 
+    def init_own_buffers(self) -> None:
+        """Nothing seen."""
+        self.max_logit.fill_(-torch.inf)
+
     def record(self, logits: Tensor) -> None:
         """Keep the largest of what was seen and `logits` `[H]`."""
         torch.maximum(self.max_logit, logits.to(self.max_logit.dtype), out=self.max_logit)

@@ -52,6 +52,8 @@ class Mixer(nn.Module, Generic[S]):
     """
 
     d_model: int
+    residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj",)
+    """The linear maps that write to the residual stream: their initial weights are smaller."""
 
     def forward(self, x: Tensor, state: S | None = None, seqs: Sequences | None = None) -> tuple[Tensor, S | None]:
         raise NotImplementedError

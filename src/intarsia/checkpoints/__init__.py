@@ -1,0 +1,1 @@
+"""Models on disk. `native` is Intarsia's own format."""

@@ -1,0 +1,240 @@
+"""Models in a directory of their own: `config.json`, `model.safetensors` and, if given, `tokenizer/`.
+
+`config.json` is the last file to take its name and holds the checksum of the weights, so that a directory
+that was half written, half copied or damaged is known as such. Tensors keep their dtypes; tied weights are
+there once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from intarsia.errors import CheckpointError, ConfigError
+from intarsia.files import write_json
+from intarsia.model.config import ModelConfig
+from intarsia.model.initialization import init_buffers
+from intarsia.model.language_model import LanguageModel
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+FORMAT, VERSION = "intarsia", 1
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Saveable(Protocol):
+    """What can write itself into a directory, as tokenizers can."""
+
+    def save(self, directory: Path, /) -> Any:
+        """Write everything into `directory`, which exists."""
+
+
+def save_model(
+    directory: str | os.PathLike[str],
+    model: LanguageModel,
+    tokenizer: Saveable | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model. A crash leaves the old files or files that `load_model` refuses, and no silent mixture.
+
+    Args:
+        directory: made if it is not there; other files in it stay.
+        tokenizer: written into `tokenizer/` by its `save`. Without one a `tokenizer/` that is there stays.
+        extra: JSON-able values to keep with the model; `load_extra` reads them.
+    """
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in _stored(model).items()}
+    staging = Path(tempfile.mkdtemp(dir=target, prefix=".saving-"))
+    try:
+        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt", "model": FORMAT})
+        config = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dtype": _name_of(model.embed.weight.dtype),
+            "weights": {"file": WEIGHTS, "sha256": _sha256(staging / WEIGHTS)},
+            "model": model.config.to_dict(),
+            "extra": dict(extra or {}),
+        }
+        write_json(staging / CONFIG, config)
+        if tokenizer is not None:
+            (staging / TOKENIZER).mkdir()
+            tokenizer.save(staging / TOKENIZER)
+            shutil.rmtree(target / TOKENIZER, ignore_errors=True)
+            os.replace(staging / TOKENIZER, target / TOKENIZER)
+        for name in (WEIGHTS, CONFIG):
+            _flush(staging / name)
+            os.replace(staging / name, target / name)
+        _flush(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_model(
+    directory: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    verify: bool = True,
+) -> LanguageModel:
+    """Read a model that `save_model` wrote, in training mode as a new one.
+
+    Args:
+        dtype: the dtype of parameters, except for those that are always float32; None for that of the file.
+        device: where to put the parameters.
+        verify: compare the file's checksum, which reads it twice.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the tensors are not those of the configuration.
+    """
+    values = _read_config(directory)
+    config, weights = _model_config(directory, values), Path(directory) / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{weights} is missing: the directory holds no weights")
+    if verify and _sha256(weights) != values["weights"]["sha256"]:
+        raise CheckpointError(
+            f"{weights} is not the file that {CONFIG} beside it describes (the checksums differ): "
+            f"it is damaged, cut off, or from another save"
+        )
+    with torch.device("meta"):
+        model = LanguageModel(config).to(DTYPES[values["dtype"]])
+    expected = _stored(model)
+    try:
+        with safe_open(weights, "pt", device=str(device)) as file:
+            _check_tensors(weights, file, expected)
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights} cannot be read: {error}") from error
+    # The head is given too, to satisfy the check for completeness; afterwards it is tied again.
+    tied = {"head.weight": tensors["embed.weight"]} if config.tie_embeddings else {}
+    model.load_state_dict({**tensors, **tied}, assign=True)
+    model.tie_weights()
+    _make_unsaved_buffers(model, torch.device(device))
+    return model if dtype is None else model.to(dtype)
+
+
+def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration of a saved model.
+
+    Raises:
+        CheckpointError: `config.json` is missing, damaged or of something else.
+    """
+    return _model_config(directory, _read_config(directory))
+
+
+def load_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The values that were saved as `extra`.
+
+    Raises:
+        CheckpointError: `config.json` is missing, damaged or of something else.
+    """
+    return dict(_read_config(directory)["extra"])
+
+
+def _stored(model: LanguageModel) -> dict[str, Tensor]:
+    """The tensors that a file of this model holds."""
+    tensors: dict[str, Tensor] = model.state_dict()
+    if model.config.tie_embeddings:
+        del tensors["head.weight"]
+    return tensors
+
+
+def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    path = Path(directory) / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        where = "the directory is not there" if not path.parent.is_dir() else f"it has no {CONFIG}"
+        raise CheckpointError(f"no model in {path.parent}: {where}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not describe an Intarsia model")
+    if values.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {values.get('version')}; this release reads {VERSION}"
+        )
+    missing = [key for key in ("dtype", "weights", "model", "extra") if key not in values]
+    if missing or values["dtype"] not in DTYPES or "sha256" not in values["weights"]:
+        raise CheckpointError(
+            f"{path} is damaged: {', '.join(missing) or 'dtype or weights'} cannot be right"
+        )
+    return values
+
+
+def _model_config(directory: str | os.PathLike[str], values: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(values["model"])
+    except ConfigError as error:
+        raise CheckpointError(f"{Path(directory) / CONFIG} has no valid model: {error}") from error
+
+
+def _check_tensors(path: Path, file: Any, expected: Mapping[str, Tensor]) -> None:
+    """Names, shapes and dtypes, before any tensor is read."""
+    names = set(file.keys())
+    problems = [f"{name} is missing" for name in expected if name not in names]
+    problems += [f"{name} does not belong there" for name in sorted(names - expected.keys())]
+    for name, tensor in expected.items():
+        if name in names:
+            stored = file.get_slice(name)
+            shape, dtype = list(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype())
+            if shape != list(tensor.shape):
+                problems.append(f"{name} is {shape} and should be {list(tensor.shape)}")
+            elif dtype != tensor.dtype:
+                problems.append(f"{name} is {stored.get_dtype()} and should be {tensor.dtype}")
+    if problems:
+        shown = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
+        raise CheckpointError(f"{path} does not fit its {CONFIG}, {len(problems)} tensors in all: {shown}")
+
+
+def _make_unsaved_buffers(model: LanguageModel, device: torch.device) -> None:
+    """Give buffers that are in no file memory, and the values of a new model; leave the others alone."""
+    saved = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+    init_buffers(model)
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            buffer.copy_(saved[name])
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    raise CheckpointError(f"models are saved in {', '.join(DTYPES)}; this one is {dtype}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

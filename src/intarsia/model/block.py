@@ -1,0 +1,63 @@
+"""One layer of the model: tokens exchange information, then each is worked on alone."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from intarsia.mixers import Mixer
+from intarsia.mixers.state import State
+from intarsia.model.config import ModelConfig
+from intarsia.model.cost import LayerCost
+from intarsia.model.experts import Experts
+from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.norm import RMSNorm
+from intarsia.ops.sequences import Sequences
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))`."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.name = config.layers[layer]
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+        self.mixer: Mixer[Any] = config.mixers[self.name].build(config.d_model, norm_eps=config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+        self.feed_forward: SwiGLU | Experts
+        if config.experts is not None and config.has_experts(layer):
+            self.feed_forward = Experts(config.d_model, config.experts)
+        else:
+            self.feed_forward = SwiGLU(config.d_model, config.feed_forward.d_hidden)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, State | None]:
+        """`[B, T, D]` to the same; the mixer's next state where one was given."""
+        mixed, state = self.mixer(self.mixer_norm(x), state, seqs)
+        x = x + mixed
+        return x + self.feed_forward(self.feed_forward_norm(x)), state
+
+    def forward_and_recompute(self, x: Tensor, seqs: Sequences | None = None) -> Tensor:
+        """The same without state; the backward pass computes everything but `x` again."""
+        y: Tensor = checkpoint(
+            self._output, x, seqs, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
+        )
+        return y
+
+    def _output(self, x: Tensor, seqs: Sequences | None) -> Tensor:
+        y: Tensor = self(x, None, seqs)[0]
+        return y
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """The contexts of the first computation and of the second."""
+        counted = self.feed_forward.uncounted() if isinstance(self.feed_forward, Experts) else nullcontext()
+        return nullcontext(), counted
+
+    def cost(self) -> LayerCost:
+        """Parameters, FLOPs and state bytes."""
+        norms = self.mixer_norm.weight.numel() + self.feed_forward_norm.weight.numel()
+        return LayerCost(self.name, self.mixer.cost(), self.feed_forward.cost(), norms)

@@ -1,0 +1,253 @@
+"""What a model is: frozen dataclasses that can be written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args
+
+from intarsia.errors import ConfigError
+from intarsia.mixers import MixerConfig, config_from_dict, config_to_dict
+
+RoutingWeights = Literal["unbiased", "biased"]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside."""
+
+    d_hidden: int
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "d_hidden")
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Mixture of experts as in DeepSeek-V3 (section 2.1.2) and Kimi.
+
+    `num_active` of the `num_experts` SwiGLU experts of width `d_hidden` serve a token, and `num_shared` more
+    serve every token (as one SwiGLU of width `num_shared * d_hidden`).
+
+    Experts are chosen by score plus a bias that load balancing alone moves, by `bias_update_rate` per
+    optimizer step. With `num_groups > 1` they come from the `num_active_groups` groups whose two best biased
+    scores have the largest sums.
+
+    `routing_weights` says what an expert's output is multiplied with: its score without the bias
+    (`"unbiased"`: the papers and transformers) or with it (`"biased"`: Kimi-Linear's released code adds the
+    bias in place). The weights of a token's experts are divided by their sum where `normalize` says so, and
+    then multiplied by `routed_scaling_factor`.
+    """
+
+    num_experts: int
+    d_hidden: int
+    num_active: int
+    num_shared: int = 1
+    routed_scaling_factor: float = 1.0
+    normalize: bool = True
+    routing_weights: RoutingWeights = "unbiased"
+    num_groups: int = 1
+    num_active_groups: int = 1
+    bias_update_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
+        _check_counts(self, "num_shared", least=0)
+        _check_reals(self, "routed_scaling_factor")
+        if self.bias_update_rate != 0:
+            _check_reals(self, "bias_update_rate")
+        _check_flags(self, "normalize")
+        if self.routing_weights not in get_args(RoutingWeights):
+            choices = " or ".join(map(repr, get_args(RoutingWeights)))
+            raise ConfigError(
+                f"ExpertsConfig.routing_weights must be {choices}; got {self.routing_weights!r}"
+            )
+        if self.num_experts % self.num_groups:
+            raise ConfigError(f"{self.num_experts} experts do not divide into {self.num_groups} equal groups")
+        if self.num_active_groups > self.num_groups:
+            raise ConfigError(
+                f"num_active_groups ({self.num_active_groups}) is above num_groups ({self.num_groups})"
+            )
+        eligible = self.num_active_groups * self.num_experts // self.num_groups
+        if self.num_active > eligible:
+            raise ConfigError(f"num_active ({self.num_active}) is above the {eligible} eligible experts")
+        if self.num_groups > 1 and self.num_experts // self.num_groups < 2:
+            raise ConfigError("a group is scored by its two best experts: each needs at least two")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A language model: `depth` pre-norm blocks between an embedding and a head.
+
+    `layout` names the mixer of each layer and is repeated to the depth, cutting the last repetition where it
+    does not fit: `"kda kda kda mla"`, or shorter `"kda*3 mla"`. A layout that has as many names as there are
+    layers is the exact list. `mixers` says what each name means.
+
+    With `experts`, all layers but the first `dense_layers` have a mixture of experts in place of the
+    feed-forward. `zero_centered_norms` makes the norms of blocks and output multiply with one plus their
+    weight. `init_std` is the standard deviation of fresh weights (see `intarsia.model.initialization`).
+    """
+
+    vocab_size: int
+    d_model: int
+    depth: int
+    layout: str
+    mixers: Mapping[str, MixerConfig]
+    feed_forward: FeedForwardConfig
+    experts: ExpertsConfig | None = None
+    dense_layers: int = 1
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-5
+    zero_centered_norms: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "vocab_size", "d_model", "depth")
+        _check_counts(self, "dense_layers", least=0)
+        _check_reals(self, "norm_eps", "init_std")
+        _check_flags(self, "tie_embeddings", "zero_centered_norms")
+        if not isinstance(self.feed_forward, FeedForwardConfig):
+            raise ConfigError(f"feed_forward must be a FeedForwardConfig; got {self.feed_forward!r}")
+        if self.experts is not None and not isinstance(self.experts, ExpertsConfig):
+            raise ConfigError(f"experts must be an ExpertsConfig or None; got {self.experts!r}")
+        if not isinstance(self.mixers, Mapping) or not self.mixers:
+            raise ConfigError("mixers must map each name in the layout to a mixer configuration")
+        for name, mixer in self.mixers.items():
+            if not isinstance(mixer, MixerConfig):
+                raise ConfigError(f"mixers[{name!r}] must be a mixer configuration; got {mixer!r}")
+        object.__setattr__(self, "mixers", MappingProxyType(dict(self.mixers)))
+        for name in parse_layout(self.layout):
+            if name not in self.mixers:
+                raise ConfigError(f"the layout names {unknown(name, self.mixers, 'mixer')}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The name of each layer's mixer, first layer first."""
+        pattern = parse_layout(self.layout)
+        return (pattern * math.ceil(self.depth / len(pattern)))[: self.depth]
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer (counted from 0) has a mixture of experts in place of the feed-forward."""
+        return self.experts is not None and layer >= self.dense_layers
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """This configuration with some fields changed."""
+        _check_names(type(self), changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON-able values; `from_dict` reads it back."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["mixers"] = {name: config_to_dict(mixer) for name, mixer in self.mixers.items()}
+        values["feed_forward"] = dataclasses.asdict(self.feed_forward)
+        values["experts"] = None if self.experts is None else dataclasses.asdict(self.experts)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value cannot be right.
+        """
+        values = dict(_mapping(values, cls.__name__))
+        if "mixers" in values:
+            mixers = _mapping(values["mixers"], "mixers")
+            values["mixers"] = {name: config_from_dict(mixer) for name, mixer in mixers.items()}
+        if "feed_forward" in values:
+            values["feed_forward"] = _from_dict(FeedForwardConfig, values["feed_forward"])
+        if values.get("experts") is not None:
+            values["experts"] = _from_dict(ExpertsConfig, values["experts"])
+        return _from_dict(cls, values)
+
+    def __hash__(self) -> int:
+        mixers = tuple(sorted(self.mixers.items(), key=lambda item: item[0]))
+        rest = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "mixers")
+        return hash((mixers, *rest))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy cannot be pickled or deep-copied.
+        return type(self).from_dict, (self.to_dict(),)
+
+
+def parse_layout(layout: str) -> tuple[str, ...]:
+    """The names in a layout, `"kda*3 mla"` written out.
+
+    Raises:
+        ConfigError: the layout is empty or a repetition is not a positive number.
+    """
+    if not isinstance(layout, str) or not layout.split():
+        raise ConfigError(f'the layout must name a mixer per layer, as in "kda kda kda mla"; got {layout!r}')
+    names: list[str] = []
+    for word in layout.split():
+        name, star, times = word.partition("*")
+        if not name or (star and not (times.isdecimal() and int(times) > 0)):
+            raise ConfigError(f'cannot read {word!r} in the layout: write "name", or "name*3" for three')
+        names += [name] * (int(times) if star else 1)
+    return tuple(names)
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """The end of an error message about a name that is not there, with the nearest one that is."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(choices)}"
+    return f"an unknown {what} {name!r}; {hint}"
+
+
+def _from_dict(cls: type[C], values: Any) -> C:
+    values = _mapping(values, cls.__name__)
+    _check_names(cls, values)
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
+    return cls(**values)
+
+
+def _mapping(values: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} must be a table of names and values; got {values!r}")
+    return values
+
+
+def _check_names(cls: type, values: Iterable[str]) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{cls.__name__} was given {unknown(name, known, 'option')}")
+
+
+def _check_counts(config: Any, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"{_label(config, name)} must be a whole number of at least {least}; got {value!r}"
+            )
+
+
+def _check_reals(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not real or not math.isfinite(value) or value <= 0:
+            raise ConfigError(f"{_label(config, name)} must be a positive number; got {value!r}")
+
+
+def _check_flags(config: Any, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"{_label(config, name)} must be true or false; got {getattr(config, name)!r}")
+
+
+def _label(config: Any, name: str) -> str:
+    return f"{type(config).__name__}.{name}"

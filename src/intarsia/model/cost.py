@@ -1,0 +1,93 @@
+"""What a model costs: parameters, FLOPs per token, bytes of state.
+
+FLOPs are the model's own: a multiplication and an addition are two, and what is recomputed (activation
+checkpointing, the logits of the chunked loss) is not counted again. Products with weights and the exchange
+between tokens are counted; norms, activations, gates and the embedding's look-up are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.mixers import Cost
+
+
+@dataclass(frozen=True)
+class FeedForwardCost:
+    """What a feed-forward or a mixture of experts costs; it does not depend on the length."""
+
+    parameters: int
+    active_parameters: int
+    """Those that serve one token."""
+    forward_flops_per_token: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one block costs; the layer's name is that in the layout."""
+
+    name: str
+    mixer: Cost
+    feed_forward: FeedForwardCost
+    norm_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the block."""
+        return self.mixer.parameters + self.feed_forward.parameters + self.norm_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that serve one token."""
+        return self.mixer.parameters + self.feed_forward.active_parameters + self.norm_parameters
+
+    def forward_flops_per_token(self, length: int) -> float:
+        """FLOPs of a forward pass per token of a sequence of `length` tokens."""
+        return self.mixer.forward_flops_per_token(length) + self.feed_forward.forward_flops_per_token
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a language model costs."""
+
+    vocab_size: int
+    d_model: int
+    tied: bool
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def embedding_parameters(self) -> int:
+        """The embedding and the head; tied, they are one matrix."""
+        return self.vocab_size * self.d_model * (1 if self.tied else 2)
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """All others: what the arms of a comparison are matched in."""
+        return sum(layer.parameters for layer in self.layers) + self.d_model
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; tied ones once."""
+        return self.embedding_parameters + self.non_embedding_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that compute one token: all but idle experts and the embedding, of which it reads one row.
+
+        The head counts, and so does the embedding where it is the head.
+        """
+        blocks = sum(layer.active_parameters for layer in self.layers)
+        return blocks + self.d_model + self.vocab_size * self.d_model
+
+    def forward_flops_per_token(self, length: int) -> float:
+        """FLOPs of a forward pass per token of a sequence of `length` tokens, logits at every token."""
+        blocks = sum(layer.forward_flops_per_token(length) for layer in self.layers)
+        return blocks + 2 * self.vocab_size * self.d_model
+
+    def training_flops_per_token(self, length: int) -> float:
+        """Three forward passes' worth: each product `A B` costs two of its size in the backward pass."""
+        return 3 * self.forward_flops_per_token(length)
+
+    def state_bytes(self, length: int, batch: int = 1) -> int:
+        """Bytes of all layers' states after `length` tokens of `batch` sequences."""
+        return sum(layer.mixer.state_bytes(length, batch) for layer in self.layers)

@@ -1,0 +1,172 @@
+"""Mixture of experts: many small feed-forwards of which a few serve each token.
+
+DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and Kimi Linear: fine-grained experts beside shared ones,
+sigmoid scores, and balance kept by a bias that takes part in the choice alone and never in a gradient
+(arXiv 2408.15664).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia.mixers.base import GeneratorOf
+from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.model.autocast import product_dtype
+from intarsia.model.config import ExpertsConfig
+from intarsia.model.cost import FeedForwardCost
+from intarsia.model.feed_forward import SwiGLU
+
+
+class Router(KeepsFloat32):
+    """Chooses the experts of each token and says how much each counts. Float32 throughout.
+
+    Buffers: `bias` `[E]`, added to the scores when experts are chosen; `load` `[E]`, the tokens that each
+    expert served in training forwards since the last update of the bias (not saved).
+    """
+
+    float32_names: ClassVar[tuple[str, ...]] = ("weight", "bias", "load")
+    bias: Tensor
+    load: Tensor
+
+    def __init__(self, d_model: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, d_model, dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(config.num_experts, dtype=torch.float32))
+        self.register_buffer("load", torch.zeros(config.num_experts, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`[N, D]` to the chosen experts `[N, num_active]` int64 and their weights, as many, float32."""
+        config = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x.to(self.weight.dtype), self.weight).sigmoid()
+            biased = scores + self.bias
+            chosen = self._eligible(biased.detach()).topk(config.num_active, dim=-1, sorted=False).indices
+            weights = (biased if config.routing_weights == "biased" else scores).gather(1, chosen)
+            if config.normalize:
+                weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            return chosen, weights * config.routed_scaling_factor
+
+    def _eligible(self, biased: Tensor) -> Tensor:
+        """The biased scores with -inf for the experts of groups that a token does not use."""
+        config = self.config
+        if config.num_active_groups == config.num_groups:
+            return biased
+        grouped = biased.unflatten(-1, (config.num_groups, -1))
+        strength = grouped.topk(2, dim=-1).values.sum(-1)
+        used = strength.topk(config.num_active_groups, dim=-1, sorted=False).indices
+        idle = torch.ones_like(strength, dtype=torch.bool).scatter(-1, used, False)
+        return grouped.masked_fill(idle.unsqueeze(-1), -torch.inf).flatten(-2)
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        """Normal weights."""
+        self.weight.normal_(0, std, generator=generator_of("weight"))
+
+    def init_own_buffers(self) -> None:
+        """No bias, no load."""
+        self.bias.zero_()
+        self.load.zero_()
+
+
+class Experts(nn.Module):
+    """A mixture of SwiGLU experts in place of a feed-forward.
+
+    Parameters: `gate_up` `[E, 2 F, D]` (the gate's rows first) and `down` `[E, D, F]`, with
+    `F = config.d_hidden`. Modules: `router`, and `shared`, a SwiGLU or None.
+
+    The tokens are sorted by expert, so that each expert works on all of its tokens at once.
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
+
+    def __init__(self, d_model: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = Router(d_model, config)
+        self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden, d_model))
+        self.down = nn.Parameter(torch.empty(config.num_experts, d_model, config.d_hidden))
+        self.shared = SwiGLU(d_model, config.num_shared * config.d_hidden) if config.num_shared else None
+        self._counts_load = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D]` to the same."""
+        tokens = x.flatten(0, -2)
+        chosen, weights = self.router(tokens)
+        y = self._routed(tokens, chosen, weights).view(x.shape)
+        return y if self.shared is None else y + self.shared(x)
+
+    def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of the chosen experts' outputs, `[N, D]`."""
+        (N, D), active = x.shape, self.config.num_active
+        by_expert, order = chosen.flatten().sort(stable=True)
+        experts = torch.arange(self.config.num_experts, device=x.device)
+        ends = torch.searchsorted(by_expert, experts, right=True)
+        if self.training and self._counts_load:
+            self.router.load.add_(ends.diff(prepend=ends.new_zeros(1)))
+        dtype = product_dtype(x)
+        # A copy per chosen expert and then a permutation: both gradients are sums in a fixed order.
+        copies = x.to(dtype).unsqueeze(1).expand(N, active, D).reshape(N * active, D)
+        h = grouped_linear(copies.index_select(0, order), self.gate_up.to(dtype), ends)
+        gate, up = h.chunk(2, dim=-1)
+        y = grouped_linear(F.silu(gate) * up, self.down.to(dtype), ends)
+        places = torch.arange(N * active, device=x.device)
+        y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, D)
+        return (y * weights.unsqueeze(-1)).sum(1).to(dtype)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A block in which training forwards do not add to `router.load`: for recomputation."""
+        self._counts_load = False
+        try:
+            yield
+        finally:
+            self._counts_load = True
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        """Normal weights."""
+        self.gate_up.normal_(0, std, generator=generator_of("gate_up"))
+        self.down.normal_(0, std, generator=generator_of("down"))
+
+    def cost(self) -> FeedForwardCost:
+        """The router scores every expert; `num_active` of them and the shared ones work."""
+        config = self.config
+        d_model = self.down.shape[1]
+        expert, router = 3 * d_model * config.d_hidden, d_model * config.num_experts
+        active = (config.num_active + config.num_shared) * expert + router
+        total = (config.num_experts + config.num_shared) * expert + router
+        return FeedForwardCost(total, active, 2 * active)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """`x[i] @ weight[e].T` where row `i` belongs to group `e`: `[N, D]` and `[E, F, D]` to `[N, F]`.
+
+    The rows are sorted by group; `ends` `[E]` int64 is the row after the last of each group. One call of
+    `torch.nn.functional.grouped_mm` where that can serve, else a loop over the groups.
+    """
+    if _grouped_mm_serves(x, weight):
+        return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends.to(torch.int32))
+    sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    # Unbound once and not indexed: the gradient of each index would be a tensor as large as all experts.
+    pairs = zip(x.split(sizes), weight.unbind(0), strict=True)
+    products = [F.linear(rows, matrix) for rows, matrix in pairs if len(rows)]
+    return torch.cat(products) if products else x.new_zeros(0, weight.shape[1])
+
+
+def _grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:
+    # It wants rows of whole 16 bytes. On graphics cards it is written for bfloat16 and compute capability 8.
+    if not hasattr(F, "grouped_mm") or x.shape[0] == 0:
+        return False
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
+    if x.is_cuda:
+        return aligned and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return (
+        aligned
+        and x.device.type in ("cpu", "meta")
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    )

@@ -1,0 +1,32 @@
+"""The feed-forward: where a token is worked on alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia.model.cost import FeedForwardCost
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020), without biases; `x` is `[..., d_model]`."""
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_hidden, bias=False)
+        self.up = nn.Linear(d_model, d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., d_model]` to the same."""
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
+
+    def cost(self) -> FeedForwardCost:
+        """Three products with a matrix per token."""
+        parameters = 3 * self.gate.in_features * self.gate.out_features
+        return FeedForwardCost(parameters, parameters, 2 * parameters)

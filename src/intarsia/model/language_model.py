@@ -1,0 +1,201 @@
+"""The language model: embedding, blocks, norm, head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.errors import ShapeError
+from intarsia.mixers.state import State
+from intarsia.model import initialization
+from intarsia.model.block import Block
+from intarsia.model.config import ModelConfig
+from intarsia.model.cost import ModelCost
+from intarsia.model.experts import Experts
+from intarsia.model.loss import chunked_cross_entropy
+from intarsia.model.norm import RMSNorm
+from intarsia.ops.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What all layers of a model remember of the same tokens: one state per layer, as a value."""
+
+    layers: tuple[State, ...]
+
+    def __post_init__(self) -> None:
+        seen = sorted({state.tokens for state in self.layers})
+        if len(seen) != 1:
+            raise ShapeError(f"the states of a model must have seen the same tokens; got counts {seen}")
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the states have seen."""
+        return self.layers[0].tokens
+
+    def nbytes(self) -> int:
+        """The size of all layers' content in bytes."""
+        return sum(state.nbytes() for state in self.layers)
+
+    def to(self, device: torch.device | str) -> ModelStates:
+        """The states on another device; dtypes stay."""
+        return ModelStates(tuple(state.to(device) for state in self.layers))
+
+    def snapshot(self) -> ModelStates:
+        """A copy that shares no memory with these states."""
+        return ModelStates(tuple(state.snapshot() for state in self.layers))
+
+    def detach(self) -> ModelStates:
+        """The states cut off from the graph that computed them."""
+        return ModelStates(tuple(state.detach() for state in self.layers))
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass returns; what does not apply is None."""
+
+    logits: Tensor | None
+    """`[B, T, V]` float32 (`[B, 1, V]` with `last_only`); without targets."""
+    nll: Tensor | None
+    """`[B, T]` float32, nats; with targets."""
+    states: ModelStates | None
+    """With states given."""
+
+
+class LanguageModel(nn.Module):
+    """A language model of the layers that its configuration lists.
+
+    The weights of a new model are not yet those to train from: call `init_weights`, or load a checkpoint. To
+    build a model without memory for its weights, build it under `torch.device("meta")`.
+
+    Set `activation_checkpointing` to recompute each block in the backward pass instead of keeping what it
+    computed: about a third more work, and memory of one block instead of all.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the head's weight the embedding's, where the configuration ties them."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    def init_weights(self, seed: int) -> None:
+        """Fill all parameters from `seed` and their names, and all buffers.
+
+        `intarsia.model.initialization` states the policy.
+        """
+        initialization.init_weights(self, seed, std=self.config.init_std, depth=self.config.depth)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        states: ModelStates | None = None,
+        seqs: Sequences | None = None,
+        last_only: bool = False,
+    ) -> ModelOutput:
+        """Logits of the next tokens, or the negative log-likelihood of the targets.
+
+        Args:
+            tokens: `[B, T]` int64.
+            targets: `[B, T]` int64, the token after each token; -100 where there is none.
+            states: what was remembered of the tokens before; `init_states` at the beginning.
+            seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next.
+            last_only: logits of the last token alone.
+
+        Raises:
+            ShapeError: the arguments do not fit together.
+        """
+        self._check(tokens, targets, states, seqs, last_only)
+        x = self.embed(tokens)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
+        new_states: list[State] = []
+        for layer, block in enumerate(self.blocks):
+            if recompute:
+                x = cast(Block, block).forward_and_recompute(x, seqs)
+            else:
+                x, state = block(x, None if states is None else states.layers[layer], seqs)
+                new_states += [] if state is None else [state]
+        x = self.norm(x[:, -1:] if last_only else x)
+        after = None if states is None else ModelStates(tuple(new_states))
+        if targets is None:
+            return ModelOutput(self._as_float(self.head(x)), None, after)
+        return ModelOutput(None, chunked_cross_entropy(x, self.head.weight, targets), after)
+
+    def init_states(self, batch_size: int) -> ModelStates:
+        """The states of `batch_size` sequences that have not begun."""
+        return ModelStates(tuple(cast(Block, block).mixer.init_state(batch_size) for block in self.blocks))
+
+    def cost(self) -> ModelCost:
+        """Parameters, FLOPs and state bytes, from the dimensions alone."""
+        layers = tuple(cast(Block, block).cost() for block in self.blocks)
+        return ModelCost(self.config.vocab_size, self.config.d_model, self.config.tie_embeddings, layers)
+
+    @torch.no_grad()
+    def update_router_bias(self, process_group: Any = None) -> Tensor | None:
+        """Move the bias of experts that served too few tokens up and of the others down; forget the loads.
+
+        For after each optimizer step. In a distributed run the loads are summed over `process_group` (None:
+        all processes), which every process must call.
+
+        Returns:
+            The loads that the update was made from, `[layers with experts, E]` float32, or None for a model
+            without experts.
+        """
+        routers = [module.router for module in self.modules() if isinstance(module, Experts)]
+        if not routers:
+            return None
+        loads = torch.stack([router.load for router in routers])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loads, group=process_group)
+        for router, load in zip(routers, loads, strict=True):
+            router.bias.add_(router.config.bias_update_rate * (load.mean() - load).sign())
+            router.load.zero_()
+        return loads
+
+    @staticmethod
+    def _as_float(logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _check(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None,
+        states: ModelStates | None,
+        seqs: Sequences | None,
+        last_only: bool,
+    ) -> None:
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise ShapeError(f"tokens must be [B, T] int64; got {list(tokens.shape)} {tokens.dtype}")
+        if targets is not None:
+            if targets.shape != tokens.shape or targets.dtype != torch.int64:
+                raise ShapeError(
+                    f"targets must be {list(tokens.shape)} int64, as the tokens; "
+                    f"got {list(targets.shape)} {targets.dtype}"
+                )
+            if last_only:
+                raise ShapeError("last_only is for logits: the targets of all tokens were given")
+        if states is not None and seqs is not None:
+            raise ShapeError("a packed row starts every sequence from nothing: pass states or seqs, not both")
+        if states is not None and len(states.layers) != len(self.blocks):
+            raise ShapeError(
+                f"the states are of {len(states.layers)} layers and the model has {len(self.blocks)}"
+            )
+        if seqs is not None and (tokens.shape[0] != 1 or tokens.shape[1] != seqs.total):
+            raise ShapeError(f"seqs describes tokens [1, {seqs.total}]; got {list(tokens.shape)}")
+
+
+def cost_of(config: ModelConfig) -> ModelCost:
+    """The cost of a model that is not built."""
+    with torch.device("meta"):
+        return LanguageModel(config).cost()
