@@ -9,7 +9,6 @@ chunks, and the states that go on are a prefix of the states before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,24 +28,20 @@ class ChunkLayout:
     lengths: tuple[int, ...]
     size: int
     packed: bool
+    order: tuple[int, ...]
+    """The sequences, longest first."""
+    active: tuple[int, ...]
+    """How many sequences have a chunk at each step."""
 
     @classmethod
     def of(cls, batch: int, length: int, seqs: Sequences | None, max_size: int) -> ChunkLayout:
         """The layout of a batch, with chunks no longer than the next power of two of its longest sequence."""
         lengths = seqs.lengths if seqs is not None else (length,) * batch
         size = min(max_size, 1 << (max(lengths) - 1).bit_length())
-        return cls(lengths, size, packed=seqs is not None)
-
-    @cached_property
-    def order(self) -> tuple[int, ...]:
-        """The sequences, longest first."""
-        return tuple(sorted(range(len(self.lengths)), key=lambda n: -self.lengths[n]))
-
-    @cached_property
-    def active(self) -> tuple[int, ...]:
-        """How many sequences have a chunk at each step."""
-        chunks = [-(-n // self.size) for n in self.lengths]
-        return tuple(sum(c > step for c in chunks) for step in range(max(chunks)))
+        order = tuple(sorted(range(len(lengths)), key=lambda n: -lengths[n]))
+        chunks = [-(-n // size) for n in lengths]
+        active = tuple(sum(c > step for c in chunks) for step in range(max(chunks)))
+        return cls(lengths, size, seqs is not None, order, active)
 
     def token_index(self, device: torch.device) -> Tensor:
         """For each chunk, the place of its tokens in the packed row, `[chunks, size]`; `total` is padding."""

@@ -65,14 +65,17 @@ def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]
     """
     known = implementations()
     if impl == "auto":
+        chosen: Implementation | None = None
         rejected = dict(NOT_YET)
         for candidate in known:
-            why = "it is the specification, far too slow to be chosen by itself"
-            refusal = candidate.refuse(call) if candidate.automatic else why
-            if refusal is None:
-                return candidate, Choice(candidate.name, "the fastest that serves this call", rejected)
-            rejected[candidate.name] = refusal
-        raise UnsupportedError(f"no implementation serves this call: {rejected}")
+            refusal = candidate.refuse(call)
+            if refusal is None and candidate.automatic and chosen is None:
+                chosen = candidate
+            else:
+                rejected[candidate.name] = refusal or ("slower" if candidate.automatic else "only runs when named")
+        if chosen is None:
+            raise UnsupportedError(f"no implementation serves this call: {rejected}")
+        return chosen, Choice(chosen.name, "the fastest that serves this call", rejected)
     for candidate in known:
         if candidate.name == impl:
             refusal = candidate.refuse(call)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -43,12 +42,12 @@ class Sequences:
         """The number of sequences."""
         return len(self.lengths)
 
-    @cached_property
+    @property
     def starts(self) -> tuple[int, ...]:
         """The first token of each sequence."""
         return tuple(accumulate(self.lengths[:-1], initial=0))
 
-    @cached_property
+    @property
     def total(self) -> int:
         """The number of tokens of all sequences together."""
         return sum(self.lengths)

@@ -1,0 +1,105 @@
+"""The parts of the operators: decay products, triangular inverses, chunk layouts, packed sequences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.errors import ShapeError
+from intarsia.ops import Sequences
+from intarsia.ops.chunk_layout import ChunkLayout
+from intarsia.ops.decay import channel_scores, decay_matrix
+from intarsia.ops.triangular import corners, from_corners, unit_lower_inverse
+
+SIZES = [1, 2, 4, 16, 64]
+
+
+@pytest.mark.parametrize("C", SIZES)
+def test_decay_matrix_is_the_products_of_the_factors_between(C: int) -> None:
+    alpha = torch.rand(3, C, dtype=torch.float64)
+    alpha[alpha < 0.1] = 0
+    from_start, to_end, between = decay_matrix(alpha)
+    for i in range(C):
+        torch.testing.assert_close(from_start[:, i], alpha[:, : i + 1].prod(-1))
+        torch.testing.assert_close(to_end[:, i], alpha[:, i + 1 :].prod(-1))
+        for j in range(C):
+            expected = alpha[:, j + 1 : i + 1].prod(-1) if j <= i else torch.zeros(3, dtype=torch.float64)
+            torch.testing.assert_close(between[:, i, j], expected)
+
+
+@pytest.mark.parametrize("C", SIZES)
+def test_channel_scores_agree_with_the_decay_of_each_channel(C: int) -> None:
+    q, k = torch.randn(2, 2, C, 5, dtype=torch.float64)
+    alpha = torch.rand(2, C, 5, dtype=torch.float64)
+    qk, kk, q_start, k_start, k_end, total = channel_scores(q, k, alpha)
+    from_start, to_end, between = decay_matrix(alpha.mT)
+    torch.testing.assert_close(qk, torch.einsum("nik,njk,nkij->nij", q, k, between))
+    torch.testing.assert_close(kk, torch.einsum("nik,njk,nkij->nij", k, k, between).tril(-1))
+    torch.testing.assert_close(q_start, q * from_start.mT)
+    torch.testing.assert_close(k_start, k * from_start.mT)
+    torch.testing.assert_close(k_end, k * to_end.mT)
+    torch.testing.assert_close(total, alpha.prod(1))
+
+
+@pytest.mark.parametrize("C", SIZES)
+def test_gradients_of_the_parts(C: int) -> None:
+    C = min(C, 8)
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    assert torch.autograd.gradcheck(channel_scores, (leaf(1, C, 2), leaf(1, C, 2), leaf(1, C, 2)))
+    assert torch.autograd.gradcheck(decay_matrix, (leaf(1, C),))
+    assert torch.autograd.gradcheck(unit_lower_inverse, (leaf(2, C, C),))
+
+
+@pytest.mark.parametrize("C", SIZES)
+def test_unit_lower_inverse(C: int) -> None:
+    n = torch.randn(3, C, C, dtype=torch.float64) * 0.3
+    inverse = unit_lower_inverse(n)
+    eye = torch.eye(C, dtype=torch.float64)
+    torch.testing.assert_close(inverse @ (eye + n.tril(-1)), eye.expand(3, C, C))
+    assert torch.equal(inverse.triu(1), torch.zeros_like(inverse))
+
+
+def test_unit_lower_inverse_is_accurate_where_powers_of_the_matrix_explode() -> None:
+    """Equal keys and beta = 1: all entries one. The inverse is a difference; its power series reaches 1e18."""
+    n = torch.ones(1, 64, 64)
+    expected = torch.eye(64) - torch.eye(64).roll(1, 0).tril(-1)
+    assert torch.equal(unit_lower_inverse(n)[0], expected)
+
+
+@pytest.mark.parametrize("C", SIZES)
+def test_a_matrix_is_its_diagonal_and_its_corners(C: int) -> None:
+    matrix = torch.randn(2, C, C).tril()
+    sizes = [1 << level for level in range(C.bit_length() - 1)]
+    rebuilt = from_corners(matrix.diagonal(dim1=-2, dim2=-1), [corners(matrix, size) for size in sizes])
+    assert torch.equal(rebuilt, matrix)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([1, 4, 16]))
+def test_chunks_hold_each_token_once(lengths: list[int], size: int) -> None:
+    total = sum(lengths)
+    x = torch.arange(1, total + 1, dtype=torch.float64)[None, :, None].requires_grad_()
+    layout = ChunkLayout.of(1, total, Sequences(tuple(lengths)), size)
+    chunks = layout.split(x)
+    assert chunks.shape == (sum(layout.active), 1, layout.size)
+    joined = layout.join(chunks[..., None], total)[..., 0]
+    assert torch.equal(joined, x)
+    joined.square().sum().backward()
+    assert torch.equal(x.grad, 2 * x)
+
+
+def test_sequences() -> None:
+    seqs = Sequences.from_cu_seqlens(torch.tensor([0, 2, 5, 6]))
+    assert seqs == Sequences((2, 3, 1))
+    assert seqs.cu_seqlens().tolist() == [0, 2, 5, 6]
+    assert seqs.positions().tolist() == [0, 1, 0, 1, 2, 0]
+    assert seqs.indices().tolist() == [0, 0, 1, 1, 1, 2]
+    assert (seqs.count, seqs.total, seqs.max_length) == (3, 6, 3)
+    for bad in ([], [0], [1, 2], [0, 3, 3]):
+        with pytest.raises(ShapeError):
+            Sequences.from_cu_seqlens(bad)
