@@ -24,9 +24,6 @@ _OWNED = {
     "lr": "[tuning] learning_rates",
     "seed": "seeds",
     "data_seed": "seeds",
-    "eval_documents": "[evaluation]",
-    "eval_bytes": "[evaluation]",
-    "eval_every": "[evaluation] curve_points",
 }
 
 
@@ -129,8 +126,6 @@ class Evaluation:
     """Held-out documents that are judged. All of them where there are fewer."""
     tokens_per_document: int | None = None
     """Judge so many tokens from the start of each document. None: whole documents."""
-    curve_points: int = 0
-    """How often during training the tuning documents are scored, for the curves of the report."""
     confidence: float = 0.95
     """Nominal confidence of the intervals."""
     margin: float | None = None
@@ -141,7 +136,6 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _check_least(self, "documents", 2)
-        _check_least(self, "curve_points", 0)
         _check_least(self, "resamples", 1000)
         _check_least(self, "seed", 0)
         if self.tokens_per_document is not None:
@@ -192,7 +186,8 @@ class Plan:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the model configuration of every arm, before the arm's own."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Options of `intarsia.training.TrainConfig`, shared by all runs."""
+    """Options of `intarsia.training.TrainConfig`, shared by all runs. `eval_every` with `eval_documents` or
+    `eval_bytes` adds held-out curves to the report; the verdict has documents of its own."""
     matching: Matching = field(default_factory=Matching)
     evaluation: Evaluation = field(default_factory=Evaluation)
     figures: Figures = field(default_factory=Figures)
@@ -276,7 +271,7 @@ class Plan:
                 "budget": {"tokens": None, "steps": 20},
                 "training": {"warmup_steps": 2},
                 "tuning": {"learning_rates": [rates[len(rates) // 2]], "documents": 5},
-                "evaluation": {"documents": 20, "tokens_per_document": 512, "curve_points": 0},
+                "evaluation": {"documents": 20, "tokens_per_document": 512},
                 "figures": {"contexts": list(self.figures.contexts[:2]), "repeats": 2, "throughput_steps": 1},
                 "arms": [{**arm, "learning_rates": None} for arm in values["arms"]],
             }
