@@ -1,1 +1,24 @@
 """Training: optimizers, schedules, the loop, checkpoints and evaluation."""
+
+from intarsia.training.baselines import NGrams
+from intarsia.training.config import TrainConfig
+from intarsia.training.evaluate import Evaluation, evaluate
+from intarsia.training.loop import train
+from intarsia.training.metrics import read_metrics
+from intarsia.training.progress import NoProgress, Progress, RichProgress
+from intarsia.training.result import TrainResult
+from intarsia.training.run_directory import RunDirectory
+
+__all__ = [
+    "Evaluation",
+    "NGrams",
+    "NoProgress",
+    "Progress",
+    "RichProgress",
+    "RunDirectory",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "read_metrics",
+    "train",
+]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,10 @@ _TRAINER = "trainer.json"
 class Checkpoints:
     """The checkpoints of a run, `step-000500/` each.
 
-    Tensors (weights, optimizer state, random generators) are written by PyTorch's distributed checkpointing, every
-    process its own part; any number of processes can read what any other number wrote. `trainer.json` beside them
-    holds the rest. A checkpoint is written under a hidden name, brought to the disk, and renamed: a directory
-    that has the final name is complete.
+    Tensors (weights, optimizer state, random generators) are written by PyTorch's distributed checkpointing,
+    every process its own part; any number of processes can read what any other number wrote. `trainer.json`
+    beside them holds the rest. A checkpoint is written under a hidden name, brought to the disk, and renamed:
+    a directory that has the final name is complete.
 
     Methods are called by all processes together.
     """
@@ -71,8 +73,11 @@ class Checkpoints:
         final = self.path(step)
         partial = self.directory / f".{final.name}"
         self.directory.mkdir(parents=True, exist_ok=True)
-        state = _tensors(model, optimizers) | {"random": {str(self.processes.rank): _generators(self.processes)}}
-        dcp.save(state, checkpoint_id=partial, no_dist=self.processes.world_size == 1)
+        state = _tensors(model, optimizers) | {
+            "random": {str(self.processes.rank): _generators(self.processes)}
+        }
+        with _quiet():
+            dcp.save(state, checkpoint_id=partial, no_dist=self.processes.world_size == 1)
         if self.processes.is_main:
             write_json(partial / _TRAINER, {**trainer, "step": step, "world_size": self.processes.world_size})
             _sync_directory(partial)
@@ -105,10 +110,12 @@ class Checkpoints:
         if same_processes:
             state["random"] = {str(self.processes.rank): _generators(self.processes)}
         try:
-            dcp.load(state, checkpoint_id=path, no_dist=self.processes.world_size == 1)
+            with _quiet():
+                dcp.load(state, checkpoint_id=path, no_dist=self.processes.world_size == 1)
         except Exception as error:  # Damage shows in many ways: a missing file, a bad archive, a wrong shape.
             raise CheckpointError(
-                f"cannot load {path}: {error}\nIf it is damaged, remove that directory to go on from an older one."
+                f"cannot load {path}: {error}\n"
+                "If it is damaged, remove that directory to go on from an older one."
             ) from error
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, list(optimizers.members), state["optimizers"])
@@ -135,6 +142,14 @@ def _restore_generators(states: Mapping[str, Tensor], processes: Processes) -> N
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], processes.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that one process is one process, which `no_dist=True` has already said."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _sync_directory(path: Path) -> None:

@@ -16,8 +16,8 @@ MuonPrecision = Literal["auto", "float32", "bf16"]
 FREE_FIELDS = frozenset(
     {"micro_rows", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "tensorboard"}
 )
-"""Fields that may change between a run and its resumption: how much memory a step takes, how often a checkpoint
-is written, what is shown. They change no mathematics (micro_rows changes the rounding)."""
+"""Fields that may change between a run and its resumption: how much memory a step takes, how often a
+checkpoint is written, what is shown. They change no mathematics (micro_rows changes the rounding)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TrainConfig:
     """Everything that decides a run, besides the model and the data.
 
     A step reads `rows` rows of `length` tokens over all processes together. How they are cut into forward
-    passes (`micro_rows`) and divided among processes changes the rounding and nothing else: the loss of a step is
-    the mean over all its tokens.
+    passes (`micro_rows`) and divided among processes changes the rounding and nothing else: the loss of a
+    step is the mean over all its tokens.
     """
 
     steps: int
@@ -54,7 +54,8 @@ class TrainConfig:
     grad_clip: float | None = 1.0
     """Largest norm of the gradient of all parameters together. None: not clipped."""
     qk_clip: float | None = None
-    """Largest attention logit that softmax layers are allowed (MuonClip; Kimi K2 used 100). None: not clipped."""
+    """Largest attention logit that softmax layers are allowed (MuonClip; Kimi K2 used 100). None: not
+    clipped."""
 
     schedule: ScheduleName = "wsd"
     warmup_steps: int = 0
@@ -134,7 +135,9 @@ class TrainConfig:
             ConfigError: the rows cannot be divided among the processes, or not into micro-batches.
         """
         if self.rows % world_size:
-            raise ConfigError(f"rows ({self.rows}) must be a multiple of the number of processes ({world_size})")
+            raise ConfigError(
+                f"rows ({self.rows}) must be a multiple of the number of processes ({world_size})"
+            )
         rows = self.rows // world_size
         if self.micro_rows is not None and rows % self.micro_rows:
             raise ConfigError(
@@ -184,5 +187,7 @@ def _number(
     if above is not None and not value > above:
         raise ConfigError(f"{name} must be above {above}; got {value!r}")
     if value < 0 or (below is not None and not value < below) or (most is not None and value > most):
-        limit = f" and below {below}" if below is not None else f" and at most {most}" if most is not None else ""
+        limit = (
+            f" and below {below}" if below is not None else f" and at most {most}" if most is not None else ""
+        )
         raise ConfigError(f"{name} must be at least 0{limit}; got {value!r}")

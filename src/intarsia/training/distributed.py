@@ -59,12 +59,12 @@ class Processes:
 def join_processes(device: str = "auto") -> Iterator[Processes]:
     """The processes that `torchrun` started, or this one alone.
 
-    A process group that exists already is used and left as it is. One that is made here (torchrun's environment
-    variables say so) is taken down at the end.
+    A process group that exists already is used and left as it is. One that is made here (torchrun's
+    environment variables say so) is taken down at the end.
 
     Args:
-        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". Under torchrun each process takes
-            the GPU of its local rank.
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". Under torchrun each process
+            takes the GPU of its local rank.
     """
     made_here = False
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -84,9 +84,9 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
 def shard(model: nn.Module, processes: Processes) -> None:
     """Divide parameters, gradients and optimizer state among the processes (FSDP2), block by block.
 
-    Parameters become DTensors, in place; so this comes before the optimizer. A process alone keeps plain tensors.
-    Mixed precision is left to autocast, which is the same with and without sharding: a `MixedPrecisionPolicy`
-    would cast the parameters that must stay float32 as well.
+    Parameters become DTensors, in place; so this comes before the optimizer. A process alone keeps plain
+    tensors. Mixed precision is left to autocast, which is the same with and without sharding: a
+    `MixedPrecisionPolicy` would cast the parameters that must stay float32 as well.
     """
     if processes.world_size == 1:
         return

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from intarsia.extras import require
 from intarsia.files import write_text
@@ -30,12 +30,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 class Metrics:
     """Appends to `metrics.jsonl`. Opened at the step that a run goes on from: later lines are removed first,
-    since the steps that they tell of are done again."""
+    since the steps that they tell of are done again. Without a path nothing is written."""
 
-    def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
-        self.lines = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(_encode(line) for line in self.lines))
-        self._file = path.open("a")
+    def __init__(self, path: Path | None, step: int, tensorboard: Path | None = None) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if path is not None:
+            self.lines = [line for line in read_metrics(path) if line["step"] <= step]
+            write_text(path, "".join(_encode(line) for line in self.lines))
+            self._file = path.open("a")
         self._events: Any = None
         if tensorboard is not None:
             writer = require("torch.utils.tensorboard", "tensorboard").SummaryWriter
@@ -48,7 +51,8 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -56,8 +60,9 @@ class Metrics:
         """Append one line and hand it to the operating system, which keeps it if this process is killed."""
         line = {"kind": kind, "step": step, **values}
         self.lines.append(line)
-        self._file.write(_encode(line))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_encode(line))
+            self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -65,8 +70,9 @@ class Metrics:
 
     def flush(self) -> None:
         """Make sure that all lines are on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
 

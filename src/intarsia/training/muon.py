@@ -1,9 +1,9 @@
 """Muon for matrices and stacks of matrices, on whole tensors and on tensors that are divided among processes.
 
-`torch.optim.Muon` is not used, for three reasons (PyTorch 2.13): it refuses anything but two dimensions, and the
-experts of a layer are one stack `[E, out, in]`; it orthogonalises one matrix at a time in a Python loop, where one
-batched product for all matrices of a shape is several times faster on small models; and given DTensors it runs the
-whole iteration in every process, through a collective for each product.
+`torch.optim.Muon` is not used, for three reasons (PyTorch 2.13): it refuses anything but two dimensions, and
+the experts of a layer are one stack `[E, out, in]`; it orthogonalises one matrix at a time in a Python loop,
+where one batched product for all matrices of a shape is several times faster on small models; and given
+DTensors it runs the whole iteration in every process, through a collective for each product.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class Muon(torch.optim.Optimizer):
     The factor gives the update the root mean square that AdamW's usually has (0.2), so that learning rate and
     weight decay mean the same for both optimizers.
 
-    Parameters are `[rows, columns]`, or `[N, rows, columns]` for N separate matrices. A parameter may be a DTensor
-    that is divided along its first dimension. Its matrices are then brought together for the iteration, each by
-    one process (an all-to-all there and one back), so that no matrix is orthogonalised twice.
+    Parameters are `[rows, columns]`, or `[N, rows, columns]` for N separate matrices. Where each of the N is
+    several matrices one below the other (gate and up, in one product), their group says how many, as `fused`.
+    A parameter may be a DTensor that is divided along its first dimension. Its matrices are then brought
+    together for the iteration, each by one process (an all-to-all there and one back), so that no matrix is
+    orthogonalised twice.
 
     Args:
         params: parameters or parameter groups.
@@ -50,12 +52,18 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": 1})
         self.dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.dim() not in (2, 3):
-                    raise TrainingError(f"Muon updates matrices and stacks of matrices; got {list(parameter.shape)}")
+                    raise TrainingError(
+                        f"Muon updates matrices and stacks of matrices; got {list(parameter.shape)}"
+                    )
+                if group["fused"] > 1 and (parameter.dim() != 3 or parameter.shape[1] % group["fused"]):
+                    raise TrainingError(
+                        f"{list(parameter.shape)} is no stack of {group['fused']} fused matrices"
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -66,19 +74,27 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameters in _alike(group["params"]):
-                self._update(parameters, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
+                options = {key: group[key] for key in ("lr", "momentum", "weight_decay", "fused")}
+                self._update(parameters, **options)
         return loss
 
-    def _update(self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def _update(
+        self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float, fused: int
+    ) -> None:
         """One step of parameters of one shape and one placement."""
         weights = [_local(parameter) for parameter in parameters]
         gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
         velocities = [_local(self._velocity(parameter)) for parameter in parameters]
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, gradients)
-        looking_ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
-        updates = self._orthogonalized(parameters[0], looking_ahead)
-        rate = lr * 0.2 * max(parameters[0].shape[-2:]) ** 0.5
+        looking_ahead = list(torch._foreach_add(gradients, velocities, alpha=momentum))
+        if isinstance(parameters[0], DTensor) and parameters[0].placements != (Shard(0),):
+            raise TrainingError(
+                f"Muon knows tensors divided along their first dimension; got {parameters[0].placements}"
+            )
+        updates = self._orthogonalized(parameters[0], looking_ahead, fused)
+        rows, columns = parameters[0].shape[-2:]
+        rate = lr * 0.2 * max(rows // fused, columns) ** 0.5
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         torch._foreach_add_(weights, updates, alpha=-rate)
 
@@ -89,15 +105,18 @@ class Muon(torch.optim.Optimizer):
         velocity: Tensor = state["momentum_buffer"]
         return velocity
 
-    def _orthogonalized(self, like: Tensor, matrices: list[Tensor]) -> list[Tensor]:
+    def _orthogonalized(self, like: Tensor, matrices: list[Tensor], fused: int) -> list[Tensor]:
         if like.dim() == 3:  # Divided along the stack, if at all: whole matrices in either case.
-            sizes = [stack.shape[0] for stack in matrices]
-            whole = torch.cat(matrices)
-            result = orthogonalize(whole, self.dtype) if whole.numel() else whole
-            return [part.to(like.dtype) for part in result.split(sizes)]
+            stacked = torch.cat(matrices)
+            apart = stacked.view(-1, like.shape[1] // fused, like.shape[2])
+            if len(apart):
+                stacked = orthogonalize(apart, self.dtype).to(like.dtype).reshape(stacked.shape)
+            return list(stacked.split([len(stack) for stack in matrices]))
         if isinstance(like, DTensor):
-            return [part.to(like.dtype) for part in _in_turns(like, matrices, self.dtype)]
-        return [part.to(like.dtype) for part in orthogonalize(torch.stack(matrices), self.dtype).unbind()]
+            updates = _orthogonalized_in_turns(like, matrices, self.dtype)
+        else:
+            updates = orthogonalize(torch.stack(matrices), self.dtype)
+        return list(updates.to(like.dtype).unbind())
 
 
 def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -105,7 +124,9 @@ def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
     groups: dict[object, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            placement = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+            placement = (
+                (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+            )
             key = (parameter.shape[-2:], parameter.dim(), parameter.dtype, parameter.device, placement)
             groups.setdefault(key, []).append(parameter)
     return list(groups.values())
@@ -115,44 +136,34 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _in_turns(like: DTensor, shards: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The shards of the orthogonalised matrices, given this process's shards of the matrices.
+def _orthogonalized_in_turns(like: DTensor, shards: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """This process's shards `[N, its rows, columns]` of the orthogonalised matrices, given those of the
+    matrices.
 
-    Matrix i is put together in process `i % world_size`, orthogonalised there, and its shards are sent back.
+    The matrices are dealt out to the processes like cards. Each process is sent the shards of its matrices,
+    orthogonalises these, and sends every process its rows of the result.
     """
-    if like.device_mesh.ndim != 1 or like.placements != (Shard(0),):
-        raise TrainingError(f"Muon knows DTensors divided along their rows by one mesh dimension; got {like.placements}")
     group = like.device_mesh.get_group()
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     rows, columns = like.shape
-    # As torch.chunk divides them; the last processes may hold fewer rows, or none.
+    # As torch.chunk divides them: the last processes may hold fewer rows, or none.
     chunk = -(-rows // world_size)
     rows_of = [max(0, min(chunk, rows - r * chunk)) for r in range(world_size)]
-    owned_by = [len(range(owner, len(shards), world_size)) for owner in range(world_size)]
-    sizes_out = [count * rows_of[rank] * columns for count in owned_by]
-    sizes_in = [owned_by[rank] * count * columns for count in rows_of]
+    dealt = [list(range(r, len(shards), world_size)) for r in range(world_size)]
+    shard_sizes = [len(indices) * rows_of[rank] * columns for indices in dealt]
+    own_sizes = [len(dealt[rank]) * count * columns for count in rows_of]
 
-    by_owner = [shard.to(dtype) for owner in range(world_size) for shard in shards[owner::world_size]]
-    sent = torch.cat([shard.reshape(-1) for shard in by_owner])
-    received = sent.new_empty(sum(sizes_in))
-    dist.all_to_all_single(received, sent, sizes_in, sizes_out, group=group)
+    order = [index for indices in dealt for index in indices]
+    sent = torch.stack([shards[index] for index in order]).to(dtype).view(-1)
+    received = sent.new_empty(sum(own_sizes))
+    dist.all_to_all_single(received, sent, own_sizes, shard_sizes, group=group)
+    pieces = zip(received.split(own_sizes), rows_of, strict=True)
+    own = torch.cat([piece.view(len(dealt[rank]), count, columns) for piece, count in pieces], dim=1)
+    if len(own):
+        own = orthogonalize(own, dtype)
 
-    parts = [
-        part.view(owned_by[rank], count, columns)
-        for part, count in zip(received.split(sizes_in), rows_of, strict=True)
-    ]
-    mine = torch.cat(parts, dim=1)
-    if owned_by[rank]:
-        mine = orthogonalize(mine, dtype)
-
-    sent = torch.cat([part.reshape(-1) for part in mine.split(rows_of, dim=1)])
-    received = sent.new_empty(sum(sizes_out))
-    dist.all_to_all_single(received, sent, sizes_out, sizes_in, group=group)
-    ordered = received.view(len(shards), rows_of[rank], columns).unbind()
-    result: list[Tensor] = [ordered[0]] * len(shards)
-    position = 0
-    for owner in range(world_size):
-        for index in range(owner, len(shards), world_size):
-            result[index] = ordered[position]
-            position += 1
-    return result
+    sent = torch.cat([piece.reshape(-1) for piece in own.split(rows_of, dim=1)])
+    received = sent.new_empty(sum(shard_sizes))
+    dist.all_to_all_single(received, sent, shard_sizes, own_sizes, group=group)
+    places = torch.tensor(order, device=received.device).argsort()
+    return received.view(len(shards), rows_of[rank], columns)[places]

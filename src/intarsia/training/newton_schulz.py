@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x³ + c x⁵, chosen by Keller Jordan for the steepest slope at zero; five rounds bring every
-singular value from about 0.003 upwards into [0.7, 1.2], which is as good as 1 for an optimizer."""
+"""Of the quintic a x + b x³ + c x⁵, chosen by Keller Jordan for the steepest slope at zero; five rounds bring
+every singular value from about 0.003 upwards into [0.7, 1.2], which is as good as 1 for an optimizer."""
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:

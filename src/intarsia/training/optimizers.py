@@ -4,6 +4,7 @@
 | --- | --- | --- | --- |
 | matrix | 2-D weights of linear layers | Muon | yes |
 | experts | 3-D stacks of expert matrices | Muon | yes |
+| fused experts | the same, where each matrix is gate and up together | Muon, on each half | yes |
 | router | the router's weight | AdamW | yes |
 | head | the output layer, unless tied | AdamW | yes |
 | embedding | token embeddings (and the tied head) | AdamW | no |
@@ -24,19 +25,20 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import TrainingError
-from intarsia.model.experts import Experts
+from intarsia.model.experts import Experts, Router
 from intarsia.training.config import MuonPrecision, TrainConfig
 from intarsia.training.muon import Muon
 from intarsia.training.newton_schulz import fast_dtype
 
-Role = Literal["matrix", "experts", "router", "head", "embedding", "vector"]
+Role = Literal["matrix", "experts", "fused experts", "router", "head", "embedding", "vector"]
 
-MUON_ROLES: frozenset[Role] = frozenset({"matrix", "experts"})
-DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "experts", "router", "head"})
+MUON_ROLES: frozenset[Role] = frozenset({"matrix", "experts", "fused experts"})
+DECAYED_ROLES: frozenset[Role] = MUON_ROLES | {"router", "head"}
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter that is to be trained, by name. A shared parameter has one name, its first."""
+    """The role of each parameter that is to be trained, by name. A shared parameter has one name, its
+    first."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     roles: dict[str, Role] = dict.fromkeys(names.values(), "vector")
 
@@ -47,13 +49,16 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             claim(module.weight, "matrix")
+        elif isinstance(module, Router):
+            claim(module.weight, "router")
         elif isinstance(module, Experts):
-            for parameter in module.parameters(recurse=False):
-                claim(parameter, {3: "experts", 2: "router"}.get(parameter.dim(), "vector"))  # type: ignore[arg-type]
+            claim(module.gate_up, "fused experts")
+            claim(module.down, "experts")
     # Last, as both are found above as well: the head is a linear layer, and a tied head is the embedding.
-    for name, role in (("head", "head"), ("embed", "embedding")):
-        if isinstance(module := getattr(model, name, None), nn.Module):
-            claim(module.weight, role)  # type: ignore[arg-type]
+    last: tuple[tuple[str, Role], ...] = (("head", "head"), ("embed", "embedding"))
+    for name, role in last:
+        if (layer := getattr(model, name, None)) is not None:
+            claim(layer.weight, role)
     return roles
 
 
@@ -102,7 +107,10 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> Optimizers:
             "peak_lr": config.lr * scale,
             "weight_decay": config.weight_decay if role in DECAYED_ROLES else 0.0,
         }
-        (muon_groups if is_muon else adamw_groups).append(group)
+        if is_muon:
+            muon_groups.append({**group, "fused": 2 if role == "fused experts" else 1})
+        else:
+            adamw_groups.append(group)
 
     members: list[torch.optim.Optimizer] = []
     if muon_groups:

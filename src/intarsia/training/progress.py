@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichBars
 from rich.text import Text
 
@@ -90,7 +98,9 @@ class RichProgress:
         if not self.live and (now - self._printed >= self.seconds_between_lines or done == self._total):
             self._printed = now
             left = (now - self._began) * (self._total - done) / max(done - self._first, 1)
-            self.console.print(f"{self._label}: {done}/{self._total}  {shown}  {left:.0f} s left", highlight=False)
+            self.console.print(
+                f"{self._label}: {done}/{self._total}  {shown}  {left:.0f} s left", highlight=False
+            )
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False)
@@ -107,5 +117,9 @@ class _Values(ProgressColumn):
 
 
 def format_values(values: Mapping[str, float]) -> str:
-    """`loss 2.3456  tokens/s 12,345`: four figures behind the point for small numbers, none for large ones."""
-    return "  ".join(f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.4f}" for name, value in values.items())
+    """`loss 2.3456  tokens/s 12,345`: four figures behind the point for small numbers, none for large
+    ones."""
+    return "  ".join(
+        f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.4f}"
+        for name, value in values.items()
+    )

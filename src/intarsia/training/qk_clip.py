@@ -1,8 +1,9 @@
 """QK-clip: attention logits are kept from growing without bound by rescaling the weights that make them.
 
 Muon lets the largest query-key product of a head grow further than AdamW does. After a step in which a head's
-largest logit went over the threshold, its query and key weights are scaled down so that the same input would give
-the threshold exactly. The mixers know how (`qk_clip_`); here is when, and what it takes with several processes.
+largest logit went over the threshold, its query and key weights are scaled down so that the same input would
+give the threshold exactly. The mixers know how (`qk_clip_`); here is when, and what it takes with several
+processes.
 
 Source: Kimi Team 2025, "Kimi K2", arXiv:2507.20534, section 2.1 (MuonClip).
 """
@@ -72,6 +73,8 @@ def _whole_parameters(module: nn.Module) -> Iterator[None]:
             whole = owner._parameters[name]
             assert whole is not None
             # Every process holds the same whole tensor: no need to send process 0's.
-            part = distribute_tensor(whole.data, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            part = distribute_tensor(
+                whole.data, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
             parameter.to_local().copy_(part.to_local())
             owner._parameters[name] = parameter

@@ -16,13 +16,13 @@ from intarsia.training.config import FREE_FIELDS
 class RunDirectory:
     """The paths of a run.
 
-        config.json         what the run is: model, training options, fingerprints of the data
-        metrics.jsonl       a line per `log_every` steps and per evaluation
-        evaluations/        step-000500.npz: likelihood and size of every evaluated document
-        checkpoints/        step-000500/: all that is needed to go on
-        model/              the trained model, when the run is finished
-        result.json         the outcome, when the run is finished
-        tensorboard/        events, if asked for
+    config.json         what the run is: model, training options, fingerprints of the data
+    metrics.jsonl       a line per `log_every` steps and per evaluation
+    evaluations/        step-000500.npz: likelihood and size of every evaluated document
+    checkpoints/        step-000500/: all that is needed to go on
+    model/              the trained model, when the run is finished
+    result.json         the outcome, when the run is finished
+    tensorboard/        events, if asked for
     """
 
     path: Path
@@ -59,8 +59,11 @@ class RunDirectory:
         """The file of the evaluation after `step` steps."""
         return self.evaluations / f"step-{step:06d}.npz"
 
-    def claim(self, identity: dict[str, Any]) -> None:
+    def claim(self, identity: dict[str, Any], *, write: bool = True) -> None:
         """Make this the directory of the run that `identity` describes, or make sure that it is.
+
+        Args:
+            write: whether this is the process that writes.
 
         Raises:
             CheckpointError: it is the directory of another run. The message names the fields that differ.
@@ -73,7 +76,8 @@ class RunDirectory:
                     f"{self.path} holds a run that was started differently:{listed}\n"
                     "Resume it with what it was started with, or choose another directory."
                 )
-        write_json(self.config, identity)
+        if write:
+            write_json(self.config, identity)
 
 
 def compare(started: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -16,17 +16,21 @@ def multiplier(config: TrainConfig, step: int) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "wsd":
-        return warmup_stable_decay(step, config.steps, config.warmup_steps, config.decay_fraction, config.final_lr_fraction)
+        return warmup_stable_decay(
+            step, config.steps, config.warmup_steps, config.decay_fraction, config.final_lr_fraction
+        )
     if config.schedule == "cosine":
         return cosine(step, config.steps, config.warmup_steps, config.final_lr_fraction)
     return 1.0
 
 
-def warmup_stable_decay(step: int, steps: int, warmup_steps: int, decay_fraction: float, final: float) -> float:
+def warmup_stable_decay(
+    step: int, steps: int, warmup_steps: int, decay_fraction: float, final: float
+) -> float:
     """Constant, then linear to `final` over the last `decay_fraction` of all steps (Hu et al. 2024, MiniCPM).
 
-    Linear because Hägele et al. 2024 (arXiv:2405.18392) found nothing better that is as simple. `final` would be
-    reached one step after the last, so that with `final = 0` no step is wasted.
+    Linear because Hägele et al. 2024 (arXiv:2405.18392) found nothing better that is as simple. `final` would
+    be reached one step after the last, so that with `final = 0` no step is wasted.
     """
     decay_steps = min(round(decay_fraction * steps), steps - warmup_steps)
     left = steps - step

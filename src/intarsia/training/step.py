@@ -1,0 +1,121 @@
+"""One optimizer step: forward and backward over the micro-batches, clipping, update."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from intarsia.data import Batch
+from intarsia.errors import TrainingError
+from intarsia.model import LanguageModel
+from intarsia.model.loss import IGNORED
+from intarsia.ops import Sequences
+from intarsia.training.config import TrainConfig
+from intarsia.training.distributed import Processes
+from intarsia.training.optimizers import Optimizers
+from intarsia.training.precision import autocast
+from intarsia.training.qk_clip import clip_logits
+from intarsia.training.schedule import multiplier
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, over all processes."""
+
+    nll: float
+    """Sum of the negative log-likelihoods of the step's tokens, in nats, before the update."""
+    tokens: int
+    gradient_norm: float
+    """Before clipping."""
+    multiplier: float
+    """Of the peak learning rate."""
+    max_logit: float | None = None
+    """The largest attention logit, where QK-clip watches."""
+    clipped_heads: int | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll / self.tokens
+
+
+def train_step(
+    model: LanguageModel,
+    optimizers: Optimizers,
+    config: TrainConfig,
+    batch: Batch,
+    step: int,
+    processes: Processes,
+    watched: list[nn.Module],
+) -> StepResult:
+    """Update the model with a batch.
+
+    The loss is the mean over the tokens of the whole step, of all micro-batches and all processes. So their
+    number changes nothing but rounding.
+
+    Args:
+        batch: this process's rows.
+        step: how many steps were finished before.
+        watched: the mixers whose logits are to be clipped.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite. The weights are then as before the step. Raised
+            by all processes alike.
+    """
+    tokens = int(processes.sum((batch.targets != IGNORED).sum().to(processes.device)))
+    optimizers.zero_grad()
+    nll = torch.zeros((), dtype=torch.float64, device=processes.device)
+    for part_tokens, part_targets, seqs in micro_batches(batch, config.length, config.micro_rows):
+        with autocast(config.precision, processes.device):
+            out = model(
+                part_tokens.to(processes.device), targets=part_targets.to(processes.device), seqs=seqs
+            )
+        # FSDP averages gradients over processes where their sum is meant.
+        (out.nll.sum() * (processes.world_size / tokens)).backward()
+        nll += out.nll.detach().double().sum()
+    total = float(processes.sum(nll))
+    _check_finite("loss", total, step, config)
+
+    norm = gradient_norm(model)
+    _check_finite("gradient norm", float(norm), step, config)
+    if config.grad_clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
+    scale = multiplier(config, step)
+    optimizers.set_multiplier(scale)
+    optimizers.step()
+    model.update_router_bias()
+    largest, clipped = None, None
+    if config.qk_clip is not None and watched:
+        largest, clipped = clip_logits(watched, config.qk_clip, processes)
+    return StepResult(total, tokens, float(norm), scale, largest, clipped)
+
+
+def micro_batches(batch: Batch, length: int, rows: int | None) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
+    """The tokens, targets and sequences of `rows` rows of `length` tokens at a time; of all at once if
+    None."""
+    size = batch.tokens.shape[1] if rows is None else rows * length
+    starts = batch.seqs.starts
+    for start in range(0, batch.tokens.shape[1], size):
+        # Rows start new sequences, so no sequence is cut here.
+        first, last = bisect_left(starts, start), bisect_left(starts, start + size)
+        part = slice(start, start + size)
+        yield batch.tokens[:, part], batch.targets[:, part], Sequences(batch.seqs.lengths[first:last])
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of the gradient of all parameters together, over all processes."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _check_finite(what: str, value: float, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(value):
+        rate = config.lr * multiplier(config, step)
+        raise TrainingError(f"the {what} of step {step + 1} is {value} (learning rate {rate:.3g})")
