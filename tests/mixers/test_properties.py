@@ -1,0 +1,233 @@
+"""What holds for every mixer: chunked = recurrent = cached = packed = split; causality; gradients; cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.budget import assert_within_budget
+from support.mixer_cases import CASES, D_MODEL, build
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from intarsia.errors import ShapeError
+from intarsia.mixers import Mixer
+from intarsia.mixers.state import GrowingTensor
+from intarsia.ops import Sequences
+
+LENGTHS = [1, 63, 64, 65, 1000]
+every_mixer = pytest.mark.parametrize("case", CASES)
+
+
+def inputs(T: int, B: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(B, T, D_MODEL, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
+    """Run x piece by piece with a state handed on."""
+    state = mixer.init_state(x.shape[0])
+    outputs = []
+    for piece in x.split(lengths, dim=1):
+        y, state = mixer(piece, state)
+        outputs.append(y)
+    assert state is not None
+    assert state.tokens == x.shape[1]
+    return torch.cat(outputs, dim=1)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_mixer
+@pytest.mark.parametrize("T", LENGTHS)
+def test_cached_equals_uncached(case: str, T: int) -> None:
+    mixer, x = build(case), inputs(T)
+    y, state = mixer(x)
+    assert state is None
+    close(in_pieces(mixer, x, [T]), y)
+    if T > 1:
+        close(in_pieces(mixer, x, [T - 1, 1]), y)
+
+
+@every_mixer
+def test_one_token_at_a_time_equals_all_at_once(case: str) -> None:
+    mixer, x = build(case), inputs(70)
+    close(in_pieces(mixer, x, [1] * 70), mixer(x)[0])
+
+
+@every_mixer
+@settings(max_examples=15)
+@given(cuts=st.lists(st.integers(1, 80), min_size=1, max_size=5))
+def test_a_sequence_can_be_split_anywhere(case: str, cuts: list[int]) -> None:
+    mixer, x = build(case), inputs(sum(cuts))
+    close(in_pieces(mixer, x, cuts), mixer(x)[0])
+
+
+@every_mixer
+@settings(max_examples=15)
+@given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5))
+def test_packed_sequences_do_not_see_each_other(case: str, lengths: list[int]) -> None:
+    mixer, x = build(case), inputs(sum(lengths), B=1)
+    y, _ = mixer(x, seqs=Sequences(tuple(lengths)))
+    close(y, torch.cat([mixer(part)[0] for part in x.split(lengths, dim=1)], dim=1))
+
+
+@every_mixer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@settings(max_examples=10)
+@given(cut=st.integers(1, 149))
+def test_the_future_changes_no_bit_of_the_past(case: str, dtype: torch.dtype, cut: int) -> None:
+    mixer, x = build(case, dtype), inputs(150, dtype=dtype)
+    changed = x.clone()
+    changed[:, cut:] = 5 * inputs(150, dtype=dtype, seed=1)[:, cut:]
+    assert torch.equal(mixer(x)[0][:, :cut], mixer(changed)[0][:, :cut])
+
+
+@every_mixer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pieces", [[150], [100, 49, 1]], ids=str)
+def test_keeps_the_error_budget_cached_or_not(case: str, dtype: torch.dtype, pieces: list[int]) -> None:
+    """The layer's own products round to its dtype, so the reference is the layer in float64 with the weights
+    and inputs rounded, and the budget what rounding them does: once more for each product in a row (the input
+    projections, convolution and norm, mixing, the output projection)."""
+
+    def run(x: Tensor, **weights: Tensor) -> list[Tensor]:
+        mixer = build(case, x.dtype)
+        mixer.load_state_dict({name.replace("|", "."): w for name, w in weights.items()}, strict=True)
+        if x.dtype == torch.float64:
+            return [mixer(x)[0]]
+        return [in_pieces(mixer, x, pieces)]
+
+    weights = {name.replace(".", "|"): w for name, w in build(case).state_dict().items()}
+    float32 = frozenset(name for name in weights if name.endswith(("A_log", "dt_bias")))
+    assert_within_budget(run, run, {"x": inputs(150), **weights}, dtype, float32=float32, inside=True)
+
+
+@every_mixer
+def test_gradients_equal_those_of_one_token_at_a_time(case: str) -> None:
+    T, names = 70, [name for name, _ in build(case).named_parameters()]
+    results = []
+    for pieces in (None, [1] * T):
+        mixer, x = build(case), inputs(T).requires_grad_()
+        y = mixer(x)[0] if pieces is None else in_pieces(mixer, x, pieces)
+        (y * torch.linspace(-1, 1, T, dtype=torch.float64)[:, None]).sum().backward()
+        results.append([x.grad, *(dict(mixer.named_parameters())[name].grad for name in names)])
+    for name, got, expected in zip(["x", *names], *results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@every_mixer
+def test_gradcheck(case: str) -> None:
+    mixer, x = build(case), inputs(5, B=1).requires_grad_()
+    parameters = dict(mixer.named_parameters())
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(mixer, dict(zip(parameters, values, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *parameters.values()), fast_mode=True)
+
+
+@every_mixer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_costs_what_it_says(case: str, dtype: torch.dtype) -> None:
+    mixer = build(case, dtype)
+    cost = mixer.cost()
+    assert cost.parameters == sum(p.numel() for p in mixer.parameters())
+    state = mixer.init_state(3)
+    assert state.nbytes() == cost.state_bytes(0, batch=3)
+    for T in (1, 80):
+        _, state = mixer(inputs(T, B=3, dtype=dtype), state)
+    assert state.nbytes() == cost.state_bytes(81, batch=3)
+    assert all(t.untyped_storage().nbytes() >= t.nbytes for t in state.tensors().values())
+
+
+@every_mixer
+@pytest.mark.parametrize("T", [256, 1024])
+def test_flops_agree_with_a_count(case: str, T: int) -> None:
+    """Projections to the digit. The exchange between tokens within the slack of how it is computed: kernels
+    that skip no masked blocks and pad values to the keys' size count up to three times the causal half, and
+    chunks add their own triangles."""
+    mixer = build(case, torch.float32)
+    with FlopCounterMode(display=False) as count, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        mixer(inputs(T, B=1, dtype=torch.float32))
+    counted = count.get_flop_counts()
+    linear = sum(2 * T * m.weight.numel() for m in mixer.modules() if isinstance(m, torch.nn.Linear))
+    conv = 2 * T * mixer.conv.weight.numel() if getattr(mixer, "conv", None) is not None else 0
+    cost = mixer.cost()
+    assert cost.projection_flops * T == linear + conv
+    products = counted["Global"]
+    mixing = sum(products.values()) - linear
+    stated = cost.mixing_flops(T) * T
+    assert 0.6 * stated <= mixing <= 3 * stated, f"counted {mixing / T:.0f} a token, stated {stated / T:.0f}"
+
+
+@every_mixer
+def test_states_are_values(case: str) -> None:
+    """A state that was used goes on to mean what it meant; two continuations of one state do not meet."""
+    mixer, x = build(case), inputs(60)
+    _, state = mixer(x[:, :30], mixer.init_state(2))
+    assert state is not None
+    kept = {name: t.clone() for name, t in state.tensors().items()}
+    first, after = mixer(x[:, 30:], state)
+    snapshot = state.snapshot()
+    second, _ = mixer(5 * x[:, 30:], state)
+    for name, tensor in state.tensors().items():
+        assert torch.equal(tensor, kept[name])
+    assert torch.equal(mixer(x[:, 30:], state)[0], first)
+    assert torch.equal(mixer(x[:, 30:], snapshot)[0], first)
+    assert not torch.equal(first, second)
+    assert (state.tokens, after.tokens) == (30, 60)
+    assert all(
+        a.data_ptr() != b.data_ptr()
+        for a, b in zip(snapshot.tensors().values(), state.tensors().values(), strict=True)
+    )
+
+
+@every_mixer
+def test_autocast_keeps_the_state_float32_and_the_result_close(case: str) -> None:
+    mixer, x = build(case, torch.float32), inputs(100, dtype=torch.float32)
+    expected = mixer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x, mixer.init_state(2))
+    if state.kind == "recurrent":
+        assert all(t.dtype == torch.float32 for t in state.tensors().values())
+    assert (y.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@every_mixer
+def test_cast_to_bfloat16_leaves_the_decay_float32(case: str) -> None:
+    mixer = build(case).to(torch.bfloat16)
+    for name, parameter in mixer.named_parameters():
+        wide = name.endswith(("A_log", "dt_bias"))
+        assert parameter.dtype == (torch.float32 if wide else torch.bfloat16), name
+
+
+@every_mixer
+def test_wrong_input_is_named(case: str) -> None:
+    mixer, x = build(case), inputs(4)
+    with pytest.raises(ShapeError, match=f"{D_MODEL}"):
+        mixer(x[..., 1:])
+    with pytest.raises(ShapeError, match="at least one token"):
+        mixer(x[:, :0])
+    with pytest.raises(ShapeError, match="state or seqs"):
+        mixer(x[:1], mixer.init_state(1), Sequences((4,)))
+    with pytest.raises(ShapeError, match="seqs describes"):
+        mixer(x, seqs=Sequences((8,)))
+    with pytest.raises(ShapeError, match="3 sequences"):
+        mixer(x, mixer.init_state(3))
+
+
+def test_a_growing_tensor_copies_only_when_it_must() -> None:
+    start = GrowingTensor(torch.zeros(1, 0, 2))
+    one = start.append(torch.ones(1, 1, 2))
+    two = one.append(2 * torch.ones(1, 1, 2))
+    assert two.content.data_ptr() == one.content.data_ptr()
+    fork = one.append(3 * torch.ones(1, 1, 2))
+    assert fork.content.data_ptr() != one.content.data_ptr()
+    assert (len(start), len(one), len(two), len(fork)) == (0, 1, 2, 2)
+    assert two.content[0, :, 0].tolist() == [1, 2]
+    assert fork.content[0, :, 0].tolist() == [1, 3]
