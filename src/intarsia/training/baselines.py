@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from intarsia.data import TokenSplit
-from intarsia.training.evaluate import Evaluation, document_numbers
+from intarsia.data import Tokenizer, TokenSplit
+from intarsia.training.evaluate import Evaluation, document_numbers, scored_bytes
 
 _Score = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 _BLOCK = 1 << 24
@@ -57,13 +57,29 @@ class NGrams:
             pairs, pair_counts = merged, summed
         return cls(V, counts, pairs, pair_counts)
 
-    def unigram(self, split: TokenSplit, documents: Sequence[int] | None = None) -> Evaluation:
-        """The unigram model's evaluation of some documents, all by default."""
+    def unigram(
+        self,
+        split: TokenSplit,
+        documents: Sequence[int] | None = None,
+        *,
+        tokens_per_document: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> Evaluation:
+        """The unigram model's evaluation; the arguments are those of `evaluate`."""
         log_p = np.log(self._unigram_probabilities())
-        return self._evaluation(split, documents, lambda inputs, targets: log_p[targets])
+        return _evaluation(
+            split, documents, lambda inputs, targets: log_p[targets], tokens_per_document, tokenizer
+        )
 
-    def bigram(self, split: TokenSplit, documents: Sequence[int] | None = None) -> Evaluation:
-        """The bigram model's evaluation of some documents, all by default."""
+    def bigram(
+        self,
+        split: TokenSplit,
+        documents: Sequence[int] | None = None,
+        *,
+        tokens_per_document: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> Evaluation:
+        """The bigram model's evaluation; the arguments are those of `evaluate`."""
         p = self._unigram_probabilities()
         before = self.pairs // self.vocab_size
         seen = np.bincount(before, weights=self.pair_counts, minlength=self.vocab_size)
@@ -77,23 +93,31 @@ class NGrams:
             interpolated = (both + kinds * p[targets]) / np.maximum(total + kinds, 1)
             return np.log(np.where(total > 0, interpolated, p[targets]))
 
-        return self._evaluation(split, documents, log_likelihood)
+        return _evaluation(split, documents, log_likelihood, tokens_per_document, tokenizer)
 
     def _unigram_probabilities(self) -> NDArray[np.float64]:
         probabilities: NDArray[np.float64] = (self.counts + 1) / (self.counts.sum() + self.vocab_size)
         return probabilities
 
-    def _evaluation(
-        self, split: TokenSplit, documents: Sequence[int] | None, log_likelihood: _Score
-    ) -> Evaluation:
-        chosen = document_numbers(split, documents)
-        nll = [
-            -log_likelihood(
-                split.document(index).astype(np.int64), split.targets(index).astype(np.int64)
-            ).sum()
-            for index in chosen.tolist()
-        ]
-        return Evaluation(chosen, np.array(nll), split.lengths[chosen], split.text_bytes[chosen])
+
+def _evaluation(
+    split: TokenSplit,
+    documents: Sequence[int] | None,
+    log_likelihood: _Score,
+    tokens_per_document: int | None,
+    tokenizer: Tokenizer | None,
+) -> Evaluation:
+    chosen = document_numbers(split, documents)
+    tokens = split.lengths[chosen]
+    if tokens_per_document is not None:
+        tokens = np.minimum(tokens, tokens_per_document)
+    nll = [
+        -log_likelihood(
+            split.document(index)[:count].astype(np.int64), split.targets(index)[:count].astype(np.int64)
+        ).sum()
+        for index, count in zip(chosen.tolist(), tokens.tolist(), strict=True)
+    ]
+    return Evaluation(chosen, np.array(nll), tokens, scored_bytes(split, chosen, tokens, tokenizer))
 
 
 def _blocks(split: TokenSplit) -> list[tuple[int, int]]:

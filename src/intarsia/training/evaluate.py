@@ -170,7 +170,7 @@ def evaluate(
     finally:
         model.train(was_training)
     total = processes.sum(nll.to(processes.device)).cpu()
-    return Evaluation(chosen, total.numpy(), tokens, _text_bytes(split, chosen, tokens, tokenizer))
+    return Evaluation(chosen, total.numpy(), tokens, scored_bytes(split, chosen, tokens, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,10 @@ def _score(
     return torch.stack([part.sum() for part in out.nll[0].double().split(lengths)])
 
 
-def _text_bytes(
+def scored_bytes(
     split: TokenSplit, documents: NDArray[np.int64], tokens: NDArray[np.int64], tokenizer: Tokenizer | None
 ) -> NDArray[np.int64]:
+    """The bytes of text that the first `tokens` targets of each document say; int64 `[documents]`."""
     text_bytes = split.text_bytes[documents]
     for place in np.flatnonzero(tokens < split.lengths[documents]):
         if tokenizer is None:
