@@ -1,11 +1,25 @@
-"""The dtype of products under autocast, for operators that autocast does not know."""
+"""Autocast, for operators that it does not know and for parts that it must leave alone."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+def product_dtype(tensor: Tensor) -> torch.dtype:
     """The autocast dtype where autocast is on for the tensor's device, else the dtype of `tensor`."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A block without autocast for the tensor's device (the meta device has none)."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from intarsia.mixers.base import GeneratorOf
 from intarsia.mixers.float32 import KeepsFloat32
-from intarsia.model.autocast import product_dtype
+from intarsia.model.autocast import product_dtype, without_autocast
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.grouped import grouped_linear
 
 
 class Router(KeepsFloat32):
@@ -44,7 +45,7 @@ class Router(KeepsFloat32):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`[N, D]` to the chosen experts `[N, num_active]` int64 and their weights, as many, float32."""
         config = self.config
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             scores = F.linear(x.to(self.weight.dtype), self.weight).sigmoid()
             biased = scores + self.bias
             chosen = self._eligible(biased.detach()).topk(config.num_active, dim=-1, sorted=False).indices
@@ -141,32 +142,3 @@ class Experts(nn.Module):
         active = (config.num_active + config.num_shared) * expert + router
         total = (config.num_experts + config.num_shared) * expert + router
         return FeedForwardCost(total, active, 2 * active)
-
-
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """`x[i] @ weight[e].T` where row `i` belongs to group `e`: `[N, D]` and `[E, F, D]` to `[N, F]`.
-
-    The rows are sorted by group; `ends` `[E]` int64 is the row after the last of each group. One call of
-    `torch.nn.functional.grouped_mm` where that can serve, else a loop over the groups.
-    """
-    if _grouped_mm_serves(x, weight):
-        return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends.to(torch.int32))
-    sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    # Unbound once and not indexed: the gradient of each index would be a tensor as large as all experts.
-    pairs = zip(x.split(sizes), weight.unbind(0), strict=True)
-    products = [F.linear(rows, matrix) for rows, matrix in pairs if len(rows)]
-    return torch.cat(products) if products else x.new_zeros(0, weight.shape[1])
-
-
-def _grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:
-    # It wants rows of whole 16 bytes. On graphics cards it is written for bfloat16 and compute capability 8.
-    if not hasattr(F, "grouped_mm") or x.shape[0] == 0:
-        return False
-    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
-    if x.is_cuda:
-        return aligned and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return (
-        aligned
-        and x.device.type in ("cpu", "meta")
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    )

@@ -60,11 +60,11 @@ def init_weights(model: nn.Module, seed: int, *, std: float, depth: int) -> None
                 for name, parameter in module.named_parameters(recurse=False)
                 if shared[id(parameter)] == _join(prefix, name)
             }
-            if own:
-                _fill(module, prefix, own, seed, std)
-            for name, parameter in own.items():
+            drawn = _draw(module, prefix, own, seed, std)
+            for name, values in drawn.items():
                 if _join(prefix, name) in residual:
-                    parameter.mul_(1 / math.sqrt(2 * depth))
+                    values.div_(math.sqrt(2 * depth))
+                own[name].copy_(values)
     init_buffers(model)
 
 
@@ -85,11 +85,18 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _fill(module: nn.Module, prefix: str, own: dict[str, nn.Parameter], seed: int, std: float) -> None:
+def _draw(
+    module: nn.Module, prefix: str, own: dict[str, nn.Parameter], seed: int, std: float
+) -> dict[str, nn.Parameter]:
+    """Values for the parameters `own` of the module: float32 on the CPU."""
+
     def generator_of(name: str) -> torch.Generator:
         return generator(seed, _join(prefix, name))
 
-    drawn = {name: nn.Parameter(torch.full(parameter.shape, math.nan)) for name, parameter in own.items()}
+    drawn = {
+        name: nn.Parameter(torch.full(parameter.shape, math.nan, dtype=torch.float32, device="cpu"))
+        for name, parameter in own.items()
+    }
     if isinstance(module, FillsWeights):
         try:
             module._parameters.update(drawn)
@@ -105,7 +112,7 @@ def _fill(module: nn.Module, prefix: str, own: dict[str, nn.Parameter], seed: in
     for name, values in drawn.items():
         if values.isnan().any():
             raise _unclaimed(module, prefix, name, "init_own_weights")
-        own[name].copy_(values)
+    return drawn
 
 
 def _residual_outputs(model: nn.Module) -> set[str]:

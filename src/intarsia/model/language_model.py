@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -88,6 +89,12 @@ class LanguageModel(nn.Module):
         """Make the head's weight the embedding's, where the configuration ties them."""
         if self.config.tie_embeddings:
             self.head.weight = self.embed.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Leaving the meta device makes new parameters, one for each place.
+        super()._apply(fn, recurse)
+        self.tie_weights()
+        return self
 
     def init_weights(self, seed: int) -> None:
         """Fill all parameters from `seed` and their names, and all buffers.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from intarsia.errors import ShapeError
-from intarsia.model.autocast import product_dtype
+from intarsia.model.autocast import product_dtype, without_autocast
 
 IGNORED = -100
 """The target of a token that has none."""
@@ -73,7 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         ignored = targets == ignore_index
         targets = targets.masked_fill(ignored, 0)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             narrow = weight.to(dtype)
             log_sum = hidden.new_empty(targets.shape, dtype=_at_least_float32(dtype))
             chosen = torch.empty_like(log_sum)
@@ -89,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, ignored, log_sum = ctx.saved_tensors
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             narrow = weight.to(ctx.dtype)
             gradient = gradient.masked_fill(ignored, 0)[:, None]
             grad_hidden = torch.empty_like(hidden)
