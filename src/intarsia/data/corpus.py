@@ -34,8 +34,9 @@ def open_corpus(
         DataError: nothing is there, or an option makes no sense. Files are read, and errors in them found,
             only when the documents are.
     """
-    if source == "python" or source == "python-stdlib":
-        return PythonCorpus(source, limit_bytes=limit_bytes, heldout=heldout)
+    if source in ("python", "python-stdlib"):
+        stdlib_only = source == "python-stdlib"
+        return PythonCorpus(stdlib_only=stdlib_only, limit_bytes=limit_bytes, heldout=heldout)
     if isinstance(source, str) and source.startswith("hf:"):
         return HubCorpus(source[3:], limit_bytes=limit_bytes, heldout=heldout, text_field=text_field)
     corpus = FileCorpus(

@@ -58,7 +58,14 @@ class FastTokenizer(Tokenizer):
                 (text for text in _USUAL_SEPARATORS if backend.token_to_id(text) is not None), SEPARATOR
             )
         if backend.token_to_id(separator) is None:
+            before = set(backend.get_vocab(with_added_tokens=True).values())
             backend.add_special_tokens([separator])
+            if backend.token_to_id(separator) in before:  # the library counts tokens, and the ids have gaps
+                raise DataError(
+                    f"the tokenizer {name!r} has no end-of-text token, and {separator!r} cannot be added to "
+                    "it: "
+                    "name one of its tokens as eos_token in a tokenizer_config.json beside it"
+                )
         # A text that spells a special token is a text: "<|endoftext|>" in a source file must not end it.
         backend.encode_special_tokens = True
         vocabulary = backend.get_vocab(with_added_tokens=True)

@@ -160,17 +160,17 @@ def _expand(path: str) -> Iterator[tuple[Path, bool]]:
                 raise DataError(
                     f"the directory {path} holds no text (looked for {known}); name the files by a pattern"
                 )
-            yield from ((file.absolute(), True) for file in files)
+            yield from ((_absolute(file), True) for file in files)
         elif plain.exists():
             if not plain.is_file():
                 raise DataError(f"{path} is neither a file nor a directory")
-            yield plain.absolute(), False
+            yield _absolute(plain), False
         elif glob.has_magic(path):
             matches = [Path(match) for match in glob.glob(str(plain), recursive=True)]
             files = [match for match in matches if match.is_file()]
             if not files:
                 raise DataError(f"no file matches {path!r}")
-            yield from ((file.absolute(), False) for file in files)
+            yield from ((_absolute(file), False) for file in files)
         else:
             raise DataError(
                 f"there is no file or directory {path!r}; a corpus is 'python', 'python-stdlib', "
@@ -178,6 +178,10 @@ def _expand(path: str) -> Iterator[tuple[Path, bool]]:
             )
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # without "..", but through symbolic links
 
 
 def _walk(root: Path) -> Iterator[Path]:

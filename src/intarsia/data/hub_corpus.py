@@ -59,7 +59,7 @@ class HubCorpus(Corpus):
             raise
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise DataError(f"cannot open the dataset {self._source!r}: {reason}") from error
+            raise DataError(f"cannot read the dataset {self._source!r}: {reason}") from error
 
     def _records(self) -> Iterable[Mapping[str, Any]]:
         datasets = require("datasets", "data")

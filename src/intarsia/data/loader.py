@@ -156,9 +156,9 @@ class BatchLoader:
                     else f"{name} was {state[name]} and is {value}"
                 )
                 raise DataError(f"cannot go on with the data where the checkpoint left: {what}")
-        step = int(state["step"])
-        if step < 0:
-            raise DataError(f"the state's step is {step}, which is no position")
+        step = state.get("step")
+        if not isinstance(step, int) or step < 0:
+            raise DataError(f"this is no state of a batch loader: its step is {step!r}")
         self._step = step
 
     def _identity(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _progress_bar(show: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a pattern may have brackets
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

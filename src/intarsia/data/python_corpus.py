@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from intarsia.data.documents import DEFAULT_HELDOUT, Corpus, Document, digest, text_hash
 from intarsia.errors import DataError
@@ -47,19 +47,21 @@ class PythonCorpus(Corpus):
 
     def __init__(
         self,
-        name: Literal["python", "python-stdlib"] = "python",
         *,
+        stdlib_only: bool = False,
         limit_bytes: int | None = None,
         heldout: float = DEFAULT_HELDOUT,
     ) -> None:
-        super().__init__(name, limit_bytes=limit_bytes, heldout=heldout)
-        self._which = name
+        super().__init__(
+            "python-stdlib" if stdlib_only else "python", limit_bytes=limit_bytes, heldout=heldout
+        )
+        self._stdlib_only = stdlib_only
 
     @cached_property
     def files(self) -> tuple[PythonFile, ...]:
         """The files within the limit, no two of equal text, in the corpus' order."""
         paths = dict(_stdlib_files())
-        if self._which == "python":
+        if not self._stdlib_only:
             paths.update(_package_files())
         files: list[PythonFile] = []
         seen: set[int] = set()
@@ -94,7 +96,7 @@ class PythonCorpus(Corpus):
 
     def limited(self, limit_bytes: int) -> PythonCorpus:
         limit = limit_bytes if self.limit_bytes is None else min(limit_bytes, self.limit_bytes)
-        return PythonCorpus(self._which, limit_bytes=limit, heldout=self.heldout)
+        return PythonCorpus(stdlib_only=self._stdlib_only, limit_bytes=limit, heldout=self.heldout)
 
 
 def _stdlib_files() -> Iterator[tuple[str, Path]]:
