@@ -26,14 +26,20 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    # The Frobenius norm bounds the spectral norm, which the iteration needs to be at most 1. In float32: the
-    # square of a small gradient is not representable in every dtype.
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    x = (x / norm.clamp_min(1e-30)).to(dtype)
+    # The Frobenius norm bounds the spectral norm, which the iteration needs to be at most 1. First by the
+    # largest entry, since the squares of very small or large ones are not representable.
+    x = x.float()
+    x = x / _norm(x, float("inf"))
+    x = (x / _norm(x, 2)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _norm(x: Tensor, order: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, order, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    return norm.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

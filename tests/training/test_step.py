@@ -1,0 +1,128 @@
+"""A step is the same however it is cut, and stops before it does harm."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from intarsia.data import BatchLoader
+from intarsia.errors import TrainingError
+from intarsia.model import LanguageModel
+from intarsia.training.distributed import Processes
+from intarsia.training.optimizers import build_optimizers
+from intarsia.training.qk_clip import clip_logits, watch_logits
+from intarsia.training.step import micro_batches, train_step
+
+
+@pytest.fixture
+def model(model_config):
+    model = LanguageModel(model_config)
+    model.init_weights(0)
+    return model
+
+
+@pytest.fixture
+def batch(dataset):
+    return BatchLoader(dataset.train, rows=4, length=48, seed=0).next()
+
+
+def step(model, config, batch, watched=()):
+    optimizers = build_optimizers(model, config)
+    return train_step(model, optimizers, config, batch, 0, Processes(), list(watched))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, None])
+def test_micro_batches_are_the_batch_in_pieces(batch, rows):
+    parts = list(micro_batches(batch, 48, rows))
+    assert len(parts) == (1 if rows is None else 4 // rows)
+    assert torch.equal(torch.cat([tokens for tokens, _, _ in parts], dim=1), batch.tokens)
+    assert torch.equal(torch.cat([targets for _, targets, _ in parts], dim=1), batch.targets)
+    assert sum((seqs.lengths for _, _, seqs in parts), ()) == batch.seqs.lengths
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_accumulation_does_not_change_the_mathematics(model, train_config, batch, optimizer):
+    models = [model, *(copy.deepcopy(model) for _ in range(3))]
+    config = train_config.replace(optimizer=optimizer)
+    variants = [
+        config,
+        config.replace(micro_rows=1),
+        config.replace(micro_rows=2),
+        config.replace(activation_checkpointing=True),
+    ]
+    results = []
+    for each, variant in zip(models, variants, strict=True):
+        each.activation_checkpointing = variant.activation_checkpointing
+        # In double precision, so that what is left is rounding and nothing else.
+        results.append(step(each.double(), variant, batch))
+    for other, result in zip(models[1:], results[1:], strict=True):
+        assert result.nll == pytest.approx(results[0].nll, rel=1e-6)
+        assert result.gradient_norm == pytest.approx(results[0].gradient_norm, rel=1e-6)
+        for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(a.abs().max()) + 1e-9, msg=name)
+
+
+def test_the_loss_is_the_mean_over_tokens_that_count(model, train_config, batch):
+    batch.targets[0, :150] = -100
+    with torch.no_grad():
+        nll = model(batch.tokens, targets=batch.targets, seqs=batch.seqs).nll
+    result = step(model, train_config.replace(micro_rows=1), batch)
+    assert result.tokens == 4 * 48 - 150
+    assert result.loss == pytest.approx(float(nll.sum()) / result.tokens, rel=1e-5)
+
+
+def test_gradients_are_clipped_to_their_norm(model, train_config, batch):
+    config = train_config.replace(grad_clip=1e-3)
+    result = step(model, config, batch)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert result.gradient_norm > 0.1
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bf16_keeps_weights_gradients_and_states_in_float32(model, train_config, batch):
+    optimizers = build_optimizers(model, train_config)
+    config = train_config.replace(precision="bf16")
+    result = train_step(model, optimizers, config, batch, 0, Processes(), [])
+    exact = step(copy.deepcopy(model), train_config, batch)
+    assert result.loss == pytest.approx(exact.loss, rel=0.05)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    states = [value for member in optimizers.members for state in member.state.values() for value in state.values()]
+    assert {value.dtype for value in states} == {torch.float32}
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_before_the_update(model, train_config, batch, where):
+    if where == "loss":
+        model.norm.weight.data[0] = float("nan")
+    else:
+        model.blocks[0].mixer.q_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    words = {"loss": r"the loss of step 1 is nan", "gradient": r"the gradient norm of step 1 is (inf|nan)"}[where]
+    with pytest.raises(TrainingError, match=words):
+        step(model, train_config, batch)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or value.isnan().any(), name
+
+
+def test_the_routers_are_balanced_and_forget_their_loads(model, train_config, batch):
+    step(model, train_config, batch)
+    router = model.blocks[1].feed_forward.router
+    assert router.bias.abs().max() > 0
+    assert torch.equal(router.load, torch.zeros(5))
+
+
+def test_qk_clip_brings_the_largest_logit_to_the_threshold(model, train_config, batch):
+    watched = watch_logits(model)
+    assert len(watched) == 1
+    model(batch.tokens, seqs=batch.seqs)
+    before = watched[0].max_logit.clone()
+    threshold = float(before.sort().values[1])  # The largest of three heads is above it.
+    largest, clipped = clip_logits(watched, threshold, Processes())
+    assert (largest, clipped) == (float(before.max()), 1)
+    model(batch.tokens, seqs=batch.seqs)
+    after = watched[0].max_logit
+    torch.testing.assert_close(after, before.clamp(max=threshold), rtol=1e-4, atol=1e-6)
+    assert clip_logits([], 1.0, Processes()) == (float("-inf"), 0)
