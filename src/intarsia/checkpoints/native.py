@@ -117,7 +117,9 @@ def load_model(
     try:
         with safe_open(weights, "pt", device=str(device)) as file:
             _check_tensors(weights, file, expected)
-            tensors = {name: file.get_tensor(name) for name in expected}
+            # Copies: the file's own pages are not aligned, which changes the last bits of products, and a
+            # file that is overwritten must not change a model.
+            tensors = {name: file.get_tensor(name).clone() for name in expected}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights} cannot be read: {error}") from error
     # The head is given too, to satisfy the check for completeness; afterwards it is tied again.
