@@ -78,7 +78,8 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between evaluations. None: at the end alone."""
     eval_documents: int | None = None
-    """Evaluate on the first so many held-out documents. None: all that `eval_bytes` allows."""
+    """Evaluate on the first so many held-out documents. None: all that `eval_bytes` allows. 0: never
+    evaluate."""
     eval_bytes: int | None = None
     """Evaluate on the first held-out documents of so many bytes of text together. None: no such limit."""
     checkpoint_every: int | None = None
@@ -93,7 +94,7 @@ class TrainConfig:
             _integer(name, getattr(self, name), least=1)
         for name in ("micro_rows", "eval_every", "eval_documents", "eval_bytes", "checkpoint_every"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), least=1)
+                _integer(name, getattr(self, name), least=0 if name == "eval_documents" else 1)
         for name in ("warmup_steps", "seed", "data_seed"):
             _integer(name, getattr(self, name), least=0)
         for name in ("lr", "adamw_lr_scale", "adamw_eps"):

@@ -225,7 +225,9 @@ class _Trainer:
     def _evaluate(self, metrics: Metrics) -> None:
         """Evaluate the model as it is, unless that was done before a checkpoint that the run went on from."""
         step, heldout = self.tally.step, self.dataset.heldout
-        if not heldout.documents or self.processes.gather(metrics.has("eval", step))[0]:
+        if not heldout.documents or self.config.eval_documents == 0:
+            return
+        if self.processes.gather(metrics.has("eval", step))[0]:
             return
         self.evaluation = evaluate(
             self.model,
