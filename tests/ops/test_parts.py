@@ -85,9 +85,11 @@ def test_chunks_hold_each_token_once(lengths: list[int], size: int) -> None:
     total = sum(lengths)
     x = torch.arange(1, total + 1, dtype=torch.float64)[None, :, None].requires_grad_()
     layout = ChunkLayout.of(1, total, Sequences(tuple(lengths)), size)
-    chunks = layout.split(x)
-    assert chunks.shape == (sum(layout.active), 1, layout.size)
-    joined = layout.join(chunks[..., None], total)[..., 0]
+    segments = [slice(0, 1), slice(1, len(layout.active))] if len(layout.active) > 1 else [slice(0, 1)]
+    parts = layout.split(x[..., None], segments)
+    assert sum(part.shape[0] for part in parts) == sum(layout.active)
+    assert all(part.shape[1:] == (1, layout.size, 1) for part in parts)
+    joined = layout.join(parts, segments, total)[..., 0]
     assert torch.equal(joined, x)
     joined.square().sum().backward()
     assert torch.equal(x.grad, 2 * x)

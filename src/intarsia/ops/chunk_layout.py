@@ -8,11 +8,14 @@ chunks, and the states that go on are a prefix of the states before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from intarsia.ops.sequences import Sequences
 
@@ -54,25 +57,55 @@ class ChunkLayout:
         index = first[rank, None] + offset
         return torch.where(offset < lengths[rank, None], index, sum(self.lengths)).to(device)
 
-    def split(self, x: Tensor) -> Tensor:
-        """`[B, T, heads, ...]` to `[chunks, heads, size, ...]`, ordered by step."""
+    def split(self, x: Tensor, segments: Sequence[slice]) -> list[Tensor]:
+        """`[B, T, heads, ...]` to `[chunks, heads, size, ...]` for each run of steps."""
+        counts = self._counts(segments)
         if self.packed:
             padded = F.pad(x[0], (0, 0) * (x.dim() - 2) + (0, 1))
-            return padded[self.token_index(x.device)].transpose(1, 2)
+            index, inverse = self._token_places(x.device)
+            tokens = _Reorder.apply(padded, index.flatten(), inverse).unflatten(0, index.shape)
+            return [part.transpose(1, 2) for part in tokens.split(counts)]
         B, T = x.shape[:2]
         steps = len(self.active)
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, steps * self.size - T))
-        x = x.view(B, steps, self.size, *x.shape[2:])
-        return x.transpose(0, 1).reshape(steps * B, self.size, *x.shape[3:]).transpose(1, 2)
+        if T < steps * self.size:
+            x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, steps * self.size - T))
+        parts = x.unflatten(1, (steps, self.size)).split([count // B for count in counts], dim=1)
+        return [part.transpose(0, 1).flatten(0, 1).transpose(1, 2).contiguous() for part in parts]
 
-    def join(self, x: Tensor, length: int) -> Tensor:
-        """The inverse of `split` without the padding: `[chunks, heads, size, ...]` to `[B, length, heads, ...]`."""
-        x = x.transpose(1, 2)
+    def join(self, parts: Sequence[Tensor], segments: Sequence[slice], length: int) -> Tensor:
+        """The inverse of `split` without the padding: `[chunks, heads, size, ...]` of each run of steps to
+        `[B, length, heads, ...]`."""
         if self.packed:
-            index = self.token_index(x.device).flatten()
-            place = torch.empty(length + 1, dtype=torch.long, device=x.device)
-            place[index] = torch.arange(index.numel(), device=x.device)
-            return x.flatten(0, 1)[place[:length]][None]
-        steps, B = len(self.active), len(self.lengths)
-        x = x.reshape(steps, B, self.size, *x.shape[2:]).transpose(0, 1)
-        return x.reshape(B, steps * self.size, *x.shape[3:])[:, :length]
+            tokens = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+            index, inverse = self._token_places(tokens.device)
+            return _Reorder.apply(tokens, inverse, index.flatten())[None, :length]
+        B = len(self.lengths)
+        rows = (part.transpose(1, 2).unflatten(0, (-1, B)).transpose(0, 1).flatten(1, 2) for part in parts)
+        return torch.cat(list(rows), dim=1)[:, :length]
+
+    def _counts(self, segments: Sequence[slice]) -> list[int]:
+        """The number of chunks in each run of steps."""
+        return [sum(self.active[steps]) for steps in segments]
+
+    def _token_places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`token_index` and its inverse: the place in the chunks of each token of the row and of padding."""
+        index = self.token_index(device)
+        inverse = torch.zeros(sum(self.lengths) + 1, dtype=torch.long, device=device)
+        inverse[index.flatten()] = torch.arange(index.numel(), device=device)
+        return index, inverse
+
+
+class _Reorder(torch.autograd.Function):
+    """`x[index]` with the gradient `grad[inverse]`: every row but padding is used once, and the gradient of
+    padding is zero or not read. (The gradient of plain indexing adds up row by row, many times slower.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None

@@ -56,37 +56,35 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     dtype = call.compute_dtype
     T, HV, K = call.q.shape[1], call.v.shape[2], call.k.shape[3]
     layout = ChunkLayout.of(call.q.shape[0], T, call.seqs, CHUNK)
-    group = HV // call.q.shape[2]
+    segments = _segments(layout.active, HV * layout.size * K)
 
-    def prepare(x: Tensor, repeats: int = 1) -> Tensor:
-        x = layout.split(x)
-        return (x if repeats == 1 else x.repeat_interleave(repeats, dim=1)).to(dtype)
-
-    q, k, v = prepare(call.q, group), prepare(call.k, group), prepare(call.v)
-    beta = None if call.beta is None else prepare(call.beta)
-    g = call.g
-    if g is not None:
-        g = prepare(g.expand(call.v.shape[:3]) if call.decay == "fixed" else g)
+    def prepare(x: Tensor | None) -> list[Tensor] | list[None]:
+        return [None] * len(segments) if x is None else layout.split(x, segments)
 
     if call.initial_state is None:
-        S = torch.zeros(call.state_shape, dtype=dtype, device=q.device)
+        S = torch.zeros(call.state_shape, dtype=dtype, device=call.q.device)
     else:
         S = call.initial_state.to(dtype)[list(layout.order)]
+    g = call.g.expand(call.v.shape[:3]) if call.g is not None and call.decay == "fixed" else call.g
     finals: list[Tensor] = []
     outputs = []
-    for steps in _segments(layout.active, HV * layout.size * K):
-        chunks = slice(sum(layout.active[: steps.start]), sum(layout.active[: steps.stop]))
+    inputs = zip(*(prepare(x) for x in (call.q, call.k, call.v, g, call.beta)), strict=True)
+    for steps, (q, k, v, log_decay, beta) in zip(segments, inputs, strict=True):
+        assert q is not None and k is not None and v is not None
+        repeats = HV // q.shape[1]
+        if repeats > 1:
+            q, k = q.repeat_interleave(repeats, dim=1), k.repeat_interleave(repeats, dim=1)
         scores = _scores(
-            q[chunks] * call.scale,
-            k[chunks],
-            None if g is None else g[chunks].exp(),
+            q.to(dtype) * call.scale,
+            k.to(dtype),
+            None if log_decay is None else log_decay.to(dtype).exp(),
             erases=beta is not None,
         )
-        value, erased = _writes(scores, v[chunks], None if beta is None else beta[chunks])
+        value, erased = _writes(scores, v.to(dtype), None if beta is None else beta.to(dtype))
         o, S, done = _scan(scores, value, erased, S, layout.active[steps])
-        outputs.append(o)
+        outputs.append(o.to(call.v.dtype))
         finals += done
-    o = layout.join(torch.cat(outputs).to(call.v.dtype), T)
+    o = layout.join(outputs, segments, T)
     if not call.output_final_state:
         return o, None
     # States end in groups, the shortest sequences first; put them back in the order they came in.
@@ -127,20 +125,20 @@ def _scan(
     Returns the outputs `[M, HV, C, V]`, the states that go on, and those of the sequences that ended on the
     way (in the order in which they ended).
     """
-    k_end = scores.k_end.mT
     states, written, finals = [], [], []
-    start = 0
-    for count in active:
-        if count < S.shape[0]:
-            finals.append(S[count:])
-            S = S[:count]
-        chunks = slice(start, start + count)
-        start += count
+    # Split once instead of sliced step by step: the gradient of a slice is as large as the whole.
+    values = value.split(active)
+    eraseds = [None] * len(active) if erased is None else erased.split(active)
+    totals = [None] * len(active) if scores.total is None else scores.total.split(active)
+    for write, erase, k_end, total in zip(values, eraseds, scores.k_end.mT.split(active), totals, strict=True):
+        if write.shape[0] < S.shape[0]:
+            S, ended = S.split([write.shape[0], S.shape[0] - write.shape[0]])
+            finals.append(ended)
         states.append(S)
-        write = value[chunks] if erased is None else value[chunks] - erased[chunks] @ S
+        if erase is not None:
+            write = write - erase @ S
         written.append(write)
-        kept = S if scores.total is None else scores.total[chunks] * S
-        S = kept + k_end[chunks] @ write
+        S = (S if total is None else total * S) + k_end @ write
     o = scores.q_start @ torch.cat(states) + scores.qk @ torch.cat(written)
     return o, S, finals
 
