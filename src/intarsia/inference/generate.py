@@ -60,7 +60,7 @@ def generate(
         raise ConfigError(f"prefill_chunk must be at least 1, got {prefill_chunk}")
     ids = _checked_prompt(prompt, model.config.vocab_size)
     sampler = Sampler(sampling or Sampling(), seed)
-    return _decode(model, ids, max_tokens, sampler, frozenset(stop), prefill_chunk, states)
+    return _steps(model, ids, max_tokens, sampler, frozenset(stop), prefill_chunk, states)
 
 
 def stream_text(
@@ -87,10 +87,11 @@ def stream_text(
         stop={tokenizer.separator},
         prefill_chunk=prefill_chunk,
     )
-    return _texts(tokenizer, tokens)
+    return decode(tokenizer, tokens)
 
 
-def _texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Pieces of text as the tokens come; none is empty, and none holds half a character."""
     decoder = tokenizer.decode_stream()
     for token in tokens:
         if text := decoder.push(token):
@@ -99,7 +100,7 @@ def _texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def _decode(
+def _steps(
     model: LanguageModel,
     prompt: list[int],
     max_tokens: int,

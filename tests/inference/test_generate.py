@@ -1,0 +1,207 @@
+"""Generation with state against the whole text run anew, for every mixer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from intarsia.errors import ConfigError
+from intarsia.inference import GREEDY, Sampling, generate
+from intarsia.mixers import (
+    AttentionConfig,
+    GatedDeltaNetConfig,
+    KDAConfig,
+    MixerConfig,
+    MLAConfig,
+    names,
+)
+from intarsia.model import LanguageModel, ModelConfig
+from intarsia.model.config import ExpertsConfig, FeedForwardConfig
+
+VOCAB = 97
+# Every mixer of the registry, with K and V that differ where they may.
+MIXERS: dict[str, MixerConfig] = {
+    "kda": KDAConfig(num_heads=2, head_dim=16, head_v_dim=8),
+    "kda-bounded": KDAConfig(num_heads=2, head_dim=16, gate="bounded", conv_size=None, output_gate="none"),
+    "gdn": GatedDeltaNetConfig(num_heads=1, head_dim=16, num_v_heads=2, head_v_dim=24),
+    "attention": AttentionConfig(num_heads=4, head_dim=8, num_kv_heads=2),
+    "attention-partial": AttentionConfig(num_heads=2, head_dim=16, rope=0.25),
+    "mla": MLAConfig(num_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12),
+    "mla-rope": MLAConfig(num_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12, q_rank=16, rotate=True),
+}
+LAYOUTS = [*MIXERS, "kda*3 mla", "gdn*3 mla-rope", "gdn kda attention mla"]
+
+
+def build(layout: str, seed: int = 0, **changes: object) -> LanguageModel:
+    config = ModelConfig(
+        vocab_size=VOCAB,
+        d_model=32,
+        depth=max(2, len(layout.split())),
+        layout=layout,
+        mixers=MIXERS,
+        feed_forward=FeedForwardConfig(d_hidden=48),
+        tie_embeddings=False,  # tied and untrained, a model repeats its last token
+        init_std=0.1,  # logits far enough apart that they say something
+    ).replace(**changes)
+    model = LanguageModel(config)
+    model.init_weights(seed)
+    return model.eval()
+
+
+def tokens_of(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+
+
+def uncached_logits(model: LanguageModel, tokens: list[int]) -> Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits
+    assert logits is not None
+    return logits[0]
+
+
+def uncached_greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
+    text = list(prompt)
+    for _ in range(count):
+        text.append(int(uncached_logits(model, text)[-1].argmax()))
+    return text[len(prompt) :]
+
+
+def test_every_mixer_is_tested() -> None:
+    assert {config.type for config in MIXERS.values()} == set(names())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cuts", [[70], [1] * 12, [64, 1, 5], [3, 63, 1, 1, 2]], ids=str)
+def test_cached_logits_are_the_uncached_ones(layout: str, cuts: list[int]) -> None:
+    """However a text is split between calls. In float64, where nothing but rounding of 1e-16 may differ."""
+    model = build(layout).double()
+    tokens = tokens_of(sum(cuts))
+    states, pieces, start = model.init_states(1), [], 0
+    with torch.no_grad():
+        for cut in cuts:
+            out = model(torch.tensor([tokens[start : start + cut]]), states=states)
+            states, start = out.states, start + cut
+            assert states.tokens == start
+            pieces.append(out.logits[0])
+    torch.testing.assert_close(torch.cat(pieces), uncached_logits(model, tokens), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_error_is_that_of_rounding(layout: str) -> None:
+    """Against the float64 model, the cached float32 logits err at most twice as much as the uncached ones.
+
+    A small absolute term allows for positions where the uncached error happens to be tiny.
+    """
+    model = build(layout)
+    tokens = tokens_of(80)
+    with torch.inference_mode():
+        states, logits = model.init_states(1), []
+        for piece in (tokens[:48], *([token] for token in tokens[48:])):
+            out = model(torch.tensor([piece]), states=states)
+            states = out.states
+            logits.append(out.logits[0])
+    uncached = uncached_logits(model, tokens).double()
+    exact = uncached_logits(model.double(), tokens)
+    budget = 2 * (uncached - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (torch.cat(logits).double() - exact).abs().max() <= budget
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_greedy_generation_equals_the_uncached_loop(layout: str) -> None:
+    model = build(layout)
+    prompt = tokens_of(9)
+    expected = uncached_greedy(model, prompt, 24)
+    assert len(set(expected)) > 1
+    assert list(generate(model, prompt, max_tokens=24, sampling=GREEDY)) == expected
+
+
+def test_with_experts() -> None:
+    model = build("kda mla", depth=3, experts=ExpertsConfig(num_experts=8, d_hidden=16, num_active=2))
+    prompt = tokens_of(5)
+    got = list(generate(model, prompt, max_tokens=10, sampling=GREEDY))
+    assert got == uncached_greedy(model, prompt, 10)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunked_prefill_changes_nothing(chunk: int) -> None:
+    model = build("kda*3 mla").double()
+    prompt = tokens_of(130)
+    whole = list(generate(model, prompt, max_tokens=8, sampling=GREEDY))
+    assert list(generate(model, prompt, max_tokens=8, sampling=GREEDY, prefill_chunk=chunk)) == whole
+
+
+def test_same_seed_same_tokens() -> None:
+    model = build("kda mla")
+    prompt = tokens_of(5)
+
+    def draw(seed: int) -> list[int]:
+        return list(generate(model, prompt, max_tokens=30, sampling=Sampling(temperature=1.5), seed=seed))
+
+    first = draw(3)
+    torch.manual_seed(11)  # the global generator has no part in it
+    assert draw(3) == first
+    assert draw(4) != first
+
+
+def test_stop_ends_and_is_not_yielded() -> None:
+    model = build("kda mla")
+    prompt = tokens_of(5)
+    free = list(generate(model, prompt, max_tokens=20, sampling=GREEDY))
+    stop = free[6]
+    got = list(generate(model, prompt, max_tokens=20, sampling=GREEDY, stop={stop}))
+    assert got == free[: free.index(stop)]
+
+
+def test_states_continue_a_prefix_many_times() -> None:
+    model = build("kda*3 mla").double()
+    prefix, rest = tokens_of(40), tokens_of(3, seed=1)
+    with torch.inference_mode():
+        states = model(torch.tensor([prefix]), states=model.init_states(1), last_only=True).states
+    expected = list(generate(model, prefix + rest, max_tokens=6, sampling=GREEDY))
+    for _ in range(2):
+        assert list(generate(model, rest, max_tokens=6, sampling=GREEDY, states=states)) == expected
+    assert states.tokens == 40
+
+
+def test_interleaved_generations_do_not_meet() -> None:
+    model = build("gdn mla")
+    prompts = [tokens_of(6, seed=1), tokens_of(11, seed=2)]
+    expected = [list(generate(model, prompt, max_tokens=12, sampling=GREEDY)) for prompt in prompts]
+    running = [generate(model, prompt, max_tokens=12, sampling=GREEDY) for prompt in prompts]
+    got = [list(pair) for pair in zip(*(zip(*running, strict=True)), strict=True)]
+    assert got == expected
+
+
+def test_the_callers_modes_are_left_alone() -> None:
+    """Training, gradients and inference mode are the caller's own between two tokens and after the last."""
+    model = build("kda mla").train()
+    running = generate(model, [1, 2], max_tokens=3)
+    next(running)
+    assert model.training
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert len(list(running)) == 2
+    assert model.training
+
+
+def test_no_tokens() -> None:
+    assert list(generate(build("kda"), [1], max_tokens=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "holds no token"),
+        ([1, VOCAB], {}, f"token {VOCAB}, which is outside"),
+        ([-1], {}, "token -1"),
+        ([1], {"max_tokens": -1}, "max_tokens"),
+        ([1], {"prefill_chunk": 0}, "prefill_chunk"),
+    ],
+)
+def test_wrong_input_is_an_error_at_once(prompt: list[int], options: dict[str, int], message: str) -> None:
+    """By the call, not by the first token that is asked for."""
+    with pytest.raises(ConfigError, match=message):
+        generate(build("kda"), prompt, **options)
