@@ -81,7 +81,7 @@ def kimi_linear_48b_a3b(vocab_size: int | None = None) -> ModelConfig:
     bias to them: `ExpertsConfig.routing_weights="biased"` does the same.
     """
     return ModelConfig(
-        vocab_size=vocab_size or 163840,
+        vocab_size=163840 if vocab_size is None else vocab_size,
         d_model=2304,
         depth=27,
         # Full attention in layers 3, 7, …, 23 and 26, counted from 0.
