@@ -1,0 +1,55 @@
+"""Judging: put architectures in a fair fight and say honestly what came out.
+
+`compare(load_plan("examples/demo.toml"), "runs/demo")` trains every arm of a plan on the same data, judges
+them with intervals over documents and seeds, and writes `verdict.json` and `report.html`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from intarsia.ladder.plan import (
+    Arm,
+    Budget,
+    Corpus,
+    Evaluation,
+    Figures,
+    Matching,
+    Plan,
+    PlanError,
+    Tuning,
+    load_plan,
+)
+
+if TYPE_CHECKING:
+    from intarsia.ladder.comparison import compare
+    from intarsia.ladder.verdict import PairVerdict, Verdict
+
+__all__ = [
+    "Arm",
+    "Budget",
+    "Corpus",
+    "Evaluation",
+    "Figures",
+    "Matching",
+    "PairVerdict",
+    "Plan",
+    "PlanError",
+    "Tuning",
+    "Verdict",
+    "compare",
+    "load_plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A plan can be read and checked without loading what runs it (PyTorch among it).
+    if name == "compare":
+        from intarsia.ladder.comparison import compare
+
+        return compare
+    if name in ("Verdict", "PairVerdict"):
+        from intarsia.ladder import verdict
+
+        return getattr(verdict, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,7 +61,9 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
             try:
                 matched = match_parameters(config, target, plan.matching.tolerance)
             except ConfigError as error:
-                raise PlanError(f"{arm.name} cannot be matched to {reference}: {error}", ("arms", index)) from None
+                raise PlanError(
+                    f"{arm.name} cannot be matched to {reference}: {error}", ("arms", index)
+                ) from None
             config, change = matched, _change(config, matched)
         cost = cost_of(config)
         resolved.append(ResolvedArm(arm, config, cost.parameters, cost.non_embedding_parameters, change))
@@ -69,10 +71,18 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
 
 
 def _configuration(plan: Plan, arm: Arm, vocab_size: int) -> ModelConfig:
-    base = presets.get(arm.preset, vocab_size=vocab_size).to_dict() if arm.preset else {"vocab_size": vocab_size}
-    values = merge(merge(base, plan.model), arm.model)
+    base = (
+        presets.get(arm.preset, vocab_size=vocab_size).to_dict() if arm.preset else {"vocab_size": vocab_size}
+    )
+    shared = dict(plan.model)
+    if arm.preset and "mixers" in shared:
+        # A change to a mixer is for the arms that have it.
+        shared["mixers"] = {name: change for name, change in shared["mixers"].items() if name in base["mixers"]}
+    values = merge(merge(base, shared), arm.model)
     if values["vocab_size"] != vocab_size:
-        raise ConfigError(f"vocab_size comes from the tokenizer ({vocab_size}) and cannot be {values['vocab_size']}")
+        raise ConfigError(
+            f"vocab_size comes from the tokenizer ({vocab_size}) and cannot be {values['vocab_size']}"
+        )
     return ModelConfig.from_dict(values)
 
 

@@ -42,9 +42,13 @@ class Arm:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise PlanError(f"{self.name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",))
+            raise PlanError(
+                f"{self.name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",)
+            )
         if self.preset is None and not self.model:
-            raise PlanError(f"the arm {self.name!r} needs a preset, or a [arms.model] table with a whole configuration")
+            raise PlanError(
+                f"the arm {self.name!r} needs a preset, or a [arms.model] table with a whole configuration"
+            )
         if self.learning_rates is not None:
             _check_rates(self.learning_rates, ("learning_rates",))
 
@@ -57,10 +61,14 @@ class Corpus:
     tokenizer: str = "bpe:4096"
     limit_bytes: int | None = None
     text_field: str = "text"
+    heldout: float = 0.05
+    """The share of documents that is kept from training, for tuning and judging."""
 
     def __post_init__(self) -> None:
         if self.limit_bytes is not None:
             _check_least(self, "limit_bytes", 1)
+        if not 0 < self.heldout < 1:
+            raise PlanError(f"must be above 0 and below 1, got {self.heldout}", ("heldout",))
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,12 @@ class Figures:
     def __post_init__(self) -> None:
         if any(context < 1 for context in self.contexts) or list(self.contexts) != sorted(set(self.contexts)):
             raise PlanError(f"must be positive and growing, got {list(self.contexts)}", ("contexts",))
-        for name, least in (("decode_tokens", 1), ("repeats", 1), ("throughput_steps", 0), ("sample_tokens", 0)):
+        for name, least in (
+            ("decode_tokens", 1),
+            ("repeats", 1),
+            ("throughput_steps", 0),
+            ("sample_tokens", 0),
+        ):
             _check_least(self, name, least)
 
 
@@ -184,7 +197,8 @@ class Plan:
     title: str = ""
     corpus: Corpus = field(default_factory=Corpus)
     model: Mapping[str, Any] = field(default_factory=dict)
-    """Changes to the model configuration of every arm, before the arm's own."""
+    """Changes to the model configuration of every arm, before the arm's own. Those under `mixers` are for the
+    arms that have the mixer."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Options of `intarsia.training.TrainConfig`, shared by all runs. `eval_every` with `eval_documents` or
     `eval_bytes` adds held-out curves to the report; the verdict has documents of its own."""
@@ -204,7 +218,9 @@ class Plan:
             if name in names[:index]:
                 raise PlanError(f"two arms are called {name!r}", ("arms", index, "name"))
         if not self.seeds:
-            raise PlanError("at least one seed is needed; three or more make a verdict worth having", ("seeds",))
+            raise PlanError(
+                "at least one seed is needed; three or more make a verdict worth having", ("seeds",)
+            )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PlanError(f"must be different and not negative, got {list(self.seeds)}", ("seeds",))
         if self.tuning.seed in self.seeds:
@@ -215,7 +231,9 @@ class Plan:
             )
         reference = self.matching.reference
         if reference is not None and reference not in names:
-            raise PlanError(f"no arm {reference!r}{did_you_mean(reference, names)}", ("matching", "reference"))
+            raise PlanError(
+                f"no arm {reference!r}{did_you_mean(reference, names)}", ("matching", "reference")
+            )
         self._check_training()
 
     def _check_training(self) -> None:
@@ -224,7 +242,9 @@ class Plan:
         known = [option.name for option in dataclasses.fields(TrainConfig)]
         for key in self.training:
             if key in _OWNED:
-                raise PlanError(f"the comparison sets this itself; say it in {_OWNED[key]}", ("training", key))
+                raise PlanError(
+                    f"the comparison sets this itself; say it in {_OWNED[key]}", ("training", key)
+                )
             if key not in known:
                 free = [name for name in known if name not in _OWNED]
                 raise PlanError(f"unknown option{did_you_mean(key, free)}", ("training", key))
@@ -295,7 +315,9 @@ def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
     """
     path = Path(path)
     if not path.is_file():
-        raise PlanError(f"there is no plan file {path}; examples/demo.toml in the repository is one to start from")
+        raise PlanError(
+            f"there is no plan file {path}; examples/demo.toml in the repository is one to start from"
+        )
     if path.suffix == ".toml":
         plan = _load_toml(path)
     elif path.suffix == ".py":

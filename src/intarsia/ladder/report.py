@@ -45,7 +45,9 @@ def render(plan: Plan, results: Results, verdict: Verdict) -> str:
             tag("title", f"{title} · Intarsia"),
             tag("style", Markup(_asset("report.css"))),
         ),
-        tag("body", tag("main", _sections(plan, results, verdict)), tag("script", Markup(_asset("report.js")))),
+        tag(
+            "body", tag("main", _sections(plan, results, verdict)), tag("script", Markup(_asset("report.js")))
+        ),
         lang="en",
     )
     return f"<!doctype html>\n{page}\n"
@@ -117,17 +119,23 @@ def _table(plan: Plan, results: Results, verdict: Verdict) -> Markup:
     many = len(contexts) > 3
     shown = [contexts[0], contexts[len(contexts) // 2], contexts[-1]] if many else contexts
     heads = ["Parameters", "Held-out bits per byte", "Training tokens/s"]
-    heads += [f"Cache at {_context(c)}" for c in shown] + [f"ms/token at {_context(c)}" for c in shown]
+    heads += [f"Cache at {context_name(c)}" for c in shown] + [
+        f"ms/token at {context_name(c)}" for c in shown
+    ]
     body = []
     for index, arm in enumerate(results.arms):
         row = verdict.row(arm.name)
         costs = {cost.context: cost for cost in arm.measurements.decoding}
         speed = arm.measurements.training_tokens_per_second
         cells: list[object] = [
-            [count(arm.non_embedding_parameters), " ", tag("small", f"+ {count(arm.parameters - arm.non_embedding_parameters)}")],
+            [
+                count(arm.non_embedding_parameters),
+                " ",
+                tag("small", f"+ {count(arm.parameters - arm.non_embedding_parameters)}"),
+            ],
             _level(row.estimate) if row.estimate else "no run finished",
             f"{speed:,.0f}" if speed else None,
-            *[_size(costs[c].cache_bytes) if c in costs else None for c in shown],
+            *[size_name(costs[c].cache_bytes) if c in costs else None for c in shown],
             *[f"{costs[c].milliseconds:.2f}" if c in costs else None for c in shown],
         ]
         name = tag(
@@ -136,8 +144,12 @@ def _table(plan: Plan, results: Results, verdict: Verdict) -> Markup:
             tag("span", arm.note, class_="note") if arm.note else None,
             layout_strip(arm.layout.split(), kinds),
         )
-        body.append(tag("tr", name, _cells(heads, cells), class_="best" if arm.name == verdict.best else None))
-    for row, baseline in zip([row for row in verdict.rows if row.is_baseline], results.baselines, strict=True):
+        body.append(
+            tag("tr", name, _cells(heads, cells), class_="best" if arm.name == verdict.best else None)
+        )
+    for row, baseline in zip(
+        [row for row in verdict.rows if row.is_baseline], results.baselines, strict=True
+    ):
         cells = [
             count(baseline.parameters) if baseline.parameters else None,
             _level(row.estimate) if row.estimate else None,
@@ -173,7 +185,9 @@ def _table(plan: Plan, results: Results, verdict: Verdict) -> Markup:
 
 def _cells(heads: Sequence[str], cells: Sequence[object]) -> list[Markup]:
     return [
-        tag("td", cell if cell is not None else "–", data_label=head, class_="empty" if cell is None else None)
+        tag(
+            "td", cell if cell is not None else "–", data_label=head, class_="empty" if cell is None else None
+        )
         for head, cell in zip(heads, cells, strict=True)
     ]
 
@@ -247,7 +261,9 @@ def _curves(plan: Plan, results: Results) -> Markup:
             ]
             finished = [curve for run, curve in curves if run.failure is None]
             if finished:
-                lines.append(Line(arm.name, f"arm-{index % 6}", _mean_curve(finished), dots=kind != "training"))
+                lines.append(
+                    Line(arm.name, f"arm-{index % 6}", _mean_curve(finished), dots=kind != "training")
+                )
         if not lines:
             return None
         return tag(
@@ -339,7 +355,7 @@ def _costs(plan: Plan, results: Results) -> Markup:
                     title="Milliseconds per decoded token against context",
                     x_label="tokens already read",
                     y_label="milliseconds per token",
-                    x_format=_context,
+                    x_format=context_name,
                     y_format=lambda value: f"{value:.3g}",
                     x_ticks=contexts,
                     x_log=True,
@@ -355,8 +371,8 @@ def _costs(plan: Plan, results: Results) -> Markup:
                     title="Bytes of state against context",
                     x_label="tokens already read",
                     y_label="bytes",
-                    x_format=_context,
-                    y_format=_size,
+                    x_format=context_name,
+                    y_format=size_name,
                     x_ticks=contexts,
                     x_log=True,
                     y_log=True,
@@ -374,7 +390,9 @@ def _rates(plan: Plan, results: Results) -> Markup:
     for index, arm in enumerate(results.arms):
         scores = arm.tuning_scores
         if not scores:
-            rows.append(tag("tr", tag("td", _arm(arm, index)), tag("td", f"{arm.grid[0]:g} was given", class_="text")))
+            rows.append(
+                tag("tr", tag("td", _arm(arm, index)), tag("td", f"{arm.grid[0]:g} was given", class_="text"))
+            )
             continue
         cells = []
         for rate, score in sorted(scores.items()):
@@ -391,7 +409,11 @@ def _rates(plan: Plan, results: Results) -> Markup:
         "section",
         tag("h2", "The learning rates"),
         tag("p", rule),
-        tag("table", tag("thead", tag("tr", tag("th", "Model"), tag("th", "Rate: bits per byte", class_="text"))), tag("tbody", rows)),
+        tag(
+            "table",
+            tag("thead", tag("tr", tag("th", "Model"), tag("th", "Rate: bits per byte", class_="text"))),
+            tag("tbody", rows),
+        ),
     )
 
 
@@ -402,14 +424,20 @@ def _samples(results: Results) -> Markup:
     blocks: list[Markup] = []
     for position, prompt in enumerate(prompts):
         for sample in [sample for sample in results.samples if sample.prompt == prompt]:
-            shown = tag("pre", tag("span", prompt, class_="prompt") if prompt else None, sample.text, class_="sample")
+            shown = tag(
+                "pre", tag("span", prompt, class_="prompt") if prompt else None, sample.text, class_="sample"
+            )
             start = tag("code", repr(prompt)) if prompt else "from nothing"
             head = tag("summary", sample.arm, " ", tag("small", "continues " if prompt else "writes ", start))
             blocks.append(tag("details", head, shown, open="open" if position == 0 else None))
     return tag(
         "section",
         tag("h2", "What they write"),
-        tag("p", "The first judged seed of each, with the same sampling and the same random numbers.", class_="quiet"),
+        tag(
+            "p",
+            "The first judged seed of each, with the same sampling and the same random numbers.",
+            class_="quiet",
+        ),
         blocks,
     )
 
@@ -433,7 +461,10 @@ def _failures(results: Results) -> Markup:
         ]
         heads = [tag("th", head, class_="text") for head in ("Run", "For", "How", "What it said")]
         text = join(
-            tag("p", f"{len(failed)} of {total} runs failed. They are counted and left out of the differences."),
+            tag(
+                "p",
+                f"{len(failed)} of {total} runs failed. They are counted and left out of the differences.",
+            ),
             tag("div", tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows)), class_="scroll"),
         )
     return tag("section", tag("h2", "Failed runs"), text)
@@ -461,7 +492,9 @@ def _fairness(plan: Plan, results: Results) -> Markup:
             )
         )
     digests = {
-        run.seed: run.batches for run in results.runs if run.role == "judged" and run.failure is None and run.batches
+        run.seed: run.batches
+        for run in results.runs
+        if run.role == "judged" and run.failure is None and run.batches
     }
     return tag(
         "section",
@@ -485,7 +518,10 @@ def _fairness(plan: Plan, results: Results) -> Markup:
                     "thead",
                     tag(
                         "tr",
-                        [tag("th", head) for head in ("Model", "Parameters", "Without embeddings", "FLOPs/token, training")],
+                        [
+                            tag("th", head)
+                            for head in ("Model", "Parameters", "Without embeddings", "FLOPs/token, training")
+                        ],
                         tag("th", "Changed to match", class_="text"),
                     ),
                 ),
@@ -496,8 +532,12 @@ def _fairness(plan: Plan, results: Results) -> Markup:
         tag(
             "p",
             "Every batch was hashed and the hashes were found equal in all arms: ",
-            [[f"seed {seed} ", tag("code", digest[:16]), ", "] for seed, digest in sorted(digests.items())][:-1],
-            [[f"seed {seed} ", tag("code", digest[:16]), "."] for seed, digest in sorted(digests.items())][-1:],
+            [[f"seed {seed} ", tag("code", digest[:16]), ", "] for seed, digest in sorted(digests.items())][
+                :-1
+            ],
+            [[f"seed {seed} ", tag("code", digest[:16]), "."] for seed, digest in sorted(digests.items())][
+                -1:
+            ],
             class_="quiet",
         )
         if digests
@@ -549,7 +589,8 @@ def _arm(arm: ArmResult, index: int) -> Markup:
 
 def _legend(results: Results) -> Markup:
     items = [
-        tag("li", tag("span", class_=f"swatch arm-{index % 6}"), arm.name) for index, arm in enumerate(results.arms)
+        tag("li", tag("span", class_=f"swatch arm-{index % 6}"), arm.name)
+        for index, arm in enumerate(results.arms)
     ]
     return tag("ul", items, class_="legend")
 
@@ -559,16 +600,18 @@ def _kinds(results: Results) -> list[str]:
 
 
 def _tiles_legend(kinds: Sequence[str]) -> Markup:
-    items = [tag("li", tag("span", class_=f"swatch kind-{index % 6}"), name) for index, name in enumerate(kinds)]
+    items = [
+        tag("li", tag("span", class_=f"swatch kind-{index % 6}"), name) for index, name in enumerate(kinds)
+    ]
     return tag("ul", items, class_="legend tiles")
 
 
-def _context(tokens: float) -> str:
+def context_name(tokens: float) -> str:
     """`256`, `4k`: powers of two read best in binary thousands."""
     return f"{tokens / 1024:g}k" if tokens >= 1024 and tokens % 256 == 0 else f"{tokens:,.0f}"
 
 
-def _size(number: float) -> str:
+def size_name(number: float) -> str:
     """`1.5 MB`: decimal units, as axes have decimal marks."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= factor:

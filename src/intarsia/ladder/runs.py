@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -164,7 +164,7 @@ class RunFolder:
             "arm": spec.arm,
             "learning_rate": spec.learning_rate,
             "seed": spec.seed,
-            "role": cast("Role", spec.role),
+            "role": spec.role,
             "directory": self.path.name,
             **self._curves(spec),
         }

@@ -99,7 +99,9 @@ def convert(value: Any, hint: Any, path: tuple[str | int, ...]) -> Any:
     if origin is typing.Literal:
         if value not in args:
             names = [str(choice) for choice in args]
-            raise PlanError(f"{value!r} is none of {', '.join(names)}{did_you_mean_short(str(value), names)}", path)
+            raise PlanError(
+                f"{value!r} is none of {', '.join(names)}{did_you_mean_short(str(value), names)}", path
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -128,7 +130,9 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = (
+            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
     return merged
 
 
@@ -147,7 +151,7 @@ def toml_line(text: str, path: tuple[str | int, ...]) -> int | None:
                 quoted = None
             continue
         if header := re.match(r"\s*\[\[([^\]]+)\]\]", line):
-            name = _keys(header[1])
+            name: tuple[str | int, ...] = _keys(header[1])
             # Tables inside an element of an array, as [arms.model], belong to the newest element.
             name = _placed(name, counts)
             counts[name] = counts.get(name, -1) + 1
@@ -172,7 +176,9 @@ def _keys(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
 
 
-def _placed(name: tuple[str | int, ...], counts: Mapping[tuple[str | int, ...], int]) -> tuple[str | int, ...]:
+def _placed(
+    name: tuple[str | int, ...], counts: Mapping[tuple[str | int, ...], int]
+) -> tuple[str | int, ...]:
     placed: tuple[str | int, ...] = ()
     for position, key in enumerate(name):
         placed = (*placed, key)

@@ -106,7 +106,8 @@ def judge(plan: Plan, results: Results) -> Verdict:
     )
     arm_levels = {arm.name: level for arm, level in zip(finished, levels, strict=False)}
     verdicts = tuple(
-        _pair(a, b, by_pair.get((a.name, b.name)), shared[a.name, b.name], plan.evaluation.margin) for a, b in pairs
+        _pair(a, b, by_pair.get((a.name, b.name)), shared[a.name, b.name], plan.evaluation.margin)
+        for a, b in pairs
     )
     rows = [Row(arm.name, arm.note, arm_levels.get(arm.name)) for arm in arms] + [
         Row(baseline.name, baseline.note, level, is_baseline=True)
@@ -190,7 +191,11 @@ def _failures(*arms: ArmResult) -> str:
 def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
     names = [arm.name for arm in results.arms]
     absent = [arm.name for arm in results.arms if not arm.judged]
-    note = f" {listed(absent)} finished no run and {'is' if len(absent) == 1 else 'are'} not judged." if absent else ""
+    note = (
+        f" {listed(absent)} finished no run and {'is' if len(absent) == 1 else 'are'} not judged."
+        if absent
+        else ""
+    )
     live = [pair for pair in pairs if pair.difference is not None]
     if not live:
         return f"No verdict: no two of {listed(names)} finished a run with the same seed.{note}"
@@ -207,7 +212,11 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
     if not decided:
         if all(pair.outcome == "equal" for pair in live):
             return f"{listed(present)} are equal within the plan's margin{failures}.{note}"
-        widest = max(max(abs(p.difference.simultaneous.low), abs(p.difference.simultaneous.high)) for p in live if p.difference)  # noqa: E501
+        widest = max(
+            max(abs(p.difference.simultaneous.low), abs(p.difference.simultaneous.high))
+            for p in live
+            if p.difference
+        )
         return (
             f"No difference that this budget can show between {listed(present)}; "
             f"none is ruled out up to {amount(widest)} {UNIT}{failures}.{note}"
@@ -221,15 +230,22 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
     for name in present:
         beaten = [pair for pair in decided if pair.better == name]
         if beaten:
-            clauses.append(f"{name} is better than " + listed([f"{_other(p, name)} by {_gain(p, name)}" for p in beaten]))
+            clauses.append(
+                f"{name} is better than " + listed([f"{_other(p, name)} by {_gain(p, name)}" for p in beaten])
+            )
     open_pairs = [f"{pair.first} and {pair.second}" for pair in live if not pair.better]
-    rest = f"; no difference that this budget can show between {', nor between '.join(open_pairs)}" if open_pairs else ""
+    rest = (
+        f"; no difference that this budget can show between {', nor between '.join(open_pairs)}"
+        if open_pairs
+        else ""
+    )
     return f"{'; '.join(clauses)} ({UNIT}){rest}{failures}.{note}"
 
 
 def _lowest(results: Results, live: list[PairVerdict]) -> str:
     scores = {
-        arm.name: sum(float(run.bits.sum()) for run in arm.judged.values() if run.bits is not None) / len(arm.judged)
+        arm.name: sum(float(run.bits.sum()) for run in arm.judged.values() if run.bits is not None)
+        / len(arm.judged)
         for arm in results.arms
         if arm.judged
     }
@@ -248,9 +264,7 @@ def _gain(pair: PairVerdict, name: str) -> str:
     return f"{amount(value)} {bracket(interval.low, interval.high)}"
 
 
-def _caveats(
-    plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows: list[Row]
-) -> list[str]:
+def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows: list[Row]) -> list[str]:
     """What this comparison cannot show, from what it is and from what happened in it."""
     seeds = len(plan.seeds)
     smallest, largest = (f(arm.non_embedding_parameters for arm in results.arms) for f in (min, max))
@@ -285,9 +299,7 @@ def _caveats(
                 "might serve it better."
             )
     if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
-        caveats.append(
-            "Learning rates were given and not tuned here: an arm may do better with another."
-        )
+        caveats.append("Learning rates were given and not tuned here: an arm may do better with another.")
     elif any(len(plan.rates(arm)) > 1 for arm in plan.arms):
         caveats.append(
             f"Learning rates were chosen with one seed ({plan.tuning.seed}) on {results.tuning_documents} documents "
@@ -299,7 +311,11 @@ def _caveats(
             "finished; an arm that fails often is worse than its finished runs say."
         )
     bigram = [row.estimate.value for row in rows if row.is_baseline and row.estimate]
-    behind = [row.name for row in rows if not row.is_baseline and row.estimate and bigram and row.estimate.value > min(bigram)]
+    behind = [
+        row.name
+        for row in rows
+        if not row.is_baseline and row.estimate and bigram and row.estimate.value > min(bigram)
+    ]
     if behind:
         caveats.append(
             f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} not better than counting tokens (the best baseline): "

@@ -131,6 +131,8 @@ def _run(path: Path, channel: Channel) -> int:
     from intarsia.training import TrainConfig, evaluate, train
 
     folder, spec = RunFolder(path), RunSpec.load(path)
+    if folder.outcome.exists():  # A process that was thought lost has finished it.
+        return DONE
     torch.set_num_threads(spec.threads)
     config = TrainConfig.from_dict(dict(spec.train))
     dataset = TokenDataset(spec.dataset)
@@ -147,7 +149,9 @@ def _run(path: Path, channel: Channel) -> int:
     if not result.finished:
         return INTERRUPTED
     channel.send(event="judging")
-    device = "cuda" if spec.device == "auto" and torch.cuda.is_available() else spec.device.replace("auto", "cpu")
+    device = (
+        "cuda" if spec.device == "auto" and torch.cuda.is_available() else spec.device.replace("auto", "cpu")
+    )
     evaluation = evaluate(
         load_model(folder.model, device=device),
         dataset.heldout,

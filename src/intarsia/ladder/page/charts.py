@@ -65,7 +65,11 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round((first + i) * step, 12) for i in range(int((high - low) / step + 1e-9) + 1) if (first + i) * step <= high * (1 + 1e-12) + 1e-12]  # noqa: E501
+    return [
+        round((first + i) * step, 12)
+        for i in range(int((high - low) / step + 1e-9) + 1)
+        if (first + i) * step <= high * (1 + 1e-12) + 1e-12
+    ]
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
@@ -108,20 +112,37 @@ def line_figure(
         x = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left + 6, width - right - 6, x_log)
         y = Axis(low, high, height - bottom, top, y_log)
         marks = log_ticks(low, high) if y_log else ticks(low, high, 5)
-        places = x_ticks or (log_ticks(x.low, x.high) if x_log else ticks(x.low, x.high, 4 if width < 500 else 7))
+        places = x_ticks or (
+            log_ticks(x.low, x.high) if x_log else ticks(x.low, x.high, 4 if width < 500 else 7)
+        )
         clip = f"clip-{zlib.crc32(title.encode()):x}-{css}"
         parts: list[Markup] = [
-            tag("clipPath", tag("rect", x=left, y=top - 4, width=width - left, height=height - bottom - top + 8), id=clip)
+            tag(
+                "clipPath",
+                tag("rect", x=left, y=top - 4, width=width - left, height=height - bottom - top + 8),
+                id=clip,
+            )
         ]
         for mark in marks:
             parts.append(tag("line", x1=left, x2=width - right, y1=y.at(mark), y2=y.at(mark), class_="grid"))
             parts.append(tag("text", y_format(mark), x=left - 7, y=y.at(mark) + 4, class_="tick end"))
         for place in places:
-            parts.append(tag("text", x_format(place), x=x.at(place), y=height - bottom + 18, class_="tick middle"))
             parts.append(
-                tag("line", x1=x.at(place), x2=x.at(place), y1=height - bottom, y2=height - bottom + 4, class_="axis")
+                tag("text", x_format(place), x=x.at(place), y=height - bottom + 18, class_="tick middle")
             )
-        parts.append(tag("line", x1=left, x2=width - right, y1=height - bottom, y2=height - bottom, class_="axis"))
+            parts.append(
+                tag(
+                    "line",
+                    x1=x.at(place),
+                    x2=x.at(place),
+                    y1=height - bottom,
+                    y2=height - bottom + 4,
+                    class_="axis",
+                )
+            )
+        parts.append(
+            tag("line", x1=left, x2=width - right, y1=height - bottom, y2=height - bottom, class_="axis")
+        )
         parts.append(tag("text", y_label, x=left - 44, y=12, class_="label"))
         parts.append(tag("text", x_label, x=width - right, y=height - 4, class_="label end"))
         drawn = []
@@ -132,7 +153,9 @@ def line_figure(
                 a, b = line.points[-1]
                 u, v = x.at(a), y.at(min(max(b, low), high))
                 cross = f"M{u - 4:.1f},{v - 4:.1f}l8,8m0,-8l-8,8"
-                drawn.append(tag("path", tag("title", f"{line.name}: failed here"), d=cross, class_=f"line {line.css}"))
+                drawn.append(
+                    tag("path", tag("title", f"{line.name}: failed here"), d=cross, class_=f"line {line.css}")
+                )
             if line.faint:
                 continue
             for a, b in line.points:
@@ -190,9 +213,15 @@ def forest_figure(
                     "g",
                     described,
                     tag("line", x1=x.at(bar.outer[0]), x2=x.at(bar.outer[1]), y1=y, y2=y, class_="whisker"),
-                    [tag("line", x1=x.at(end), x2=x.at(end), y1=y - 5, y2=y + 5, class_="whisker") for end in bar.outer],
+                    [
+                        tag("line", x1=x.at(end), x2=x.at(end), y1=y - 5, y2=y + 5, class_="whisker")
+                        for end in bar.outer
+                    ],
                     tag("line", x1=x.at(bar.inner[0]), x2=x.at(bar.inner[1]), y1=y, y2=y, class_="interval"),
-                    [tag("line", x1=x.at(v), x2=x.at(v), y1=y + 9, y2=y + 14, class_="seed") for v in bar.single],
+                    [
+                        tag("line", x1=x.at(v), x2=x.at(v), y1=y + 9, y2=y + 14, class_="seed")
+                        for v in bar.single
+                    ],
                     tag("circle", cx=x.at(bar.value), cy=y, r=5, class_="estimate"),
                     class_=f"bar {bar.css}",
                 )
@@ -206,14 +235,30 @@ def layout_strip(layers: Sequence[str], kinds: Sequence[str]) -> Markup:
     """A model's layers as inlaid tiles, first layer left; the colour tells the mixer."""
     size, gap = 13.0, 2.0
     tiles = [
-        tag("rect", tag("title", f"layer {i}: {name}"), x=i * (size + gap), y=0, width=size, height=size, rx=2,
-            class_=f"tile kind-{kinds.index(name) % 6}")
+        tag(
+            "rect",
+            tag("title", f"layer {i}: {name}"),
+            x=i * (size + gap),
+            y=0,
+            width=size,
+            height=size,
+            rx=2,
+            class_=f"tile kind-{kinds.index(name) % 6}",
+        )
         for i, name in enumerate(layers)
     ]
     width = len(layers) * (size + gap) - gap
     label = f"layers: {' '.join(layers)}"
-    return tag("svg", tiles, viewBox=f"0 0 {width:g} {size:g}", width=width, height=size, class_="strip", role="img",
-               aria_label=label)
+    return tag(
+        "svg",
+        tiles,
+        viewBox=f"0 0 {width:g} {size:g}",
+        width=width,
+        height=size,
+        class_="strip",
+        role="img",
+        aria_label=label,
+    )
 
 
 def _both(
@@ -223,7 +268,14 @@ def _both(
 
 
 def _svg(parts: Sequence[Markup], width: float, height: float, css: str, title: str) -> Markup:
-    return tag("svg", parts, viewBox=f"0 0 {width:g} {height:g}", class_=f"figure {css}", role="img", aria_label=title)
+    return tag(
+        "svg",
+        parts,
+        viewBox=f"0 0 {width:g} {height:g}",
+        class_=f"figure {css}",
+        role="img",
+        aria_label=title,
+    )
 
 
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:

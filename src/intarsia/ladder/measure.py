@@ -1,0 +1,330 @@
+"""What each model costs on this machine, and what it writes: measured after all training, one thing at a time.
+
+Speeds that were read while several runs shared the cores would compare the runs' neighbours. So here a process
+of its own does nothing but measure: for each figure the arms take turns, several rounds, and the median counts,
+so that a slow moment of the machine meets all arms alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intarsia.files import write_json
+from intarsia.ladder.results import Decoding, Measurements, Sample
+from intarsia.ladder.worker import CRASHED, DONE, Channel, die_with_parent, hold_lock, open_channel
+
+if TYPE_CHECKING:
+    from intarsia.data import TokenDataset
+    from intarsia.model import LanguageModel
+    from intarsia.model.language_model import ModelStates
+
+SPEC, RESULT = "measure.json", "measurements.json"
+PREFILL = 512
+"""Tokens that are read at a time on the way to a context, to bound the memory."""
+
+
+@dataclass(frozen=True)
+class MeasuredArm:
+    """One arm to measure. `run` is the directory of a finished judged run, if there is one."""
+
+    name: str
+    model: Mapping[str, Any]
+    train: Mapping[str, Any]
+    run: str | None
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What is to be measured."""
+
+    arms: tuple[MeasuredArm, ...]
+    dataset: str
+    data_fingerprint: str
+    contexts: tuple[int, ...]
+    decode_tokens: int
+    repeats: int
+    throughput_steps: int
+    prompts: tuple[str, ...]
+    sample_tokens: int
+    temperature: float
+    top_p: float
+    threads: int
+    machine: str
+    """The processor's name: other machines measure anew."""
+
+    @property
+    def key(self) -> str:
+        """Hex digits of everything that was asked for."""
+        values = {name: value for name, value in asdict(self).items() if name != "dataset"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, directory: Path) -> MeasureSpec:
+        """The spec that the parent wrote."""
+        values = json.loads((directory / SPEC).read_text(encoding="utf-8"))
+        values["arms"] = tuple(MeasuredArm(**arm) for arm in values["arms"])
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
+
+    @property
+    def rounds(self) -> int:
+        """Units of work, for a progress bar."""
+        samples = len(self.prompts or ("",)) * sum(arm.run is not None for arm in self.arms)
+        return len(self.arms) * (len(self.contexts) * self.repeats + self.throughput_steps) + (
+            samples if self.sample_tokens else 0
+        )
+
+
+def read_measurements(
+    directory: Path, spec: MeasureSpec
+) -> tuple[dict[str, Measurements], tuple[Sample, ...]] | None:
+    """What was measured for this very spec; None if nothing was."""
+    path = directory / RESULT
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values["key"] != spec.key:
+        return None
+    measurements = {
+        name: Measurements(
+            tuple(Decoding(**cost) for cost in arm["decoding"]), arm["training_tokens_per_second"]
+        )
+        for name, arm in values["arms"].items()
+    }
+    return measurements, tuple(Sample(**sample) for sample in values["samples"])
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what `measure.json` in the given directory asks for."""
+    die_with_parent()
+    channel = open_channel()
+    directory = Path(arguments[0])
+    lock = hold_lock(directory / ".measure.lock")
+    try:
+        spec = MeasureSpec.load(directory)
+        write_json(directory / RESULT, {"key": spec.key, **_measure(spec, directory, channel)})
+        return DONE
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
+    finally:
+        lock.close()
+
+
+def _measure(spec: MeasureSpec, directory: Path, channel: Channel) -> dict[str, Any]:
+    import torch
+
+    from intarsia.checkpoints.native import load_model
+    from intarsia.data import TokenDataset
+    from intarsia.model import LanguageModel, ModelConfig
+
+    torch.set_num_threads(spec.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dataset = TokenDataset(spec.dataset)
+    models: dict[str, LanguageModel] = {}
+    for arm in spec.arms:
+        if arm.run is not None:
+            models[arm.name] = load_model(directory / "runs" / arm.run / "train" / "model", device=device)
+        else:
+            # The cost of decoding does not depend on the weights.
+            models[arm.name] = LanguageModel(ModelConfig.from_dict(arm.model)).to(device)
+            models[arm.name].init_weights(0)
+        models[arm.name].eval()
+    progress = _Counter(channel, spec.rounds)
+    decoding = decode_times(
+        models,
+        _tokens(dataset, max(spec.contexts, default=0)),
+        spec.contexts,
+        tokens=spec.decode_tokens,
+        repeats=spec.repeats,
+        tick=progress.tick,
+    )
+    samples = _samples(spec, models, dataset, progress) if spec.sample_tokens else []
+    del models
+    speeds = training_speeds(spec, dataset, device, progress.tick)
+    return {
+        "arms": {
+            arm.name: {
+                "decoding": [asdict(cost) for cost in decoding[arm.name]],
+                "training_tokens_per_second": speeds.get(arm.name),
+            }
+            for arm in spec.arms
+        },
+        "samples": [asdict(sample) for sample in samples],
+    }
+
+
+class _Counter:
+    def __init__(self, channel: Channel, total: int) -> None:
+        self._channel, self._done = channel, 0
+        channel.begin("measure", total)
+
+    def tick(self) -> None:
+        self._done += 1
+        self._channel.advance(self._done, {})
+
+
+def _tokens(dataset: TokenDataset, count: int) -> list[int]:
+    """`count` tokens of held-out text, repeated where there are too few."""
+    tokens: list[int] = []
+    while len(tokens) < count:
+        for index in range(dataset.heldout.documents):
+            tokens += dataset.heldout.document(index).tolist()
+            if len(tokens) >= count:
+                break
+    return tokens[:count]
+
+
+def decode_times(
+    models: Mapping[str, LanguageModel],
+    text: Sequence[int],
+    contexts: Sequence[int],
+    *,
+    tokens: int,
+    repeats: int,
+    tick: Any = lambda: None,
+) -> dict[str, list[Decoding]]:
+    """Milliseconds for a token and bytes of state after each context, for each model.
+
+    Args:
+        text: at least as many tokens as the largest context.
+        contexts: ascending.
+        tokens: decoded one by one for each timing; each timing starts again from the same state.
+        repeats: timings; the median over all their tokens counts.
+    """
+    import torch
+
+    costs: dict[str, list[Decoding]] = {name: [] for name in models}
+    with torch.inference_mode():
+        states = {name: model.init_states(1) for name, model in models.items()}
+        read = 0
+        for context in contexts:
+            for name, model in models.items():
+                for start in range(read, context, PREFILL):
+                    piece = text[start : min(start + PREFILL, context)]
+                    states[name] = _advance(model, piece, states[name])
+            read = context
+            times: dict[str, list[float]] = {name: [] for name in models}
+            for _ in range(repeats):
+                for name, model in models.items():
+                    times[name] += _decode(model, states[name], text[context - 1], tokens)
+                    tick()
+            for name in models:
+                milliseconds = statistics.median(times[name]) * 1e3
+                costs[name].append(Decoding(context, milliseconds, states[name].nbytes()))
+    return costs
+
+
+def _decode(model: LanguageModel, states: ModelStates, token: int, tokens: int) -> list[float]:
+    """Seconds for each of `tokens` tokens. The first is left out: it copies the cache away from its other users."""
+    import torch
+
+    seconds = []
+    for _ in range(tokens + 1):
+        began = time.perf_counter()
+        states = _advance(model, [token], states)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def _advance(model: LanguageModel, tokens: Sequence[int], states: ModelStates) -> ModelStates:
+    import torch
+
+    device = model.embed.weight.device
+    out = model(torch.tensor([list(tokens)], device=device), states=states, last_only=True)
+    assert out.states is not None
+    return out.states
+
+
+def training_speeds(spec: MeasureSpec, dataset: TokenDataset, device: str, tick: Any) -> dict[str, float]:
+    """Tokens per second of whole training steps, each arm with the batches and options of its runs."""
+    if not spec.throughput_steps:
+        return {}
+    trainers = {arm.name: _steps(arm, dataset, device) for arm in spec.arms}
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in spec.arms}
+    for trainer in trainers.values():
+        next(trainer)  # The first step allocates what the others use again.
+    for _ in range(spec.throughput_steps):
+        for name, trainer in trainers.items():
+            seconds[name].append(next(trainer))
+            tick()
+    return {
+        arm.name: arm.train["rows"] * arm.train["length"] / statistics.median(seconds[arm.name])
+        for arm in spec.arms
+    }
+
+
+def _steps(arm: MeasuredArm, dataset: TokenDataset, device: str) -> Iterator[float]:
+    """Train an arm from scratch, giving the seconds of each step."""
+    import torch
+
+    from intarsia.data import BatchLoader
+    from intarsia.model import LanguageModel, ModelConfig
+    from intarsia.training import TrainConfig
+    from intarsia.training.distributed import Processes
+    from intarsia.training.optimizers import build_optimizers
+    from intarsia.training.qk_clip import watch_logits
+    from intarsia.training.step import train_step
+
+    config = TrainConfig.from_dict(dict(arm.train))
+    model = LanguageModel(ModelConfig.from_dict(arm.model))
+    model.init_weights(config.seed)
+    model.to(device)
+    model.activation_checkpointing = config.activation_checkpointing
+    watched = watch_logits(model) if config.qk_clip is not None else []
+    optimizers = build_optimizers(model, config)
+    loader = BatchLoader(dataset.train, rows=config.rows, length=config.length, seed=config.data_seed)
+    processes = Processes(device=torch.device(device))
+    step = 0
+    while True:
+        began = time.perf_counter()
+        model.train()
+        train_step(model, optimizers, config, loader.next(), step, processes, watched)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        step = min(step + 1, config.steps - 1)
+        yield time.perf_counter() - began
+
+
+def _samples(
+    spec: MeasureSpec, models: Mapping[str, LanguageModel], dataset: TokenDataset, progress: _Counter
+) -> list[Sample]:
+    """A text of each trained model after each prompt, all with the same random numbers."""
+    from intarsia.data import load_tokenizer
+    from intarsia.inference import Sampling, generate
+
+    tokenizer = load_tokenizer(dataset.directory / "tokenizer")
+    sampling = Sampling(temperature=spec.temperature, top_p=spec.top_p)
+    samples = []
+    for prompt in spec.prompts or ("",):
+        start = [tokenizer.separator, *tokenizer.encode(prompt)]
+        for arm in spec.arms:
+            if arm.run is None:
+                continue
+            tokens = generate(
+                models[arm.name],
+                start,
+                max_tokens=spec.sample_tokens,
+                sampling=sampling,
+                seed=0,
+                stop={tokenizer.separator},
+            )
+            samples.append(Sample(arm.name, prompt, tokenizer.decode(list(tokens))))
+            progress.tick()
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Making all runs of a comparison: what is done is skipped, what is half done goes on, what fails is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from intarsia.ladder.board import Board
+from intarsia.ladder.pool import Event, Pool, describe_exit
+from intarsia.ladder.results import Failure, Run, choose_rate
+from intarsia.ladder.runs import RunFolder, RunSpec
+from intarsia.ladder.worker import DONE, INTERRUPTED
+
+
+@dataclass(frozen=True)
+class ArmSchedule:
+    """The runs of one arm: those that choose its learning rate, then those that are judged."""
+
+    name: str
+    grid: tuple[float, ...]
+    tuning: tuple[RunSpec, ...]
+    """Empty where there is one rate and nothing to choose."""
+    judged: Callable[[float], Sequence[RunSpec]]
+    """The judged runs at a learning rate."""
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of one arm, done or failed, and the rate that was chosen."""
+
+    learning_rate: float | None
+    runs: tuple[Run, ...]
+
+
+def run_all(
+    schedules: Sequence[ArmSchedule], directory: Path, *, jobs: int, board: Board, pool: Pool
+) -> dict[str, ArmRuns]:
+    """Make the runs of all arms, `jobs` at a time, each in a process of its own.
+
+    Tuning runs come first; an arm's judged runs follow as soon as its learning rate is chosen, all arms' first
+    seeds before their second. A run that fails is kept as failed and the others go on.
+
+    Raises:
+        KeyboardInterrupt: after the running ones were stopped with a checkpoint.
+    """
+    order = {schedule.name: index for index, schedule in enumerate(schedules)}
+    waiting: list[tuple[tuple[int, int, int], RunSpec]] = []
+    finished: dict[str, Run] = {}
+    """By the key of the spec."""
+    running: dict[str, RunSpec] = {}
+    chosen: dict[str, float | None] = {}
+
+    def enqueue(specs: Sequence[RunSpec]) -> None:
+        for position, spec in enumerate(specs):
+            folder = RunFolder(directory / spec.directory_name)
+            folder.claim(spec)
+            if folder.state == "open":
+                waiting.append(((int(spec.role == "judged"), position, order[spec.arm]), spec))
+            else:
+                finished[spec.key] = folder.read(spec)
+                board.skip(spec.steps)
+        waiting.sort(key=lambda item: item[0])
+
+    def advance(schedule: ArmSchedule) -> None:
+        """Choose the learning rate and go on to the judged runs, once that is possible."""
+        if schedule.name in chosen or any(spec.key not in finished for spec in schedule.tuning):
+            return
+        scores = {spec.learning_rate: finished[spec.key].tuning_bits_per_byte for spec in schedule.tuning}
+        rate = choose_rate(scores) if schedule.tuning else schedule.grid[0]
+        chosen[schedule.name] = rate
+        if rate is not None:
+            enqueue(schedule.judged(rate))
+
+    def conclude(key: str, status: int) -> None:
+        spec = running.pop(key)
+        folder = RunFolder(directory / spec.directory_name)
+        if status == DONE and folder.outcome.exists():
+            run = finished[key] = folder.read(spec)
+            score = run.tuning_bits_per_byte
+            text = f"{score:.4f} bits per byte on the tuning documents, " if score is not None else ""
+            board.finish(key, f"{text}{run.seconds:.0f} s")
+        else:
+            failure = folder.read_failure() or _unexplained(status, folder)
+            folder.write_failure(failure)
+            finished[key] = folder.read(spec)
+            board.finish(key, f"{failure.kind}: {failure.message}", good=False)
+        advance(next(schedule for schedule in schedules if schedule.name == spec.arm))
+
+    def happened(key: str, event: Event | int) -> None:
+        if isinstance(event, int):
+            conclude(key, event)
+        elif event.get("event") == "begin":
+            board.resumed(key, event["done"])
+        elif event.get("event") == "step":
+            board.step(key, event["done"], event["loss"], event["speed"])
+        elif event.get("event") == "judging":
+            board.stage(key, "scoring documents")
+
+    for schedule in schedules:
+        enqueue(schedule.tuning)
+    for schedule in schedules:
+        advance(schedule)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                _, spec = waiting.pop(0)
+                folder = RunFolder(directory / spec.directory_name)
+                running[spec.key] = spec
+                board.start(
+                    spec.key, f"{spec.title}{' (tuning)' if spec.role == 'tuning' else ''}", spec.steps
+                )
+                pool.start(spec.key, "intarsia.ladder.worker", folder.path, folder.log, spec.threads)
+            if event := pool.wait(0.25):
+                happened(*event)
+    except BaseException:
+        if pool.children:
+            board.say("Stopping: the running models are being saved. Ctrl-C again stops at once.")
+        pool.stop()
+        raise
+    return {
+        schedule.name: ArmRuns(
+            chosen.get(schedule.name),
+            tuple(run for run in finished.values() if run.arm == schedule.name),
+        )
+        for schedule in schedules
+    }
+
+
+def _unexplained(status: int, folder: RunFolder) -> Failure:
+    """The failure of a child that could not say what happened to it."""
+    if status < 0 or status == INTERRUPTED:
+        what = describe_exit(status) if status < 0 else "was stopped from outside"
+        return Failure("killed", f"The process {what}.")
+    return Failure(
+        "crashed", f"The process {describe_exit(status)}; see {folder.log.name} in {folder.path.name}."
+    )
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
