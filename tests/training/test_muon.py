@@ -37,7 +37,9 @@ def test_zero_gives_zero():
 def test_the_same_as_pytorch_s_muon(shape):
     ours, theirs = (torch.nn.Parameter(normal(*shape)) for _ in range(2))
     muon = Muon([ours], lr=0.02, momentum=0.9, weight_decay=0.1, dtype=torch.bfloat16)
-    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    reference = torch.optim.Muon(
+        [theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
     start = ours.detach().clone()
     for step in range(5):
         for parameter, optimizer in ((ours, muon), (theirs, reference)):

@@ -89,7 +89,9 @@ def test_bf16_keeps_weights_gradients_and_states_in_float32(model, train_config,
     assert result.loss == pytest.approx(exact.loss, rel=0.05)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
-    states = [value for member in optimizers.members for state in member.state.values() for value in state.values()]
+    states = [
+        value for member in optimizers.members for state in member.state.values() for value in state.values()
+    ]
     assert {value.dtype for value in states} == {torch.float32}
 
 
@@ -100,7 +102,9 @@ def test_nan_stops_before_the_update(model, train_config, batch, where):
     else:
         model.blocks[0].mixer.q_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    words = {"loss": r"the loss of step 1 is nan", "gradient": r"the gradient norm of step 1 is (inf|nan)"}[where]
+    words = {"loss": r"the loss of step 1 is nan", "gradient": r"the gradient norm of step 1 is (inf|nan)"}[
+        where
+    ]
     with pytest.raises(TrainingError, match=words):
         step(model, train_config, batch)
     for name, value in model.state_dict().items():

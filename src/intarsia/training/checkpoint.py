@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -112,9 +113,13 @@ class Checkpoints:
         try:
             with _quiet():
                 dcp.load(state, checkpoint_id=path, no_dist=self.processes.world_size == 1)
-        except Exception as error:  # Damage shows in many ways: a missing file, a bad archive, a wrong shape.
+        except (Exception, CheckpointException) as error:
+            # Damage shows in many ways: a missing file, a bad archive, a wrong shape. CheckpointException is no
+            # Exception and holds what went wrong in each process.
+            failures = getattr(error, "failures", {})
+            first = next(iter(failures.values()))[0] if failures else error
             raise CheckpointError(
-                f"cannot load {path}: {error}\n"
+                f"cannot load {path}: {type(first).__name__}: {first}\n"
                 "If it is damaged, remove that directory to go on from an older one."
             ) from error
         set_model_state_dict(model, state["model"])

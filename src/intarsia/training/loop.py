@@ -106,9 +106,11 @@ class _Tally:
     seconds: float = 0.0
     batches: str = ""
     line_nll: float = 0.0
-    """Of the steps since the last line of metrics; so are the next two."""
+    """Of the steps since the last line of metrics; so is all that is called `line`."""
     line_tokens: int = 0
     line_seconds: float = 0.0
+    line_max_logit: float | None = None
+    line_clipped_heads: int = 0
     loss: float = 0.0
 
     def add(self, result: StepResult, digest: str, seconds: float) -> None:
@@ -120,6 +122,13 @@ class _Tally:
         self.line_tokens += result.tokens
         self.line_seconds += seconds
         self.loss = self.line_nll / self.line_tokens
+        if result.max_logit is not None:
+            self.line_max_logit = max(result.max_logit, self.line_max_logit or result.max_logit)
+            self.line_clipped_heads += result.clipped_heads or 0
+
+    def start_line(self) -> None:
+        self.line_nll, self.line_tokens, self.line_seconds = 0.0, 0, 0.0
+        self.line_max_logit, self.line_clipped_heads = None, 0
 
 
 class _Trainer:
@@ -217,10 +226,10 @@ class _Trainer:
                 "seconds": tally.seconds,
                 "tokens_per_second": speed,
             }
-            if result.max_logit is not None:
-                values |= {"max_logit": result.max_logit, "clipped_heads": result.clipped_heads}
-            self._write(metrics, "train", values)
-            tally.line_nll, tally.line_tokens, tally.line_seconds = 0.0, 0, 0.0
+            if tally.line_max_logit is not None:
+                values |= {"max_logit": tally.line_max_logit, "clipped_heads": tally.line_clipped_heads}
+            metrics.write("train", tally.step, values)
+            tally.start_line()
 
     def _evaluate(self, metrics: Metrics) -> None:
         """Evaluate the model as it is, unless that was done before a checkpoint that the run went on from."""
@@ -239,7 +248,7 @@ class _Trainer:
         )
         if self.processes.is_main:
             self.evaluation.save(self.run.evaluation(step))
-        self._write(metrics, "eval", self.evaluation.summary())
+        metrics.write("eval", step, self.evaluation.summary())
 
     def _save(self, metrics: Metrics) -> None:
         """Write a checkpoint of this step, unless there is one. The metrics so far are part of it."""
@@ -278,9 +287,6 @@ class _Trainer:
             return Metrics(None, self.tally.step)
         events = self.run.tensorboard if self.config.tensorboard else None
         return Metrics(self.run.metrics, self.tally.step, events)
-
-    def _write(self, metrics: Metrics, kind: str, values: dict[str, Any]) -> None:
-        metrics.write(kind, self.tally.step, values)
 
     def _due(self, every: int | None, last: bool = False) -> bool:
         return last or (every is not None and self.tally.step > 0 and self.tally.step % every == 0)
