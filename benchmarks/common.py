@@ -21,7 +21,9 @@ def machine() -> dict[str, Any]:
     features = []
     if Path("/proc/cpuinfo").exists():
         lines = dict(
-            line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+            if ":" in line
         )
         lines = {key.strip(): value.strip() for key, value in lines.items()}
         cpu = lines.get("model name", cpu)
@@ -71,7 +73,10 @@ def table(rows: list[dict[str, Any]], header: bool = True) -> None:
         print("  ".join(key.rjust(width) for key, width in widths.items()))
     for row in rows:
         cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths.values(), strict=True)), flush=True)
+        print(
+            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths.values(), strict=True)),
+            flush=True,
+        )
 
 
 def write_results(path: str | os.PathLike[str], results: dict[str, Any]) -> None:

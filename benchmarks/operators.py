@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, peak_memory, table, write_results
 from torch import Tensor
 
+from common import machine, peak_memory, table, write_results
 from intarsia.ops import gated_delta_rule
 
 HEADS, DIM = 8, 128
@@ -48,12 +48,14 @@ def inputs(length: int, decay: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def ours(x: dict[str, Tensor]) -> Tensor:
-    return gated_delta_rule(**x, impl="chunked")[0]
+    return gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"], impl="chunked")[0]
 
 
 def _positional(function: Callable[..., Any]) -> Call:
     def call(x: dict[str, Tensor]) -> Tensor:
-        o = function(x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"], initial_state=None, output_final_state=False)
+        o = function(
+            x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"], initial_state=None, output_final_state=False
+        )
         return o[0]
 
     return call
@@ -92,7 +94,9 @@ def run(call: Call, x: dict[str, Tensor], backward: bool) -> Tensor:
     return o.detach()
 
 
-def measure(length: int, decay: str, dtype: torch.dtype, backward: bool, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    length: int, decay: str, dtype: torch.dtype, backward: bool, seconds: float
+) -> list[dict[str, Any]]:
     x = inputs(length, decay, dtype)
     calls = candidates(decay, backward)
     outputs = {name: run(call, x, backward).float() for name, call in calls.items()}
@@ -105,7 +109,7 @@ def measure(length: int, decay: str, dtype: torch.dtype, backward: bool, seconds
             run(call, x, backward)
             times[name].append(time.perf_counter() - begin)
     medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, median in medians.items():
         flops = HEADS * length * (6 * DIM * DIM + 3 * 64 * DIM + 64 * 64)
         rows.append(
@@ -135,11 +139,15 @@ def peak_of(name: str, length: int, decay: str, dtype: torch.dtype, backward: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--decays", default="channel,head")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--backward", action="store_true", help="forward and backward instead of forward alone")
+    parser.add_argument(
+        "--backward", action="store_true", help="forward and backward instead of forward alone"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line, at least three runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", help="where to write the results as JSON")
@@ -155,7 +163,7 @@ def main() -> None:
         x = inputs(lengths[0], decay, dtypes[0])
         print(peak_memory(lambda: run(call, x, options.backward)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for decay in options.decays.split(","):
         for dtype in dtypes:
             for length in lengths:

@@ -11,21 +11,24 @@ far, in nats: what is usually called a loss spike.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import machine, table, write_results
 
+from common import machine, table, write_results
 from intarsia.data import open_corpus, open_tokenizer, prepare
 from intarsia.model import presets
 from intarsia.training import NGrams, RichProgress, TrainConfig, read_metrics, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="kimi-linear-tiny")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=4)
@@ -40,7 +43,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(options.directory or temporary)
         corpus = open_corpus("python-stdlib", heldout=0.1)
-        tokenizer = open_tokenizer(f"bpe:{options.vocabulary}", corpus=corpus, directory=directory / "tokenizer")
+        tokenizer = open_tokenizer(
+            f"bpe:{options.vocabulary}", corpus=corpus, directory=directory / "tokenizer"
+        )
         dataset = prepare(corpus, tokenizer, directory / "data")
         rows: list[dict[str, Any]] = []
         for precision in options.precisions.split(","):
@@ -52,13 +57,17 @@ def main() -> None:
             with RichProgress() as progress:
                 run = directory / f"{options.preset}-{precision}"
                 result = train(model, config, dataset, tokenizer, run, progress=progress, label=precision)
-            losses = np.array([line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line])
+            losses = np.array(
+                [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+            )
             smooth = np.convolve(losses, np.ones(20) / 20, mode="valid")
             rows.append(
                 {
                     "model": f"{options.preset} {precision}",
                     "steps": options.steps,
-                    "held-out bits per byte": result.evaluation.bits_per_byte,
+                    "held-out bits per byte": result.evaluation.bits_per_byte
+                    if result.evaluation
+                    else math.nan,
                     "first loss": float(losses[0]),
                     "last loss": float(smooth[-1]),
                     "largest jump": float((smooth - np.minimum.accumulate(smooth)).max()),

@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.budget import assert_within_budget
-from support.mixer_cases import CASES, D_MODEL, build
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +14,8 @@ from intarsia.errors import ShapeError
 from intarsia.mixers import Mixer
 from intarsia.mixers.state import GrowingTensor
 from intarsia.ops import Sequences
+from support.budget import assert_within_budget
+from support.mixer_cases import CASES, D_MODEL, build
 
 LENGTHS = [1, 63, 64, 65, 1000]
 every_mixer = pytest.mark.parametrize("case", CASES)

@@ -47,7 +47,9 @@ def test_the_operator_equals_transformers_kda(form: str) -> None:
 
     f = {"chunk": hf.chunk_kimi_delta_attention, "recurrent": hf.recurrent_kimi_delta_attention}[form]
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (nn.functional.normalize(torch.randn(2, T, 3, 16, generator=generator), dim=-1) for _ in range(3))
+    q, k, v = (
+        nn.functional.normalize(torch.randn(2, T, 3, 16, generator=generator), dim=-1) for _ in range(3)
+    )
     g, beta = -torch.rand(2, T, 3, 16, generator=generator), torch.rand(2, T, 3, generator=generator)
     state = torch.randn(2, 3, 16, 16, generator=generator)
     o, final = gated_delta_rule(q, k, v, g, beta, initial_state=state, output_final_state=True)

@@ -44,7 +44,10 @@ def test_packed_sequences_do_not_see_each_other(lengths: list[int], state: bool)
     y, final = short_convolution(x, weight, initial_state=initial, output_final_state=state, cu_seqlens=edges)
     for n, part in enumerate(x.split(lengths, dim=1)):
         alone = short_convolution(
-            part, weight, initial_state=None if initial is None else initial[n : n + 1], output_final_state=state
+            part,
+            weight,
+            initial_state=None if initial is None else initial[n : n + 1],
+            output_final_state=state,
         )
         torch.testing.assert_close(y[:, edges[n] : edges[n + 1]], alone[0])
         if state:
@@ -64,7 +67,9 @@ def test_gradients_and_dtypes() -> None:
     x = torch.randn(1, 6, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     edges = torch.tensor([0, 1, 6])
-    assert torch.autograd.gradcheck(lambda *a: short_convolution(*a, activation="silu", cu_seqlens=edges)[0], (x, weight))
+    assert torch.autograd.gradcheck(
+        lambda *a: short_convolution(*a, activation="silu", cu_seqlens=edges)[0], (x, weight)
+    )
     y, state = short_convolution(x.bfloat16(), weight.float(), output_final_state=True)
     assert y.dtype == torch.bfloat16
     assert state is not None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.budget import assert_within_budget
-from support.linear_inputs import DECAYS, REGIMES, linear_inputs
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.ops import explain, gated_delta_rule, linear_attention
+from support.budget import assert_within_budget
+from support.linear_inputs import DECAYS, REGIMES, linear_inputs
 
 IMPLEMENTATIONS = ["chunked"]
 OPERATORS = {"delta": gated_delta_rule, "additive": linear_attention}
@@ -39,7 +40,9 @@ def runner(operator: str, impl: str, cu_seqlens: Tensor | None = None) -> Any:
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 200])
 def test_equals_the_reference(impl: str, operator: str, decay: str, T: int) -> None:
     inputs = linear_inputs(B=2, T=T, H=2, HV=4, decay=decay)
-    for got, expected in zip(runner(operator, impl)(**inputs), runner(operator, "reference")(**inputs), strict=True):
+    for got, expected in zip(
+        runner(operator, impl)(**inputs), runner(operator, "reference")(**inputs), strict=True
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -48,7 +51,9 @@ def test_equals_the_reference(impl: str, operator: str, decay: str, T: int) -> N
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("decay", ["head", "channel"])
-def test_keeps_the_error_budget_at_any_decay(impl: str, operator: str, dtype: torch.dtype, regime: Any, decay: str) -> None:
+def test_keeps_the_error_budget_at_any_decay(
+    impl: str, operator: str, dtype: torch.dtype, regime: Any, decay: str
+) -> None:
     inputs = linear_inputs(T=300, K=64, V=32, decay=decay, regime=regime)
     assert_within_budget(runner(operator, impl), runner(operator, "reference"), inputs, dtype)
 
@@ -75,9 +80,13 @@ def test_keeps_the_error_budget_over_a_thousand_tokens(impl: str, dtype: torch.d
     beta_max=st.sampled_from([1.0, 2.0]),
     seed=st.integers(0, 1000),
 )
-def test_equals_the_reference_whatever_the_shape(impl: str, operator: str, H: int, group: int, **shape: Any) -> None:
+def test_equals_the_reference_whatever_the_shape(
+    impl: str, operator: str, H: int, group: int, **shape: Any
+) -> None:
     inputs = linear_inputs(H=H, HV=H * group, **shape)
-    for got, expected in zip(runner(operator, impl)(**inputs), runner(operator, "reference")(**inputs), strict=True):
+    for got, expected in zip(
+        runner(operator, impl)(**inputs), runner(operator, "reference")(**inputs), strict=True
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -95,8 +104,10 @@ def test_packed_sequences_do_not_see_each_other(
     edges = torch.tensor([0, *lengths]).cumsum(0)
     o, final = runner(operator, impl, edges)(**inputs)
     per_token = ("q", "k", "v", "beta") if decay == "fixed" else ("q", "k", "v", "g", "beta")
-    for n, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        alone = {name: x[:, start:stop] if x is not None and name in per_token else x for name, x in inputs.items()}
+    for n, (start, stop) in enumerate(itertools.pairwise(edges)):
+        alone = {
+            name: x[:, start:stop] if x is not None and name in per_token else x for name, x in inputs.items()
+        }
         if state:
             alone["initial_state"] = inputs["initial_state"][n : n + 1]
         o_n, final_n = runner(operator, impl)(**alone)
@@ -134,10 +145,14 @@ def test_the_future_changes_no_bit_of_the_past(
 
     past = {name: convert(x) for name, x in inputs.items()}
     changed = {
-        name: x if x is None or name == "initial_state" else torch.cat([x[:, :cut], 3 * convert(other[name])[:, cut:]], 1)
+        name: x
+        if x is None or name == "initial_state"
+        else torch.cat([x[:, :cut], 3 * convert(other[name])[:, cut:]], 1)
         for name, x in past.items()
     }
-    assert torch.equal(runner(operator, impl)(**past)[0][:, :cut], runner(operator, impl)(**changed)[0][:, :cut])
+    assert torch.equal(
+        runner(operator, impl)(**past)[0][:, :cut], runner(operator, impl)(**changed)[0][:, :cut]
+    )
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -145,7 +160,9 @@ def test_the_future_changes_no_bit_of_the_past(
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("regime", ["kda", "minus five", "resets", "all lost"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients_equal_those_of_the_reference(impl: str, operator: str, decay: str, regime: Any, packed: bool) -> None:
+def test_gradients_equal_those_of_the_reference(
+    impl: str, operator: str, decay: str, regime: Any, packed: bool
+) -> None:
     lengths = [3, 66, 1, 64] if packed else None
     inputs = linear_inputs(T=134, H=1, HV=2, decay=decay, regime=regime, sequences=4 if packed else None)
     edges = torch.tensor([0, *lengths]).cumsum(0) if lengths else None
@@ -162,7 +179,9 @@ def test_gradients_equal_those_of_the_reference(impl: str, operator: str, decay:
     expected = gradients("reference")
     for name, gradient in gradients(impl).items():
         assert torch.isfinite(gradient).all(), name
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -229,7 +248,11 @@ def test_memory_grows_with_the_tokens_and_not_faster() -> None:
 
 
 def test_state_and_output_dtypes() -> None:
-    for dtype, state in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+    for dtype, state in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         for impl in ("reference", "chunked"):
             inputs = {n: x.to(dtype) for n, x in linear_inputs(T=3).items()}
             o, final = gated_delta_rule(**inputs, output_final_state=True, impl=impl)
@@ -242,7 +265,9 @@ def test_beta_defaults_to_one_and_scale_to_the_root_of_the_key_dimension() -> No
     x = linear_inputs(T=5, K=16, state=False)
     q, k, v, g = x["q"], x["k"], x["v"], x["g"]
     plain = gated_delta_rule(q, k, v, g)[0]
-    torch.testing.assert_close(plain, gated_delta_rule(q, k, v, g, torch.ones(1, 5, 2, dtype=torch.float64))[0])
+    torch.testing.assert_close(
+        plain, gated_delta_rule(q, k, v, g, torch.ones(1, 5, 2, dtype=torch.float64))[0]
+    )
     torch.testing.assert_close(plain, gated_delta_rule(4 * q, k, v, g, scale=1 / 16)[0])
 
 

@@ -20,10 +20,14 @@ Compute = Callable[..., Sequence[Tensor]]
 STAGES = 4
 
 
-def rounded(inputs: Inputs, dtype: torch.dtype, float32: frozenset[str] = frozenset()) -> dict[str, Tensor | None]:
+def rounded(
+    inputs: Inputs, dtype: torch.dtype, float32: frozenset[str] = frozenset()
+) -> dict[str, Tensor | None]:
     """The inputs in `dtype`; those named in `float32` are never narrower than float32."""
     wide = dtype if dtype.itemsize >= 4 else torch.float32
-    return {name: None if x is None else x.to(wide if name in float32 else dtype) for name, x in inputs.items()}
+    return {
+        name: None if x is None else x.to(wide if name in float32 else dtype) for name, x in inputs.items()
+    }
 
 
 def assert_within_budget(
@@ -55,4 +59,6 @@ def assert_within_budget(
         floor = torch.finfo(g.dtype).eps * e.abs().max()
         for name, measure in (("rms", lambda t: t.square().mean().sqrt()), ("largest", torch.max)):
             budget = factor * torch.maximum(measure(rounding), floor)
-            assert measure(error) <= budget, f"output {i}: {name} error {measure(error):.2e} > budget {budget:.2e}"
+            assert measure(error) <= budget, (
+                f"output {i}: {name} error {measure(error):.2e} > budget {budget:.2e}"
+            )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.softmax import causal_attention, largest_logit
 from intarsia.mixers.state import GrowingTensor, KeyValueState
@@ -36,11 +37,15 @@ class AttentionConfig(MixerConfig):
         positive(num_heads=self.num_heads, head_dim=self.head_dim, num_kv_heads=self.num_kv_heads)
         positive(rope_theta=self.rope_theta)
         if self.num_heads % self.kv_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+            raise ConfigError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
+            )
         if not 0 <= self.rope <= 1:
             raise ConfigError(f"rope is a share of the head's channels, in [0, 1]; got {self.rope}")
         if self.rotated % 2:
-            raise ConfigError(f"rope={self.rope} rotates {self.rotated} of {self.head_dim} channels; it must be even")
+            raise ConfigError(
+                f"rope={self.rope} rotates {self.rotated} of {self.head_dim} channels; it must be even"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -56,13 +61,14 @@ class AttentionConfig(MixerConfig):
         return Attention(d_model, self)
 
 
-class ClipsLogits:
+class ClipsLogits(KeepsFloat32):
     """The bookkeeping of QK-clip (MuonClip, Kimi K2 report, arXiv:2507.20534) for softmax mixers.
 
     With `record_max_logit` the forward passes of training keep the largest attention logit of each head in
     `max_logit` `[H]`; `qk_clip_` then scales the weights of the heads that went beyond a threshold.
     """
 
+    float32_names = ("max_logit",)
     record_max_logit: bool = False
     max_logit: Tensor
 

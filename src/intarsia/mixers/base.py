@@ -55,7 +55,9 @@ class Mixer(nn.Module, Generic[S]):
     residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj",)
     """The linear maps that write to the residual stream: their initial weights are smaller."""
 
-    def forward(self, x: Tensor, state: S | None = None, seqs: Sequences | None = None) -> tuple[Tensor, S | None]:
+    def forward(
+        self, x: Tensor, state: S | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, S | None]:
         raise NotImplementedError
 
     def init_state(self, batch_size: int) -> S:
@@ -74,7 +76,9 @@ class Mixer(nn.Module, Generic[S]):
             raise ShapeError(f"{type(self).__name__} needs at least one token; got {list(x.shape)}")
         if seqs is not None:
             if state is not None:
-                raise ShapeError("a packed row starts every sequence from nothing: pass a state or seqs, not both")
+                raise ShapeError(
+                    "a packed row starts every sequence from nothing: pass a state or seqs, not both"
+                )
             if x.shape[0] != 1 or x.shape[1] != seqs.total:
                 raise ShapeError(f"seqs describes [1, {seqs.total}, D]; got {list(x.shape)}")
         if state is not None:

@@ -29,7 +29,9 @@ class ShortConvolution(nn.Module):
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator_of("weight"))
 
-    def forward(self, x: Tensor, state: Tensor | None, seqs: Sequences | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, state: Tensor | None, seqs: Sequences | None
+    ) -> tuple[Tensor, Tensor | None]:
         """`[B, T, channels]` to the same; the state holds the last `size - 1` inputs."""
         return short_convolution(
             x, self.weight, activation="silu", initial_state=state, output_final_state=state is not None,

@@ -47,7 +47,9 @@ class GatedDeltaNetConfig(MixerConfig):
             head_v_dim=self.head_v_dim, conv_size=self.conv_size,
         )  # fmt: skip
         if self.value_heads % self.num_heads:
-            raise ConfigError(f"num_v_heads must be a multiple of num_heads={self.num_heads}; got {self.num_v_heads}")
+            raise ConfigError(
+                f"num_v_heads must be a multiple of num_heads={self.num_heads}; got {self.num_v_heads}"
+            )
         if self.output_gate not in ("sigmoid", "swish", "none"):
             raise ConfigError(f"output_gate must be 'sigmoid', 'swish' or 'none'; got {self.output_gate!r}")
 
@@ -68,10 +70,10 @@ class GatedDeltaNetConfig(MixerConfig):
 class GatedDeltaNet(Mixer[RecurrentState]):
     """Gated DeltaNet:
 
-        q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)
-        g = -exp(A_log) softplus(W x + dt_bias)                        one number a head
-        S_t = exp(g_t) (I - beta_t k_t k_tᵀ) S_{t-1} + beta_t k_t v_tᵀ
-        y = W_o (silu(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
+    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)
+    g = -exp(A_log) softplus(W x + dt_bias)                        one number a head
+    S_t = exp(g_t) (I - beta_t k_t k_tᵀ) S_{t-1} + beta_t k_t v_tᵀ
+    y = W_o (silu(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNetConfig, norm_eps: float = 1e-5) -> None:
@@ -81,7 +83,9 @@ class GatedDeltaNet(Mixer[RecurrentState]):
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, HV * V, bias=False)
-        self.conv = None if config.conv_size is None else ShortConvolution(2 * H * K + HV * V, config.conv_size)
+        self.conv = (
+            None if config.conv_size is None else ShortConvolution(2 * H * K + HV * V, config.conv_size)
+        )
         self.beta_proj = nn.Linear(d_model, HV, bias=False)
         self.decay_proj = nn.Linear(d_model, HV, bias=False)
         self.decay = DecayGate(HV, 1)

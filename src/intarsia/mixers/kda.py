@@ -49,7 +49,12 @@ class KDAConfig(MixerConfig):
     negative_eigenvalues: bool = False
 
     def __post_init__(self) -> None:
-        positive(num_heads=self.num_heads, head_dim=self.head_dim, head_v_dim=self.head_v_dim, conv_size=self.conv_size)
+        positive(
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            head_v_dim=self.head_v_dim,
+            conv_size=self.conv_size,
+        )
         if self.gate not in ("softplus", "bounded"):
             raise ConfigError(f"gate must be 'softplus' or 'bounded'; got {self.gate!r}")
         if self.output_gate not in ("sigmoid", "swish", "none"):
@@ -73,9 +78,9 @@ class KDAConfig(MixerConfig):
 class KimiDeltaAttention(Mixer[RecurrentState]):
     """KDA, equations 1 and 10 of the Kimi Linear report:
 
-        q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)    g = decay gate(W x)
-        S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ
-        y = W_o (sigmoid(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
+    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)    g = decay gate(W x)
+    S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ
+    y = W_o (sigmoid(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
     """
 
     def __init__(self, d_model: int, config: KDAConfig, norm_eps: float = 1e-5) -> None:

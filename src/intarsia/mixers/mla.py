@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.attention import ClipsLogits
-from intarsia.mixers.base import Cost, GeneratorOf, Mixer, MixerConfig, positive
+from intarsia.mixers.base import Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.softmax import causal_attention, largest_logit
 from intarsia.mixers.state import GrowingTensor, LatentState
@@ -54,22 +54,6 @@ class MLAConfig(MixerConfig):
         return LatentAttention(d_model, self)
 
 
-class LatentNorm(nn.Module):
-    """RMSNorm of a latent, in float32."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(dim))
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        nn.init.ones_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim]` to the same, in the dtype of x."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
 class LatentAttention(ClipsLogits, Mixer[LatentState]):
     """MLA:
 
@@ -88,10 +72,10 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
             self.q_proj = nn.Linear(d_model, H * config.key_dim, bias=False)
         else:
             self.q_down_proj = nn.Linear(d_model, config.q_rank, bias=False)
-            self.q_norm = LatentNorm(config.q_rank, config.latent_norm_eps)
+            self.q_norm = RMSNorm(config.q_rank, config.latent_norm_eps)
             self.q_proj = nn.Linear(config.q_rank, H * config.key_dim, bias=False)
         self.kv_down_proj = nn.Linear(d_model, config.kv_rank + config.rope_dim, bias=False)
-        self.kv_norm = LatentNorm(config.kv_rank, config.latent_norm_eps)
+        self.kv_norm = RMSNorm(config.kv_rank, config.latent_norm_eps)
         self.kv_up_proj = nn.Linear(config.kv_rank, H * (config.nope_dim + config.v_dim), bias=False)
         self.o_proj = nn.Linear(H * config.v_dim, d_model, bias=False)
         self.register_buffer("max_logit", torch.full((H,), -torch.inf), persistent=False)

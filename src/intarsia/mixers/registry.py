@@ -87,7 +87,9 @@ def config_from_dict(values: Mapping[str, Any]) -> MixerConfig:
     options = dict(values)
     kind = options.pop("type", None)
     if kind is None:
-        raise ConfigError(f"the options of a mixer need a 'type', one of {', '.join(names())}; got {dict(values)}")
+        raise ConfigError(
+            f"the options of a mixer need a 'type', one of {', '.join(names())}; got {dict(values)}"
+        )
     config = entry(kind).config
     fields = {field.name: field for field in dataclasses.fields(config)}
     for name in options:

@@ -44,7 +44,9 @@ def causal_attention(
 
 
 @torch.no_grad()
-def largest_logit(q: Tensor, k: Tensor, *, scale: float, seqs: Sequences | None = None, rows: int = 256) -> Tensor:
+def largest_logit(
+    q: Tensor, k: Tensor, *, scale: float, seqs: Sequences | None = None, rows: int = 256
+) -> Tensor:
     """The largest `q kᵀ scale` of each head over the pairs that causal attention looks at, `[H]` float32.
 
     Works on `rows` queries at a time, so that no `[T, T]` matrix is held.

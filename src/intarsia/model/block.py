@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from intarsia.mixers import Mixer
+from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.state import State
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import LayerCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
-from intarsia.model.norm import RMSNorm
 from intarsia.ops.sequences import Sequences
 
 

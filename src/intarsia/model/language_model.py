@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
+from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.state import State
 from intarsia.model import initialization
 from intarsia.model.block import Block
@@ -17,7 +18,6 @@ from intarsia.model.config import ModelConfig
 from intarsia.model.cost import ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.loss import chunked_cross_entropy
-from intarsia.model.norm import RMSNorm
 from intarsia.ops.sequences import Sequences
 
 

@@ -92,9 +92,15 @@ def check(
     decay = _decay_of(g, (B, T, HV, K))
     if beta is not None and beta.shape != (B, T, HV):
         raise ShapeError(f"beta must be [B, T, HV] = {[B, T, HV]}; got {list(beta.shape)}")
-    seqs = cu_seqlens if isinstance(cu_seqlens, Sequences) or cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
+    seqs = (
+        cu_seqlens
+        if isinstance(cu_seqlens, Sequences) or cu_seqlens is None
+        else Sequences.from_cu_seqlens(cu_seqlens)
+    )
     if seqs is not None and (B != 1 or seqs.total != T):
-        raise ShapeError(f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); q is {list(q.shape)}")
+        raise ShapeError(
+            f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); q is {list(q.shape)}"
+        )
     sequences = seqs.count if seqs is not None else B
     state_shape = (sequences, HV, K, v.shape[3])
     if initial_state is not None and initial_state.shape != state_shape:

@@ -67,7 +67,7 @@ class ChunkLayout:
             return [part.transpose(1, 2) for part in tokens.split(counts)]
         B, T = x.shape[:2]
         steps = len(self.active)
-        if T < steps * self.size:
+        if steps * self.size > T:
             x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, steps * self.size - T))
         parts = x.unflatten(1, (steps, self.size)).split([count // B for count in counts], dim=1)
         return [part.transpose(0, 1).flatten(0, 1).transpose(1, 2).contiguous() for part in parts]

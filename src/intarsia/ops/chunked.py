@@ -16,6 +16,7 @@ How the decay between tokens is computed, for any decay at all, is told in `deca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,10 @@ from intarsia.ops.triangular import unit_lower_inverse
 CHUNK = 64
 """Tokens in a chunk; a power of two."""
 
-SEGMENT_ELEMENTS = 1 << 20
-"""How many elements of k are worked on at once. Bounds the memory of intermediates and keeps them in cache."""
+SEGMENT_ELEMENTS = {"cpu": 1 << 17}
+"""How many elements of k are worked on at once, by kind of device: few enough for a CPU's cache. It bounds the
+memory of the intermediates."""
+DEFAULT_SEGMENT_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,10 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     dtype = call.compute_dtype
     T, HV, K = call.q.shape[1], call.v.shape[2], call.k.shape[3]
     layout = ChunkLayout.of(call.q.shape[0], T, call.seqs, CHUNK)
-    segments = _segments(layout.active, HV * layout.size * K)
+    segment = SEGMENT_ELEMENTS.get(call.q.device.type, DEFAULT_SEGMENT_ELEMENTS)
+    segments = _segments(layout.active, max(1, segment // (HV * layout.size * K)))
 
-    def prepare(x: Tensor | None) -> list[Tensor] | list[None]:
+    def split_optional(x: Tensor | None) -> Sequence[Tensor | None]:
         return [None] * len(segments) if x is None else layout.split(x, segments)
 
     if call.initial_state is None:
@@ -68,9 +72,9 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     g = call.g.expand(call.v.shape[:3]) if call.g is not None and call.decay == "fixed" else call.g
     finals: list[Tensor] = []
     outputs = []
-    inputs = zip(*(prepare(x) for x in (call.q, call.k, call.v, g, call.beta)), strict=True)
-    for steps, (q, k, v, log_decay, beta) in zip(segments, inputs, strict=True):
-        assert q is not None and k is not None and v is not None
+    qs, ks, vs = (layout.split(x, segments) for x in (call.q, call.k, call.v))
+    log_decays, betas = split_optional(g), split_optional(call.beta)
+    for steps, q, k, v, log_decay, beta in zip(segments, qs, ks, vs, log_decays, betas, strict=True):
         repeats = HV // q.shape[1]
         if repeats > 1:
             q, k = q.repeat_interleave(repeats, dim=1), k.repeat_interleave(repeats, dim=1)
@@ -94,14 +98,14 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     return o, final[place.to(final.device)]
 
 
-def _segments(active: tuple[int, ...], elements_per_chunk: int) -> list[slice]:
-    """Runs of steps whose chunks hold about SEGMENT_ELEMENTS together."""
-    segments, start, elements = [], 0, 0
-    for step, chunks in enumerate(active):
-        elements += chunks * elements_per_chunk
-        if elements >= SEGMENT_ELEMENTS or step == len(active) - 1:
+def _segments(active: tuple[int, ...], chunks_at_once: int) -> list[slice]:
+    """Runs of steps with about as many chunks together."""
+    segments, start, chunks = [], 0, 0
+    for step, count in enumerate(active):
+        chunks += count
+        if chunks >= chunks_at_once or step == len(active) - 1:
             segments.append(slice(start, step + 1))
-            start, elements = step + 1, 0
+            start, chunks = step + 1, 0
     return segments
 
 
@@ -130,7 +134,9 @@ def _scan(
     values = value.split(active)
     eraseds = [None] * len(active) if erased is None else erased.split(active)
     totals = [None] * len(active) if scores.total is None else scores.total.split(active)
-    for write, erase, k_end, total in zip(values, eraseds, scores.k_end.mT.split(active), totals, strict=True):
+    for write, erase, k_end, total in zip(
+        values, eraseds, scores.k_end.mT.split(active), totals, strict=True
+    ):
         if write.shape[0] < S.shape[0]:
             S, ended = S.split([write.shape[0], S.shape[0] - write.shape[0]])
             finals.append(ended)

@@ -42,16 +42,26 @@ def short_convolution(
         ShapeError: arguments that do not fit together.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
-        raise ShapeError(f"x must be [B, T, D] and weight [D, W]; got {list(x.shape)} and {list(weight.shape)}")
+        raise ShapeError(
+            f"x must be [B, T, D] and weight [D, W]; got {list(x.shape)} and {list(weight.shape)}"
+        )
     if activation not in (None, "silu"):
         raise ConfigError(f"activation must be None or 'silu'; got {activation!r}")
-    seqs = cu_seqlens if isinstance(cu_seqlens, Sequences) or cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
+    seqs = (
+        cu_seqlens
+        if isinstance(cu_seqlens, Sequences) or cu_seqlens is None
+        else Sequences.from_cu_seqlens(cu_seqlens)
+    )
     if seqs is not None and (x.shape[0] != 1 or seqs.total != x.shape[1]):
-        raise ShapeError(f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); x is {list(x.shape)}")
+        raise ShapeError(
+            f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); x is {list(x.shape)}"
+        )
     count = x.shape[0] if seqs is None else seqs.count
     past = weight.shape[1] - 1
     if initial_state is not None and initial_state.shape != (count, x.shape[2], past):
-        raise ShapeError(f"initial_state must be {[count, x.shape[2], past]}; got {list(initial_state.shape)}")
+        raise ShapeError(
+            f"initial_state must be {[count, x.shape[2], past]}; got {list(initial_state.shape)}"
+        )
 
     if seqs is not None and (initial_state is not None or output_final_state):
         # Each sequence has a past of its own: convolve them one by one.

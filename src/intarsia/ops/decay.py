@@ -38,7 +38,9 @@ def decay_matrix(alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return from_start.squeeze(-2), to_end.squeeze(-2), from_corners(torch.ones_like(alpha), levels)
 
 
-def channel_scores(q: Tensor, k: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def channel_scores(
+    q: Tensor, k: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scores with factors of each channel; all arguments `[..., C, K]`, C a power of two.
 
     Returns:

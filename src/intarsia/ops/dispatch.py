@@ -36,7 +36,10 @@ class Choice:
     rejected: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.impl}: {self.reason}", *(f"  not {name}: {why}" for name, why in self.rejected.items())]
+        lines = [
+            f"{self.impl}: {self.reason}",
+            *(f"  not {name}: {why}" for name, why in self.rejected.items()),
+        ]
         return "\n".join(lines)
 
 
@@ -72,7 +75,9 @@ def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]
             if refusal is None and candidate.automatic and chosen is None:
                 chosen = candidate
             else:
-                rejected[candidate.name] = refusal or ("slower" if candidate.automatic else "only runs when named")
+                rejected[candidate.name] = refusal or (
+                    "slower" if candidate.automatic else "only runs when named"
+                )
         if chosen is None:
             raise UnsupportedError(f"no implementation serves this call: {rejected}")
         return chosen, Choice(chosen.name, "the fastest that serves this call", rejected)
@@ -83,5 +88,7 @@ def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]
                 raise UnsupportedError(f"impl={impl!r} cannot serve this call: {refusal}")
             return candidate, Choice(impl, "it was asked for by name")
     if impl in NOT_YET:
-        raise UnsupportedError(f"impl={impl!r}: {NOT_YET[impl]}; there are {', '.join(i.name for i in known)}")
+        raise UnsupportedError(
+            f"impl={impl!r}: {NOT_YET[impl]}; there are {', '.join(i.name for i in known)}"
+        )
     raise ConfigError(f"there is no impl={impl!r}; there are auto, {', '.join(i.name for i in known)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -34,8 +34,10 @@ class Sequences:
         """From cumulative lengths `[0, n1, n1 + n2, …]`, as FlashAttention has them."""
         edges = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
         if len(edges) < 2 or edges[0] != 0:
-            raise ShapeError(f"cu_seqlens must begin with 0 and hold one more entry than sequences; got {edges[:8]}")
-        return cls(tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True)))
+            raise ShapeError(
+                f"cu_seqlens must begin with 0 and hold one more entry than sequences; got {edges[:8]}"
+            )
+        return cls(tuple(b - a for a, b in pairwise(edges)))
 
     @property
     def count(self) -> int:
