@@ -63,36 +63,37 @@ def short_convolution(
             f"initial_state must be {[count, x.shape[2], past]}; got {list(initial_state.shape)}"
         )
 
-    if seqs is not None and (initial_state is not None or output_final_state):
-        # Each sequence has a past of its own: convolve them one by one.
-        results = [
-            _convolve(part, weight, None if initial_state is None else initial_state[n : n + 1], None)
-            for n, part in enumerate(x.split(seqs.lengths, dim=1))
-        ]
-        y = torch.cat([result[0] for result in results], dim=1)
-        final = torch.cat([result[1] for result in results])
+    # Each sequence is laid behind its own past, and all are convolved as one row: nothing reaches from one
+    # into the next but outputs at places of the past, which are cut out.
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if initial_state is None:
+        initial_state = x.new_zeros(count, x.shape[2], past)
+    pasts = initial_state.mT.to(x.dtype)
+    if seqs is None:
+        row = torch.cat([pasts, x], dim=1)
+        final = row[:, x.shape[1] :]
+        y = _convolve(row, weight.to(x.dtype))
     else:
-        y, final = _convolve(x, weight, initial_state, seqs)
+        parts = [
+            part for pair in zip(pasts.split(1), x.split(seqs.lengths, dim=1), strict=True) for part in pair
+        ]
+        row = torch.cat(parts, dim=1)
+        pieces = row.split([past + length for length in seqs.lengths], dim=1)
+        final = (
+            torch.cat([piece[:, piece.shape[1] - past :] for piece in pieces]) if output_final_state else row
+        )
+        between = [n for length in seqs.lengths for n in (length, past)][:-1]
+        y = torch.cat(_convolve(row, weight.to(x.dtype)).split(between, dim=1)[::2], dim=1)
     if activation == "silu":
         y = F.silu(y)
-    return y, final if output_final_state else None
+    return y, final.mT.to(dtype) if output_final_state else None
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, initial_state: Tensor | None, seqs: Sequences | None
-) -> tuple[Tensor, Tensor]:
-    past, T = weight.shape[1] - 1, x.shape[1]
-    if initial_state is None:
-        history = F.pad(x, (0, 0, past, 0))
-    else:
-        history = torch.cat([initial_state.mT.to(x.dtype), x], dim=1)
-    weight = weight.to(x.dtype)
-    y = x * weight[:, past]
-    positions = None if seqs is None else seqs.positions(x.device)[:, None]
-    for lag in range(1, past + 1):
-        shifted = history[:, past - lag : past - lag + T]
-        if positions is not None:
-            shifted = shifted.where(positions >= lag, 0)
-        y = torch.addcmul(y, shifted, weight[:, past - lag])
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return y, history[:, T:].mT.to(dtype)
+def _convolve(row: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of `[B, past + T, D]`, without padding: `[B, T, D]`."""
+    W = weight.shape[1]
+    T = row.shape[1] - W + 1
+    y = row[:, W - 1 :] * weight[:, W - 1]
+    for w in range(W - 1):
+        y = torch.addcmul(y, row[:, w : w + T], weight[:, w])
+    return y
