@@ -1,0 +1,75 @@
+"""The command `intarsia`: a verb per job, each in a file of its own.
+
+Importing this package imports neither torch nor any other part of Intarsia: a verb imports what it needs when
+it runs, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from intarsia import __version__
+from intarsia.cli import compare, generate, inspect, mixers, presets, train
+from intarsia.cli.failures import reported
+
+app = typer.Typer(
+    name="intarsia",
+    no_args_is_help=True,
+    add_completion=False,
+    # A bug keeps Python's own traceback, whole and without colours, to be copied into a report.
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+for verb in (
+    train.train,
+    generate.generate,
+    compare.compare,
+    inspect.inspect,
+    presets.presets,
+    mixers.mixers,
+):
+    app.command()(reported(verb))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"intarsia {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _intarsia(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Build, judge and run hybrid linear-attention language models.
+
+    \b
+    Start here:
+      intarsia presets                              the models there are, from nano to 48 B
+      intarsia inspect kimi-linear-tiny             what one costs
+      intarsia train kimi-linear-tiny               train it on the Python sources of this machine
+      intarsia generate runs/kimi-linear-tiny "def "
+      intarsia compare examples/demo.toml           which of several architectures is better?
+
+    Every verb explains itself: `intarsia train --help`.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 wrong input, 130 interrupted.
+
+    `arguments` defaults to those of the process. Messages about wrong input go to stderr.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="intarsia")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -1,0 +1,51 @@
+"""`intarsia compare`: put architectures in a fair fight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    plan: Annotated[
+        Path, typer.Argument(help="The plan: a TOML file, or a Python file that defines `plan`.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the results; `runs/NAME` by default.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The plan's small version: shows that all of it works.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Training runs side by side; what the machine allows by default."
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as JSON on stdout, and nothing else there.")
+    ] = False,
+) -> None:
+    """Judge architectures in a fair comparison.
+
+    Trains the arms of a plan on the same data, judges them with intervals over documents and seeds, and writes
+    `verdict.json` and `report.html`. What is done is skipped and what is half done is resumed, so that an
+    interrupted comparison goes on where it was: give the same command again.
+
+    \b
+      intarsia compare examples/demo.toml
+      intarsia compare my-plan.toml --quick
+      intarsia compare my-plan.toml --out runs/mine --jobs 2 --json > verdict.json
+    """
+    from rich.console import Console
+
+    from intarsia import ladder
+
+    chosen = ladder.load_plan(plan, quick=quick)
+    directory = out or Path("runs") / chosen.name
+    console = Console(stderr=json)
+    ladder.compare(chosen, directory, jobs=jobs, console=console)
+    if json:
+        print((directory / "verdict.json").read_text(encoding="utf-8"), end="")

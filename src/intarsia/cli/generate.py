@@ -1,0 +1,167 @@
+"""`intarsia generate`: continue a text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from intarsia.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from intarsia.data import Tokenizer
+    from intarsia.inference import Sampling
+    from intarsia.model import LanguageModel
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(help="The directory of a trained model, or of a training run.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to continue; `-` reads it from stdin. None: a new document."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="Below 1 careful, above 1 daring.")
+    ] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most probable tokens up to this sum; 1 keeps all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(help="Keep tokens at least this fraction as probable as the best one; 0 keeps all."),
+    ] = 0.05,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read a long prompt in pieces of so many tokens, to bound the memory."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
+    ] = "",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
+    ] = False,
+) -> None:
+    """Continue a text with a trained model.
+
+    The text streams to stdout, prompt included; how many tokens there were and how fast goes to stderr.
+
+    \b
+      intarsia generate runs/my-run "def fibonacci(n):"
+      intarsia generate runs/my-run --file prompt.txt --max-tokens 500 --greedy
+      cat prompt.txt | intarsia generate runs/my-run - --temperature 1 --seed 7 > text.txt
+    """
+    from intarsia.cli.output import note, print_json
+    from intarsia.cli.places import load
+    from intarsia.inference import Sampling
+
+    text = read_prompt(prompt, file)
+    sampling = Sampling(temperature, top_p, min_p, greedy)
+    language_model, tokenizer = load(model, device, dtype)
+    run = Run(language_model, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
+    if json:
+        pieces = list(run)
+        print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
+        return
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    for piece in run:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    note(run.summary())
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt, from wherever it was given."""
+    if prompt is not None and file is not None:
+        raise ConfigError("give the prompt or --file, not both")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not UTF-8 text: {error}") from None
+    if prompt == "-":
+        return sys.stdin.read()
+    return prompt or ""
+
+
+class Run:
+    """One generation that counts its tokens and its seconds. Iterate over it for the pieces of text."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        prompt: str,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        prefill_chunk: int | None,
+    ) -> None:
+        from intarsia.inference import generate
+
+        self._tokenizer = tokenizer
+        ids = [tokenizer.separator, *tokenizer.encode(prompt)]
+        self._tokens = generate(
+            model,
+            ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            stop={tokenizer.separator},
+            prefill_chunk=prefill_chunk,
+        )
+        self.max_tokens = max_tokens
+        self.prompt_tokens = len(ids)
+        self.tokens = 0
+        self._started = self._first = self._last = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        from intarsia.inference import decode
+
+        self._started = self._first = self._last = time.perf_counter()
+        yield from decode(self._tokenizer, self._counted())
+
+    def _counted(self) -> Iterator[int]:
+        for token in self._tokens:
+            self.tokens += 1
+            self._last = time.perf_counter()
+            if self.tokens == 1:
+                self._first = self._last
+            yield token
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured: seconds of the prompt (to the first token) and speed of the tokens after it."""
+        decoding = self._last - self._first
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "stopped": "length" if self.tokens == self.max_tokens else "end of document",
+            "seconds_to_first_token": self._first - self._started,
+            "tokens_per_second": (self.tokens - 1) / decoding if decoding > 0 else None,
+        }
+
+    def summary(self) -> str:
+        """The same in a line."""
+        facts = self.facts()
+        speed = facts["tokens_per_second"]
+        parts = [
+            f"prompt of {self.prompt_tokens} tokens read in {facts['seconds_to_first_token']:.2f} s",
+            f"{self.tokens} written" + (f" at {speed:.1f} tokens/s" if speed else ""),
+        ]
+        if facts["stopped"] != "length":
+            parts.append("the model ended the document")
+        return "; ".join(parts)

@@ -1,0 +1,103 @@
+"""Where models are found: by a preset's name, in a directory of a model, or in that of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from intarsia.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from intarsia.data import Tokenizer
+    from intarsia.model import LanguageModel, ModelConfig
+
+
+def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
+    """The configuration of a preset, of a saved model or of a training run, finished or not.
+
+    Raises:
+        ConfigError: there is neither a preset nor a directory of that name.
+        CheckpointError: the directory holds no model.
+    """
+    from intarsia.checkpoints.native import load_config
+    from intarsia.model import ModelConfig, presets
+    from intarsia.training.run_directory import RunDirectory, read_json
+
+    directory = Path(target)
+    if target in presets.names() or (len(directory.parts) == 1 and not directory.exists()):
+        return presets.get(target, vocab_size=vocab_size)
+    if not directory.exists():
+        raise ConfigError(
+            f"there is no directory {target}, and presets have no slashes: see `intarsia presets`"
+        )
+    if vocab_size is not None:
+        raise ConfigError("--vocab-size is for presets: a trained model has the vocabulary that it has")
+    if is_unfinished(directory):
+        return ModelConfig.from_dict(read_json(RunDirectory(directory).config)["model"])
+    return load_config(model_directory(directory))
+
+
+def model_directory(directory: Path) -> Path:
+    """The directory of the model itself, where that of a training run may be given.
+
+    Raises:
+        CheckpointError: it is the directory of a comparison, which holds several models.
+    """
+    for place in (directory / "model", directory / "train" / "model"):
+        if (place / "config.json").exists():
+            return place
+    models = sorted(directory.glob("runs/*/train/model/config.json"))
+    if models:
+        listed = "".join(f"\n  {path.parents[2]}" for path in models)
+        raise CheckpointError(f"{directory} holds a comparison; choose one of its models:{listed}")
+    return directory
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether this is the directory of a training run that has not come to its end, and so has no model."""
+    from intarsia.training.run_directory import RunDirectory, read_json
+
+    run = RunDirectory(directory)
+    return run.config.is_file() and not run.model.is_dir() and "train" in read_json(run.config)
+
+
+def load(directory: Path, device: str = "auto", dtype: str = "") -> tuple[LanguageModel, Tokenizer]:
+    """A trained model, ready to run, and its tokenizer.
+
+    Raises:
+        CheckpointError: there is no model, or no tokenizer with it.
+        ConfigError: no such device or dtype.
+    """
+    from intarsia.checkpoints.native import DTYPES, TOKENIZER, load_model
+    from intarsia.data import load_tokenizer
+    from intarsia.model.config import unknown
+
+    if dtype and dtype not in DTYPES:
+        raise ConfigError(f"--dtype was given {unknown(dtype, DTYPES, 'dtype')}")
+    if is_unfinished(directory):
+        raise CheckpointError(
+            f"the training run in {directory} is not finished and holds no model yet: give the same "
+            "`intarsia train` command again to go on"
+        )
+    place = model_directory(directory)
+    model = load_model(place, DTYPES[dtype] if dtype else None, find_device(device)).eval()
+    if not (place / TOKENIZER).is_dir():
+        raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
+    return model, load_tokenizer(place / TOKENIZER)
+
+
+def find_device(name: str) -> str:
+    """The device to run on; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"there is no device {name!r} here: use auto, cpu, cuda or cuda:N") from None
+    return name

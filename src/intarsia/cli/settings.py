@@ -1,0 +1,128 @@
+"""What `intarsia train` is to do: a preset or a file, with single values set on the command line.
+
+The file is TOML:
+
+    preset = "kimi-linear-tiny"
+
+    [corpus]                      # as in a plan of `intarsia compare`
+    source = "texts/*.md"
+    tokenizer = "bpe:4096"
+
+    [model]                       # changes to the preset
+    depth = 8
+    [model.feed_forward]
+    d_hidden = 512
+
+    [training]                    # fields of TrainConfig
+    steps = 2000
+    lr = 3e-3
+
+`--set training.lr=3e-3` sets the same value from the command line, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intarsia.errors import ConfigError
+from intarsia.ladder.plan import Corpus
+from intarsia.ladder.schema import build, merge
+from intarsia.model import ModelConfig, presets
+from intarsia.training.config import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_STEPS = 1000
+DEFAULTS = {"checkpoint_every": 100, "eval_bytes": 1_000_000}
+"""Where the command line differs from `TrainConfig`: a run can be killed at any moment and goes on, and the
+evaluation of a large corpus does not take longer than the training. The warm-up is a twentieth of the steps."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run, as it was asked for."""
+
+    preset: str
+    corpus: Corpus = field(default_factory=Corpus)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the preset."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of TrainConfig."""
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The model to train, for a tokenizer of `vocab_size` tokens."""
+        preset = presets.get(self.preset, vocab_size=vocab_size)
+        return ModelConfig.from_dict(merge(preset.to_dict(), self.model))
+
+    def train_config(self, steps: int | None = None, tokens: int | None = None) -> TrainConfig:
+        """How to train it. `steps`, or `tokens` rounded up to whole steps, replaces what the settings say."""
+        values = dict(self.training)
+        if tokens is not None:
+            shape = TrainConfig.from_dict(
+                {"steps": 1, **{k: values[k] for k in ("rows", "length") if k in values}}
+            )
+            steps = -(-tokens // shape.tokens_per_step)
+        if steps is not None:
+            values["steps"] = steps
+        total = values.get("steps", DEFAULT_STEPS)
+        defaults = {
+            **DEFAULTS,
+            "steps": DEFAULT_STEPS,
+            "warmup_steps": total // 20 if isinstance(total, int) else 0,
+        }
+        return TrainConfig.from_dict({**defaults, **values})
+
+
+def read_settings(
+    source: str, changes: Sequence[str] = (), corpus: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of a preset's name or a TOML file, with `key=value` changes and what is said of the corpus.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    values: dict[str, Any] = read_toml(Path(source)) if source.endswith(".toml") else {"preset": source}
+    for change in changes:
+        _set(values, change)
+    return build(Settings, merge(values, {"corpus": corpus or {}}))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _set(values: dict[str, Any], change: str) -> None:
+    """Apply one `a.b.c=value` to nested tables."""
+    name, equals, text = change.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(f"--set takes name=value, for instance training.lr=3e-3; got {change!r}")
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {change}: {key!r} is a single value and has no parts")
+    table[keys[-1]] = parse_value(text.strip())
+
+
+def parse_value(text: str) -> Any:
+    """`3e-3`, `true`, `[1, 2]`, `none` as what they mean; anything else is text."""
+    if text.lower() in {"none", "null"}:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

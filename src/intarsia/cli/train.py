@@ -1,0 +1,153 @@
+"""`intarsia train`: train one model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from intarsia.errors import ConfigError
+
+if TYPE_CHECKING:
+    from intarsia.training import TrainResult
+
+
+def train(
+    model: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run; `runs/NAME` by default.")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus", "-c", help="`python` (the default), a file, directory or pattern, or `hf:NAME`."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="`bytes`, `bpe:SIZE` (`bpe:4096` is the default) or `hf:NAME-OR-PATH`.")
+    ] = None,
+    limit_bytes: Annotated[
+        str | None, typer.Option(help="Take this much of the corpus, such as 50M.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps. 1000 by default.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Or train on so many tokens, such as 20M.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="NAME=VALUE", help="Set any option of the model or the training."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where tokenised corpora and trained tokenizers are kept.")
+    ] = Path("cache"),
+    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
+    ] = False,
+) -> None:
+    """Train a model from scratch, or go on with it.
+
+    The same command again goes on where the run was, or finds it done. Ctrl-C stops after the current step,
+    with a checkpoint.
+
+    \b
+      intarsia train kimi-linear-tiny --tokens 5M
+      intarsia train gdn-hybrid-tiny --corpus "texts/*.md" --tokenizer bytes --out runs/my-texts
+      intarsia train kimi-linear-tiny --set training.lr=3e-3 --set model.depth=8
+      torchrun --nproc-per-node 2 -m intarsia train my-run.toml
+
+    A file says the same in tables, for instance
+
+    \b
+      preset = "kimi-linear-tiny"
+      [corpus]
+      source = "texts/*.md"
+      tokenizer = "bpe:4096"
+      [model.feed_forward]
+      d_hidden = 512
+      [training]
+      steps = 2000
+      lr = 3e-3
+
+    What `[training]` can say: `intarsia.training.TrainConfig`. `[model]` changes the preset, table by table;
+    `intarsia inspect PRESET --json` shows what there is.
+    """
+    from intarsia.cli.counts import parse_count
+    from intarsia.cli.output import note, print_json
+    from intarsia.cli.settings import read_settings
+
+    if steps is not None and tokens is not None:
+        raise ConfigError("give --steps or --tokens, not both")
+    limit = None if limit_bytes is None else parse_count(limit_bytes)
+    text = {"source": corpus, "tokenizer": tokenizer, "limit_bytes": limit}
+    settings = read_settings(
+        model, set_ or (), {name: value for name, value in text.items() if value is not None}
+    )
+    config = settings.train_config(steps, None if tokens is None else parse_count(tokens))
+    settings.model_config(vocab_size=1024)  # a mistake in the model is told before the corpus is read
+    directory = out or Path("runs") / (Path(model).stem if model.endswith(".toml") else model)
+    main_process = os.environ.get("RANK", "0") == "0"
+
+    result = _train(settings, config, directory, cache, device, show=main_process)
+    if not main_process:
+        return
+    if json:
+        print_json(_facts(result))
+    elif result.finished:
+        _print(result)
+    if not result.finished:
+        note(f"The same command goes on from step {result.step}.")
+        raise typer.Exit(130)
+
+
+def _train(settings: Any, config: Any, directory: Path, cache: Path, device: str, show: bool) -> TrainResult:
+    from intarsia.data import open_corpus, open_tokenizer, prepare
+    from intarsia.training import RichProgress, train
+
+    wanted = settings.corpus
+    corpus = open_corpus(wanted.source, limit_bytes=wanted.limit_bytes, text_field=wanted.text_field)
+    tokenizer = open_tokenizer(wanted.tokenizer, corpus=corpus, directory=cache)
+    dataset = prepare(corpus, tokenizer, cache, progress=show)
+    with RichProgress() as progress:
+        return train(
+            settings.model_config(tokenizer.vocab_size),
+            config,
+            dataset,
+            tokenizer,
+            directory,
+            progress=progress,
+            label=directory.name,
+            device=device,
+        )
+
+
+def _facts(result: TrainResult) -> dict[str, Any]:
+    evaluation = result.evaluation
+    return {
+        "directory": str(result.directory),
+        "finished": result.finished,
+        "step": result.step,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "heldout": None if evaluation is None else evaluation.summary(),
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+    }
+
+
+def _print(result: TrainResult) -> None:
+    from intarsia.cli.output import count, show, table
+
+    about = table("", "", left=(0, 1))
+    about.show_header = False
+    about.add_row(
+        "training",
+        f"{result.step:,} steps, {count(result.tokens)} tokens, {result.tokens_per_second:,.0f} tokens/s",
+    )
+    about.add_row("training loss", f"{result.loss:.4f} nats per token")
+    if result.evaluation is not None:
+        about.add_row("held-out text", f"{result.evaluation.bits_per_byte:.4f} bits per byte")
+    about.add_row("model", str(result.model_directory))
+    show(about, f'Let it write: intarsia generate {result.directory} "def "')
