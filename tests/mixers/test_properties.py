@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia.errors import ShapeError
-from intarsia.mixers import Mixer
+from intarsia.mixers import Mixer, names
 from intarsia.mixers.state import GrowingTensor
 from intarsia.ops import Sequences
 from support.budget import assert_within_budget
@@ -40,6 +40,10 @@ def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
 
 def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_mixer_of_the_registry_is_tested() -> None:
+    assert {config.type for config in CASES.values()} == set(names())
 
 
 @every_mixer

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the delta rule with a decay of each head (Yang, Kautz, Hatamizadeh 2025, arXiv:2412.06464)."""
+"""Gated DeltaNet: the delta rule with a decay of each head (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ ENTRIES: tuple[Entry, ...] = (
         "o_t = softmax(q_t [W_k c; k_shared]^T / sqrt(K)) W_v c", MLAConfig(8, 512, 128, 64, 128),
     ),
     Entry(
-        GatedDeltaNetConfig, "Gated DeltaNet", 2025, "arXiv:2412.06464",
+        GatedDeltaNetConfig, "Gated DeltaNet", 2024, "arXiv:2412.06464",
         "S_t = exp(g_t) (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T", GatedDeltaNetConfig(8, 128),
     ),
     Entry(

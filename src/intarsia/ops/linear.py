@@ -30,7 +30,7 @@ def gated_delta_rule(
         S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ        o_t = S_tᵀ q_t · scale
 
     With `g` of each channel this is Kimi Delta Attention (Kimi Linear report, equation 1), of each head Gated
-    DeltaNet (Yang et al. 2025), without decay DeltaNet (Schlag et al. 2021, Yang et al. 2024).
+    DeltaNet (Yang et al. 2024), without decay DeltaNet (Schlag et al. 2021, Yang et al. 2024).
 
     Args:
         q, k: `[B, T, H, K]`, one floating dtype. Keys should have length at most one (`l2norm` them), else
