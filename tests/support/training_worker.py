@@ -37,7 +37,7 @@ def main() -> None:
     # Only the first process shows progress; in the others it is this that takes its place.
     training_loop.NoProgress = Interrupting  # type: ignore[misc]
     if len(jobs) > 1:  # A single run makes the process group itself, from torchrun's environment.
-        dist.init_process_group("cpu:gloo")
+        dist.init_process_group("gloo")
     for job in jobs:
         print(json.dumps(report(job)), flush=True)
     if len(jobs) > 1:

@@ -69,7 +69,7 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
     made_here = False
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Both backends: gradients travel between GPUs, small facts between CPUs.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if _device(device).type == "cuda" else "cpu:gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if _device(device).type == "cuda" else "gloo")
         made_here = True
     try:
         if dist.is_initialized():

@@ -196,7 +196,7 @@ class _Trainer:
                     self._step(metrics)
             if last:
                 return self._finish()
-            self.progress.note(f"Stopped after step {tally.step} of {config.steps}. Start it again to go on.")
+            self.progress.note(f"Stopped after step {tally.step} of {config.steps}.")
             return self._result(finished=False)
         finally:
             self.progress.end()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +74,7 @@ def train_step(
     optimizers.zero_grad()
     nll = torch.zeros((), dtype=torch.float64, device=processes.device)
     for part_tokens, part_targets, seqs in micro_batches(batch, config.length, config.micro_rows):
-        with autocast(config.precision, processes.device):
+        with autocast(config.precision, processes.device), _outputs_are_not_changed():
             out = model(
                 part_tokens.to(processes.device), targets=part_targets.to(processes.device), seqs=seqs
             )
@@ -113,6 +115,14 @@ def gradient_norm(model: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@contextmanager
+def _outputs_are_not_changed() -> Iterator[None]:
+    """Without FSDP's warning that an output which is a view must not be changed in place: it is not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
+        yield
 
 
 def _check_finite(what: str, value: float, step: int, config: TrainConfig) -> None:
