@@ -1,0 +1,153 @@
+"""`intarsia train`: files, overrides, resumption and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Cli = Callable[..., Any]
+
+
+def test_train_and_train_again(cli: Cli, inputs: Path) -> None:
+    done = cli("train", "run.toml")
+    assert done.status == 0, done.err
+    assert "6 steps" in done.out
+    assert "bits per byte" in done.out
+    assert (inputs / "runs" / "run" / "model" / "model.safetensors").exists()
+    again = cli("train", "run.toml", "--json")
+    facts = json.loads(again.out)
+    assert facts["finished"]
+    assert facts["tokens"] == 6 * 2 * 64
+    assert facts["heldout"]["bits_per_byte"] > 0
+
+
+def test_overrides(cli: Cli, inputs: Path) -> None:
+    done = cli(
+        "train", "run.toml", "--out", "other", "--json", "--tokens", "1k", "--tokenizer", "bpe:300",
+        "--set", "training.rows=4", "-s", "model.depth=1", "-s", "training.qk_clip=none",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    # 1000 tokens of 4 x 64 a step, rounded up.
+    assert json.loads(done.out)["step"] == 4
+    config = json.loads((inputs / "other" / "config.json").read_text())
+    assert config["model"]["depth"] == 1
+    assert config["data"]["tokenizer"] == "bpe:300"
+    assert config["train"]["qk_clip"] is None
+
+
+def test_another_run_in_the_same_directory(cli: Cli, inputs: Path) -> None:
+    assert cli("train", "run.toml").status == 0
+    done = cli("train", "run.toml", "-s", "training.lr=1e-4")
+    assert done.status == 2
+    assert "train.lr" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kimi-tiny"], "did you mean 'kimi-linear-tiny'"),
+        (["none.toml"], "there is no file none.toml"),
+        (["run.toml", "--steps", "5", "--tokens", "1k"], "not both"),
+        (["run.toml", "--steps", "0"], "steps"),
+        (["run.toml", "--tokens", "lots"], "such as 5000"),
+        (["run.toml", "--set", "training.lr"], "name=value"),
+        (["run.toml", "--set", "trainng.lr=1"], "did you mean 'training'"),
+        (["run.toml", "--set", "training.lrr=1"], "'lrr'"),
+        (["run.toml", "--set", "training.lr=fast"], "lr must be a finite number"),
+        (["run.toml", "--set", "training.steps=many"], "steps must be a whole number"),
+        (["run.toml", "--set", "training.length=wide", "--tokens", "1k"], "length must be a whole number"),
+        (["run.toml", "--set", "model.dept=1"], "did you mean 'depth'"),
+        (["run.toml", "--set", "model.layout=kda mlaa"], "did you mean 'mla'"),
+        (["run.toml", "--set", "model.depth.more=1"], "single value"),
+        (["run.toml", "--set", "preset=3"], "preset"),
+        (["run.toml", "--corpus", "nothing/*.txt"], "nothing/*.txt"),
+        (["run.toml", "--corpus", ""], ""),
+        (["run.toml", "--tokenizer", "bpe:x"], "bpe:4096"),
+        (["run.toml", "--tokenizer", "words"], "'bytes'"),
+        (["run.toml", "--device", "tpu9"], "tpu9"),
+        (["run.toml", "--device", "cuda:77"], "cuda"),
+        (["run.toml", "--limit-bytes", "-5"], "such as 5000"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_input(cli: Cli, inputs: Path, arguments: list[str], message: str) -> None:
+    done = cli("train", *arguments, "--out", "new")
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (inputs / "new" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("preset = ", "not valid TOML"),
+        ("[training]\nsteps = 3", "'preset' is missing"),
+        ("preset = 'full-nano'\n[corpus]\nsorce = 'x'", "did you mean 'source'"),
+        ("preset = 'full-nano'\ntraining = 3", "training"),
+    ],
+)
+def test_wrong_file(cli: Cli, inputs: Path, content: str, message: str) -> None:
+    (inputs / "wrong.toml").write_text(content)
+    done = cli("train", "wrong.toml")
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_out_is_a_file(cli: Cli, inputs: Path) -> None:
+    (inputs / "taken").write_text("")
+    done = cli("train", "run.toml", "--out", "taken")
+    assert done.status == 2
+    assert "taken" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_interrupted_and_resumed(cli: Cli, inputs: Path) -> None:
+    """A real process, Ctrl-C in the middle of the run, the same command again: the same model as undisturbed."""
+    arguments = ["train", "run.toml", "-s", "training.steps=60", "--json", "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intarsia", *arguments, "stopped"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(inputs / "stopped" / "checkpoints", process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert not json.loads(out)["finished"]
+    assert "same command goes on" in err
+
+    assert json.loads(cli("inspect", "stopped", "--json").out)["d_model"] == 32
+    refused = cli("generate", "stopped")
+    assert refused.status == 2
+    assert "not finished" in refused.err
+
+    for directory in ("stopped", "undisturbed"):
+        assert cli(*arguments, directory).status == 0
+    weights = [
+        load_file(inputs / name / "model" / "model.safetensors") for name in ("stopped", "undisturbed")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def wait_for(checkpoints: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoints.is_dir() and any(path.name.startswith("step-") for path in checkpoints.iterdir()):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint came: {process.communicate(timeout=10)}")
