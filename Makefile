@@ -65,9 +65,9 @@ format: $(DEV_STAMP)  ## let ruff mend what it can
 typecheck: $(DEV_STAMP)  ## mypy
 	@$(BIN)/mypy
 
-bench: $(DEV_STAMP)  ## the benchmarks in their quick form, peers in the same run
-	@cd benchmarks && ../$(BIN)/python operators.py --lengths 512,2048 --dtypes float32 --seconds 1
-	@cd benchmarks && ../$(BIN)/python stability.py --preset kimi-linear-nano --steps 100
+bench: $(DEV_STAMP)  ## the benchmarks in short, peers in the same run (benchmarks/README.md has the long forms)
+	@$(BIN)/python benchmarks/operators.py --lengths 512,2048 --seconds 1
+	@$(BIN)/python benchmarks/stability.py --preset kimi-linear-nano --steps 100
 
 clean:  ## remove the environment, the caches and the built files; keeps runs/ and cache/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
