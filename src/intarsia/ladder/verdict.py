@@ -198,7 +198,8 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
     )
     live = [pair for pair in pairs if pair.difference is not None]
     if not live:
-        return f"No verdict: no two of {listed(names)} finished a run with the same seed.{note}"
+        who = f"both {listed(names)}" if len(names) == 2 else f"any two of {listed(names)}"
+        return f"No verdict: no seed was finished by {who}{_failures(*results.arms)}.{note}"
     if len(live) == 1:
         return live[0].sentence[0].upper() + live[0].sentence[1:] + note if note else live[0].sentence
     if any(pair.outcome == "unjudged" for pair in live) and not any(pair.better for pair in live):
@@ -219,7 +220,7 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
         )
         return (
             f"No difference that this budget can show between {listed(present)}; "
-            f"none is ruled out up to {amount(widest)} {UNIT}{failures}.{note}"
+            f"differences up to {amount(widest)} {UNIT} cannot be ruled out{failures}.{note}"
         )
     for name in present:
         beaten = [pair for pair in decided if pair.better == name]

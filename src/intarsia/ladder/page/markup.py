@@ -18,7 +18,7 @@ class Markup(str):
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """An element. `class_` and `for_` stand for the reserved words, `_` in names for `-`; None leaves out."""
     shown = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_attribute(_number(value))}"'
         for key, value in attributes.items()
         if value is not None and value is not False
     )
@@ -42,6 +42,10 @@ def join(*children: object) -> Markup:
         else:
             parts.append(escape(_number(child)))
     return Markup("".join(parts))
+
+
+def _attribute(text: str) -> str:
+    return escape(text, quote=False).replace('"', "&quot;")
 
 
 def _number(value: object) -> str:

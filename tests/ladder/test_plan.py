@@ -1,0 +1,168 @@
+"""Plans are read strictly, and errors say where and what was meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.comparison import make_plan
+
+from intarsia.ladder import toml
+from intarsia.ladder.plan import Budget, Plan, PlanError, load_plan
+from intarsia.ladder.schema import toml_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+TEXT = """
+name = "mine"
+seeds = [1, 2]
+
+[budget]
+tokens = 100_000
+
+[tuning]
+learning_rates = [1e-3, 2e-3]
+
+[training]
+rows = 8
+warmup_steps = 3
+
+[[arms]]
+name = "a"
+preset = "full-nano"
+[arms.model]
+depth = 3
+
+[[arms]]
+name = "b"
+preset = "kimi-linear-nano"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_plan(text: str, name: str = "plan.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_plan
+
+
+def test_toml(write) -> None:
+    plan = load_plan(write(TEXT))
+    assert plan.name == "mine"
+    assert [arm.name for arm in plan.arms] == ["a", "b"]
+    assert plan.arms[0].model == {"depth": 3}
+    assert plan.rates(plan.arms[1]) == (1e-3, 2e-3)
+    assert plan.budget.steps_of(8 * 512) == 25
+
+
+def test_python(write) -> None:
+    text = (
+        "from intarsia.ladder import Arm, Budget, Plan, Tuning\n"
+        "plan = Plan(arms=(Arm('a', preset='full-nano'), Arm('b', preset='kimi-linear-nano')),\n"
+        "            budget=Budget(steps=5), tuning=Tuning((1e-3,)), seeds=(1,))\n"
+    )
+    plan = load_plan(write(text, "mine.py"))
+    assert plan.name == "mine", "a plan without a name takes its file's"
+    assert plan.budget == Budget(steps=5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("tokens =", "tokns =", r"plan.toml:6: budget.tokns: unknown option; did you mean 'tokens'\?"),
+        ("rows =", "row =", r"plan.toml:12: training.row: unknown option; did you mean 'rows'\?"),
+        ("rows = 8", "steps = 8", r"plan.toml:12: training.steps: the comparison sets this itself"),
+        ("rows = 8", "lr = 8", r"\[tuning\] learning_rates"),
+        ("rows = 8", "rows = 'x'", r"training: rows must be a whole number"),
+        ('"kimi-linear-nano"', "3", r"plan.toml:23: arms\[1\].preset: expected text, got 3 \(int\)"),
+        ('name = "b"', 'name = "a"', r"plan.toml:22: arms\[1\].name: two arms are called 'a'"),
+        ('name = "b"', 'name = "b/c"', r"arms\[1\].name: 'b/c' must be letters"),
+        ("seeds = [1, 2]", "seeds = [0, 2]", r"tuning.seed: seed 0 chooses the learning rates"),
+        ("seeds = [1, 2]", "seeds = []", r"plan.toml:3: seeds: at least one seed"),
+        ("[1e-3, 2e-3]", "[-1e-3]", r"tuning.learning_rates: must be different and above 0"),
+        ("100_000", "100_000\nsteps = 3", r"budget: give either tokens or steps"),
+        ("[training]", "[quick.budget]\nx = 1\n[training]", r"plan.toml:12: quick.budget.x: unknown option"),
+        ("[training]", "[matching]\nreference = 'c'\n[training]", r"matching.reference: no arm 'c'"),
+        ("seeds = [1, 2]", "seeds = [1, 2", r"is not TOML"),
+    ],
+)
+def test_errors_say_where_and_what(write, before: str, after: str, message: str) -> None:
+    assert before in TEXT
+    head, _, tail = TEXT.rpartition(before)
+    with pytest.raises(PlanError, match=message):
+        load_plan(write(head + after + tail))
+
+
+def test_missing_parts_are_named(write) -> None:
+    with pytest.raises(PlanError, match="'budget' is missing"):
+        load_plan(write(TEXT.replace("[budget]\ntokens = 100_000", "")))
+    with pytest.raises(PlanError, match="there is no plan file"):
+        load_plan("no-such-plan.toml")
+    with pytest.raises(PlanError, match=r"must define `plan"):
+        load_plan(write("x = 1", "other.py"))
+    with pytest.raises(PlanError, match="failed with ZeroDivisionError"):
+        load_plan(write("1 / 0", "broken.py"))
+
+
+def test_a_plan_survives_its_own_toml() -> None:
+    for plan in (make_plan(), load_plan(EXAMPLES / "demo.toml"), load_plan(EXAMPLES / "demo.toml", quick=True)):
+        assert Plan.from_dict(tomllib.loads(toml.dumps(plan.to_dict()))) == plan
+
+
+def test_quick_without_a_quick_table_is_small() -> None:
+    quick = make_plan().as_quick()
+    assert quick.name == "simulated-quick"
+    assert quick.budget == Budget(steps=20)
+    assert quick.seeds == (1, 2)
+    assert quick.tuning.learning_rates == (4e-3,), "the middle of the grid"
+
+
+def test_a_quick_budget_in_the_other_unit_replaces_the_budget() -> None:
+    plan = dataclasses.replace(make_plan(), quick={"budget": {"steps": 7}})
+    assert plan.as_quick().budget == Budget(steps=7)
+
+
+def test_lines_of_nested_tables() -> None:
+    text = '[a]\nx = 1\n[[b]]\ny = """\n[c]\n"""\n[b.c]\nz = 1\n[[b]]\ny = 2\n'
+    assert toml_line(text, ("a", "x")) == 2
+    assert toml_line(text, ("b", 0, "c", "z")) == 8
+    assert toml_line(text, ("b", 1, "y")) == 10
+    assert toml_line(text, ("b", 1, "missing")) == 9
+    assert toml_line(text, ("nowhere",)) is None
+
+
+scalars = st.one_of(
+    st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text(st.characters(exclude_categories=["Cs"]))
+)
+tables = st.recursive(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), scalars, max_size=3),
+    lambda inner: st.dictionaries(
+        st.text("abc d", min_size=1, max_size=4),
+        scalars | inner.filter(bool) | st.lists(scalars, max_size=3) | st.lists(inner, min_size=1, max_size=3),
+        max_size=4,
+    ),
+    max_leaves=8,
+)
+
+
+@given(tables)
+def test_toml_says_what_it_was_given(values: dict) -> None:
+    def without_empty_tables(value):
+        if isinstance(value, dict):
+            return {key: without_empty_tables(item) for key, item in value.items() if item != {}}
+        return [without_empty_tables(item) for item in value] if isinstance(value, list) else value
+
+    text = toml.dumps(values)
+    assert without_empty_tables(tomllib.loads(text)) == without_empty_tables(values)

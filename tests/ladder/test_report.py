@@ -1,0 +1,134 @@
+"""The report is complete in itself, well formed, and says what the verdict says."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from support.comparison import make_plan, make_results
+
+from intarsia.ladder.page.charts import log_ticks, ticks
+from intarsia.ladder.page.markup import Markup, join, tag
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.report import render
+from intarsia.ladder.results import Failure, Results
+from intarsia.ladder.verdict import judge
+
+
+class Outline(HTMLParser):
+    """Checks that tags are closed in order; collects what would be fetched."""
+
+    void = frozenset({"meta", "br", "hr", "link", "col", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        if name not in self.void:
+            self.open.append(name)
+        self.sources += [value or "" for key, value in attributes if key in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def page_of(plan: Plan, results: Results) -> str:
+    return render(plan, results, judge(plan, results))
+
+
+def test_it_is_one_file_that_loads_nothing(plan: Plan, results: Results) -> None:
+    page = page_of(plan, results)
+    found = outline(page)
+    assert found.sources == []
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
+    assert len(page) < 300_000
+
+
+def test_it_says_what_the_verdict_says(plan: Plan, results: Results) -> None:
+    verdict = judge(plan, results)
+    text = "".join(outline(render(plan, results, verdict)).text)
+    assert verdict.sentence in text
+    for pair in verdict.pairs:
+        assert pair.sentence in text
+    for caveat in verdict.caveats:
+        assert caveat in text
+    for row in verdict.rows:
+        assert row.name in text
+        assert f"{row.estimate.value:.3f}" in text
+    assert "None: all 18 runs finished." in text
+    assert "intarsia compare plan.toml" in text
+
+
+def test_models_cannot_write_markup_into_it(plan: Plan, results: Results) -> None:
+    page = page_of(plan, results)
+    assert "<b>&amp;" not in page
+    assert "# full &lt;b&gt;&amp;amp;&lt;/b&gt;" in page
+
+
+def test_figures_are_well_formed(plan: Plan, results: Results) -> None:
+    figures = re.findall(r"<svg.*?</svg>", page_of(plan, results), re.DOTALL)
+    assert len(figures) == 2 * 4 + 3, "four figures in two widths, and a strip of layers for each arm"
+    for figure in figures:
+        tree = ElementTree.fromstring(figure)
+        assert tree.get("role") == "img"
+        assert tree.get("aria-label")
+        assert "nan" not in figure
+
+
+def test_failed_runs_are_shown() -> None:
+    plan = make_plan()
+    failure = Failure("killed", "The process was ended by signal 9 (SIGKILL).")
+    text = "".join(outline(page_of(plan, make_results(plan, failed={("full", 2): failure}))).text)
+    assert "1 of 18 runs failed" in text
+    assert "full lr 0.004 seed 2" in text
+    assert failure.message in text
+
+
+def test_the_same_results_give_the_same_page(plan: Plan, results: Results) -> None:
+    assert page_of(plan, results) == page_of(plan, results)
+
+
+def test_nothing_measured_and_nothing_finished() -> None:
+    plan = make_plan(seeds=(1,))
+    failure = Failure("diverged", "nan")
+    names = [arm.name for arm in plan.arms]
+    results = make_results(plan, failed={(name, 1): failure for name in names})
+    outline(page_of(plan, results))
+
+
+def test_markup() -> None:
+    assert tag("p", "a < b & c", class_="x", data_label='"') == '<p class="x" data-label="&quot;">a &lt; b &amp; c</p>'
+    assert join("<", Markup("<br>"), None, ["a", 1.25]) == "&lt;<br>a1.2"
+    assert tag("br") == "<br>"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.04), (1.71, 1.93), (0, 12345), (5, 5)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    marks = ticks(low, high, 5)
+    assert 1 <= len(marks) <= 8
+    assert all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 10), (3e5, 2e7), (1, 1e9), (40, 60)])
+def test_log_ticks(low: float, high: float) -> None:
+    marks = log_ticks(low, high)
+    assert all(low * 0.99 <= mark <= high * 1.01 for mark in marks)
+    assert len(marks) <= 10

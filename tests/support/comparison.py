@@ -1,0 +1,168 @@
+"""Simulated results of a comparison, with known truth, that go through the real judging and reporting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from intarsia.ladder.plan import Arm, Budget, Corpus, Evaluation, Figures, Plan, Tuning
+from intarsia.ladder.results import (
+    ArmResult,
+    Baseline,
+    CurvePoint,
+    Decoding,
+    Failure,
+    Measurements,
+    Results,
+    Run,
+    Sample,
+    choose_rate,
+)
+
+LAYOUTS = {"full": "mla mla mla mla", "gdn-hybrid": "gdn gdn gdn mla", "kimi-linear": "kda kda kda mla"}
+
+
+def make_plan(**changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "arms": (
+            Arm("full", preset="full-tiny", note="MLA with rotary positions in every layer"),
+            Arm("gdn-hybrid", preset="gdn-hybrid-tiny", note="Gated DeltaNet ×3 : MLA"),
+            Arm("kimi-linear", preset="kimi-linear-tiny", note="KDA ×3 : MLA without positions"),
+        ),
+        "budget": Budget(tokens=400_000),
+        "tuning": Tuning(learning_rates=(2e-3, 4e-3, 8e-3), documents=40),
+        "seeds": (1, 2, 3),
+        "name": "simulated",
+        "title": "Full attention, a Gated DeltaNet hybrid or Kimi Linear?",
+        "corpus": Corpus(tokenizer="bpe:1024"),
+        "evaluation": Evaluation(documents=120, resamples=2000),
+        "figures": Figures(contexts=(256, 1024, 4096, 16384)),
+    }
+    return Plan(**{**values, **changes})
+
+
+def make_results(
+    plan: Plan,
+    levels: dict[str, float] | None = None,
+    *,
+    seed_noise: float = 0.002,
+    document_noise: float = 0.02,
+    failed: dict[tuple[str, int], Failure] | None = None,
+    seed: int = 0,
+) -> Results:
+    """Results whose true bits per byte are `levels`, with normal noise over seeds and documents."""
+    levels = levels or {"full": 1.93, "gdn-hybrid": 1.86, "kimi-linear": 1.84}
+    failed = failed or {}
+    rng = np.random.default_rng(seed)
+    documents = plan.evaluation.documents
+    text_bytes = np.exp(rng.normal(7.2, 0.8, documents)).round() + 1
+    hardness = rng.normal(0, 0.3, documents)
+    steps = plan.budget.steps_of(4096)
+    arms = []
+    for index, arm in enumerate(plan.arms):
+        runs = []
+        taste = rng.normal(0, document_noise, documents)
+        for rate in plan.rates(arm) if len(plan.rates(arm)) > 1 else ():
+            score = levels[arm.name] + 0.05 * np.log2(rate / 4e-3) ** 2 + rng.normal(0, 0.004)
+            runs.append(
+                _run(arm.name, rate, plan.tuning.seed, "tuning", levels[arm.name], steps, rng, tuning=score)
+            )
+        rate = (
+            choose_rate({run.learning_rate: run.tuning_bits_per_byte for run in runs}) or plan.rates(arm)[0]
+        )
+        for seed_of_run in plan.seeds:
+            level = levels[arm.name] + rng.normal(0, seed_noise)
+            failure = failed.get((arm.name, seed_of_run))
+            noise = rng.normal(0, document_noise, documents)
+            bits = text_bytes * (level + hardness + taste + noise)
+            run = _run(
+                arm.name, rate, seed_of_run, "judged", level, steps, rng, bits=None if failure else bits
+            )
+            runs.append(
+                replace(run, failure=failure, training_curve=run.training_curve[: 20 if failure else None])
+            )
+        arms.append(
+            ArmResult(
+                name=arm.name,
+                note=arm.note,
+                layout=LAYOUTS.get(arm.name, "mla"),
+                parameters=1_242_368 + 1000 * index,
+                non_embedding_parameters=1_111_296 + 1000 * index,
+                learning_rate=rate,
+                grid=plan.rates(arm),
+                runs=tuple(runs),
+                change="" if index == 0 else f"feed_forward.d_hidden 352 → {352 - 8 * index}",
+                measurements=Measurements(
+                    tuple(_decoding(c, full=index == 0) for c in plan.figures.contexts), 21_000 - 4000 * index
+                ),
+            )
+        )
+    return Results(
+        arms=tuple(arms),
+        text_bytes=text_bytes,
+        tuning_documents=plan.tuning.documents,
+        corpus=plan.corpus.source,
+        tokenizer=plan.corpus.tokenizer,
+        steps=steps,
+        tokens_per_run=steps * 4096,
+        training_tokens=8_000_000,
+        baselines=(
+            Baseline("unigram", text_bytes * (3.61 + hardness), 1024, "token frequencies"),
+            Baseline("bigram", text_bytes * (2.74 + hardness), 1024**2, "frequencies after the last token"),
+        ),
+        samples=tuple(
+            Sample(
+                arm.name,
+                "def read",
+                f"_lines(path: str) -> list[str]:\n    # {arm.name} <b>&amp;</b>\n    return []\n",
+            )
+            for arm in plan.arms
+        ),
+        environment={"python": "3.11.7", "torch": "2.13.0", "cpu": "a test", "cores": 2, "intarsia": "0.1.0"},
+        seconds=212.0,
+    )
+
+
+def _run(
+    arm: str,
+    rate: float,
+    seed: int,
+    role: Any,
+    level: float,
+    steps: int,
+    rng: np.random.Generator,
+    *,
+    bits: Any = None,
+    tuning: float | None = None,
+) -> Run:
+    points = np.unique(np.linspace(1, steps, 60).astype(int))
+    curve = (
+        level
+        + 4.5 * np.exp(-points / steps * 9)
+        + 0.5 * (1 - points / steps)
+        + rng.normal(0, 0.03, points.size)
+    )
+    return Run(
+        arm=arm,
+        learning_rate=rate,
+        seed=seed,
+        role=role,
+        bits=bits,
+        tuning_bits_per_byte=tuning,
+        batches=f"{seed:064x}",
+        seconds=14.0,
+        tokens=steps * 4096,
+        training_curve=tuple(
+            CurvePoint(int(point) * 4096, float(value)) for point, value in zip(points, curve, strict=True)
+        ),
+        directory=f"runs/{arm}-{rate:g}-{seed}",
+    )
+
+
+def _decoding(context: int, *, full: bool) -> Decoding:
+    layers = 4 if full else 1
+    return Decoding(
+        context, 1.1 + layers * context * 4e-5, layers * context * 320 + (0 if full else 3 * 33_000)
+    )
