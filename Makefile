@@ -20,7 +20,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # One thread a worker: two workers on two cores are faster than four threads that fight for them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all lint typecheck format bench clean
+.PHONY: help demo test test-all lint typecheck format bench figure clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -68,6 +68,9 @@ typecheck: $(DEV_STAMP)  ## mypy
 bench: $(DEV_STAMP)  ## the benchmarks in short, peers in the same run (benchmarks/README.md has the long forms)
 	@$(BIN)/python benchmarks/operators.py --lengths 512,2048 --seconds 1
 	@$(BIN)/python benchmarks/stability.py --preset kimi-linear-nano --steps 100
+
+figure: $(DEMO_STAMP)  ## the README's figure and table from the last demo
+	@$(BIN)/python docs/figures/demo.py runs/demo
 
 clean:  ## remove the environment, the caches and the built files; keeps runs/ and cache/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -145,8 +145,8 @@ def table(verdict: dict[str, Any]) -> str:
     environment = verdict["environment"]
     settings = (
         f"{verdict['tokens_per_run']:,} training tokens a run, {len(verdict['plan']['seeds'])} seeds, "
-        f"{verdict['documents']} held-out documents of {verdict['corpus']}, all in {verdict['seconds'] / 60:.1f} minutes "
-        f"({environment['processor']}, {environment['jobs']} runs at a time, {environment['threads']} thread each)"
+        f"{verdict['documents']} held-out documents of {verdict['corpus']}, all in "
+        f"{verdict['seconds'] / 60:.1f} minutes ({environment['processor']}, {environment['jobs']} runs at a time, {environment['threads']} thread each)"
     )
     return "\n".join([*lines, "", f"> {verdict['sentence']}", "", f"{settings}."])
 
