@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def quality(verdict: dict[str, Any], left: float, right: float) -> Markup:
 
 def growth(
     title: str,
-    curves: dict[str, Points],
+    curves: Mapping[str, Points],
     left: float,
     right: float,
     text: Callable[[float], str],
@@ -143,10 +143,15 @@ def table(verdict: dict[str, Any]) -> str:
         if row["is_baseline"]:
             lines.append(row_of(row["name"], row["note"], "", interval_text(row["estimate"]), "", "", ""))
     environment = verdict["environment"]
-    settings = (
-        f"{verdict['tokens_per_run']:,} training tokens a run, {len(verdict['plan']['seeds'])} seeds, "
-        f"{verdict['documents']} held-out documents of {verdict['corpus']}, all in "
-        f"{verdict['seconds'] / 60:.1f} minutes ({environment['processor']}, {environment['jobs']} runs at a time, {environment['threads']} thread each)"
+    settings = ", ".join(
+        [
+            f"{verdict['tokens_per_run']:,} training tokens a run",
+            f"{len(verdict['plan']['seeds'])} seeds",
+            f"{verdict['documents']} held-out documents of {verdict['corpus']}",
+            f"{verdict['seconds'] / 60:.1f} minutes in all",
+            environment["processor"],
+            f"{environment['jobs']} runs at a time with {environment['threads']} thread each",
+        ]
     )
     return "\n".join([*lines, "", f"> {verdict['sentence']}", "", f"{settings}."])
 
