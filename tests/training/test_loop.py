@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,11 +10,13 @@ import shutil
 import signal
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from intarsia.checkpoints.native import load_model
 from intarsia.data import load_tokenizer
 from intarsia.errors import CheckpointError, ConfigError, TrainingError
-from intarsia.training import NGrams, evaluate, train
+from intarsia.training import NGrams, RunDirectory, evaluate, train
+from intarsia.training.muon import Muon
 from support.training_runs import Interrupt, assert_same_run, metrics_of
 
 
@@ -190,6 +193,35 @@ def test_what_changes_no_mathematics_may_change(run, train_config, directory):
 def test_checkpoints_are_kept_in_the_number_that_was_asked_for(run, train_config, directory):
     run(train_config.replace(checkpoint_every=2, keep_checkpoints=3))
     assert sorted(os.listdir(directory / "checkpoints")) == ["step-000006", "step-000008", "step-000010"]
+
+
+def test_two_processes_do_not_run_in_one_directory(run, train_config, directory):
+    with RunDirectory(directory).locked(), pytest.raises(CheckpointError, match="another process is at work"):
+        run(train_config)
+    assert not (directory / "config.json").exists()
+    assert run(train_config).finished
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(run, train_config, directory):
+    steps = itertools.count(1)
+
+    def poison(optimizer, arguments, options):
+        if isinstance(optimizer, Muon) and next(steps) == 6:
+            optimizer.param_groups[0]["params"][0].data[0, 0] = float("inf")
+
+    hook = register_optimizer_step_post_hook(poison)
+    try:
+        with pytest.raises(TrainingError, match=r"the weights after step 6 are not finite.*step-000003"):
+            run(train_config.replace(checkpoint_every=3))
+    finally:
+        hook.remove()
+    assert os.listdir(directory / "checkpoints") == ["step-000003"]
+
+
+def test_a_last_update_that_does_harm_is_found_too(run, train_config, directory):
+    with pytest.raises(TrainingError, match=r"held-out text after step 1 is not finite"):
+        run(train_config.replace(steps=1, lr=1e38, warmup_steps=0))
+    assert not (directory / "result.json").exists()
 
 
 def test_divergence_names_the_step_and_keeps_the_checkpoint(run, train_config, directory):

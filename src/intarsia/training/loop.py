@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -29,7 +30,7 @@ from intarsia.training.qk_clip import watch_logits
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
 from intarsia.training.signals import StopRequest
-from intarsia.training.step import StepResult, train_step
+from intarsia.training.step import StepResult, all_finite, train_step
 
 Resume = Literal["auto", "always", "never"]
 
@@ -65,8 +66,9 @@ def train(
 
     Raises:
         ConfigError: the configurations, the data and the processes do not fit together.
-        CheckpointError: the directory holds a run of another configuration or of other data (the message
-            names the fields), a checkpoint is damaged, or `resume` cannot be had.
+        CheckpointError: another process is at work in the directory; it holds a run of another configuration
+            or of other data (the message names the fields), a checkpoint is damaged, or `resume` cannot be
+            had.
         TrainingError: the loss or the gradient became NaN or infinite. The message names the step and the
             last checkpoint, which stays.
     """
@@ -85,13 +87,17 @@ def train(
 
     with ExitStack() as stack:
         processes = stack.enter_context(join_processes(device))
-        processes.barrier()  # Nobody writes before everybody has looked.
-        run.claim(_identity(model_config, train_config, dataset), write=processes.is_main)
+        identity = _identity(model_config, train_config, dataset)
+        run.check(identity)
         if run.result.exists():
             return TrainResult.load(run.path)
         stack.enter_context(_own_random_generators(train_config.seed, processes))
         shown = progress if progress is not None and processes.is_main else NoProgress()
         trainer = _Trainer(model_config, train_config, dataset, tokenizer, run, processes, shown)
+        # Nothing is written before everything is known to fit together, and everybody has looked.
+        _lock(run, processes, stack)
+        if processes.is_main:
+            run.claim(identity)
         trainer.restore(resume)
         stop = stack.enter_context(StopRequest(shown.note))
         return trainer.run_all(label, stop)
@@ -246,6 +252,10 @@ class _Trainer:
             precision=self.config.precision,
             processes=self.processes,
         )
+        if not np.all(np.isfinite(self.evaluation.nll)):
+            raise TrainingError(
+                f"the likelihood of held-out text after step {step} is not finite. {self._advice()}"
+            )
         if self.processes.is_main:
             self.evaluation.save(self.run.evaluation(step))
         metrics.write("eval", step, self.evaluation.summary())
@@ -255,6 +265,10 @@ class _Trainer:
         step = self.tally.step
         if step == 0 or step == self.checkpoints.latest():
             return
+        # A finite loss may have been followed by an update that was not: such weights must replace no good
+        # ones.
+        if self._agreed(not all_finite(self.model)):
+            raise TrainingError(f"the weights after step {step} are not finite. {self._advice()}")
         metrics.flush()
         trainer = {"loader": self.loader.state_dict(), "tally": asdict(self.tally)}
         self.checkpoints.save(step, self.model, self.optimizers, trainer)
@@ -320,6 +334,18 @@ def _whole(model: LanguageModel, processes: Processes) -> LanguageModel:
     if processes.is_main:
         whole.load_state_dict(state)
     return whole
+
+
+def _lock(run: RunDirectory, processes: Processes, stack: ExitStack) -> None:
+    """Lock the directory in the first process; raise in all processes alike if that cannot be."""
+    problem = None
+    if processes.is_main:
+        try:
+            stack.enter_context(run.locked())
+        except CheckpointError as error:
+            problem = str(error)
+    if (first := processes.gather(problem)[0]) is not None:
+        raise CheckpointError(str(first))
 
 
 @contextmanager

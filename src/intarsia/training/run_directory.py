@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +62,28 @@ class RunDirectory:
         """The file of the evaluation after `step` steps."""
         return self.evaluations / f"step-{step:06d}.npz"
 
-    def claim(self, identity: dict[str, Any], *, write: bool = True) -> None:
-        """Make this the directory of the run that `identity` describes, or make sure that it is.
-
-        Args:
-            write: whether this is the process that writes.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running in this directory. The lock goes with the process that holds it.
 
         Raises:
-            CheckpointError: it is the directory of another run. The message names the fields that differ.
+            CheckpointError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"another process is at work in {self.path}: wait for it or stop it"
+                ) from None
+            yield
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Make sure that no other run than the one that `identity` describes is here.
+
+        Raises:
+            CheckpointError: there is one. The message names the fields that differ.
         """
         if self.config.exists():
             differences = compare(read_json(self.config), identity)
@@ -74,10 +91,12 @@ class RunDirectory:
                 listed = "".join(f"\n  {line}" for line in differences)
                 raise CheckpointError(
                     f"{self.path} holds a run that was started differently:{listed}\n"
-                    "Resume it with what it was started with, or choose another directory."
+                    "Resume it with what it was started with, remove it, or choose another directory."
                 )
-        if write:
-            write_json(self.config, identity)
+
+    def claim(self, identity: dict[str, Any]) -> None:
+        """Write down which run this is."""
+        write_json(self.config, identity)
 
 
 def compare(started: dict[str, Any], now: dict[str, Any]) -> list[str]:

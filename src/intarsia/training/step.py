@@ -117,6 +117,12 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def all_finite(model: nn.Module) -> bool:
+    """Whether all parameters that this process holds are finite."""
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return bool(torch.stack([part.isfinite().all() for part in parts]).all())
+
+
 @contextmanager
 def _outputs_are_not_changed() -> Iterator[None]:
     """Without FSDP's warning that an output which is a view must not be changed in place: it is not."""
