@@ -28,7 +28,7 @@ def simulate(
 
 
 def coverage(
-    seeds: int, documents: int, by_seed: float, by_document: float, by_both: float, trials: int = 300
+    seeds: int, documents: int, by_seed: float, by_document: float, by_both: float, trials: int = 200
 ) -> tuple[float, float]:
     """How often the interval, and the simultaneous one of a family of three, hold the truth."""
     rng = np.random.default_rng(1)
@@ -40,7 +40,7 @@ def coverage(
     return tuple(hits / trials)
 
 
-# The standard error of a coverage of 95 % in 300 trials is 1.3 %.
+# The standard error of a coverage of 95 % in 200 trials is 1.5 %.
 @pytest.mark.parametrize(
     ("seeds", "documents", "by_seed", "by_document", "by_both"),
     [
@@ -55,8 +55,8 @@ def test_intervals_cover_at_least_at_the_nominal_rate(
     seeds: int, documents: int, by_seed: float, by_document: float, by_both: float
 ) -> None:
     single, family = coverage(seeds, documents, by_seed, by_document, by_both)
-    assert single > 0.92
-    assert family > 0.96
+    assert single > 0.91
+    assert family > 0.95
     if by_both == 0 and max(by_seed / by_document, by_document / by_seed) >= 10:
         assert single < 0.985, "with one source of noise the interval should not be much too wide"
 
@@ -65,7 +65,7 @@ def test_resampling_three_seeds_would_not_cover() -> None:
     """Why seeds are not simply drawn with replacement."""
     rng = np.random.default_rng(2)
     plain = ours = 0
-    for trial in range(300):
+    for trial in range(200):
         bits, text_bytes = simulate(rng, 3, 40, 0.01, 0.001, 0.0)
         seeds = rng.multinomial(3, np.full(3, 1 / 3), size=500) / 3
         documents = rng.multinomial(40, np.full(40, 1 / 40), size=500)
@@ -73,8 +73,8 @@ def test_resampling_three_seeds_would_not_cover() -> None:
         low, high = np.quantile(draws, [0.025, 0.975])
         plain += low <= TRUTH <= high
         ours += estimate([bits], text_bytes, resamples=500, seed=trial)[0].interval.contains(TRUTH)
-    assert plain / 300 < 0.82
-    assert ours / 300 > 0.92
+    assert plain / 200 < 0.82
+    assert ours / 200 > 0.92
 
 
 def test_with_fixed_documents_it_is_the_classical_t_interval() -> None:

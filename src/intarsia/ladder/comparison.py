@@ -313,11 +313,11 @@ class _Comparison:
             threads=threads,
             machine=processor(),
         )
-        known = read_measurements(self.path, spec)
+        known = read_measurements(self.path, spec, complete=True)
         if known is None and spec.rounds:
             write_json(self.path / SPEC, asdict(spec))
             self._run_measuring(spec)
-            known = read_measurements(self.path, spec)
+            known = read_measurements(self.path, spec, complete=False)
         return known or ({}, ())
 
     def _run_measuring(self, spec: MeasureSpec) -> None:

@@ -86,14 +86,14 @@ class MeasureSpec:
 
 
 def read_measurements(
-    directory: Path, spec: MeasureSpec
+    directory: Path, spec: MeasureSpec, *, complete: bool
 ) -> tuple[dict[str, Measurements], tuple[Sample, ...]] | None:
-    """What was measured for this very spec; None if nothing was."""
+    """What was measured for this very spec; None if nothing was, or not all where it must be `complete`."""
     path = directory / RESULT
     if not path.exists():
         return None
     values = json.loads(path.read_text(encoding="utf-8"))
-    if values["key"] != spec.key:
+    if values["key"] != spec.key or (complete and not values["complete"]):
         return None
     measurements = {
         name: Measurements(
@@ -112,8 +112,9 @@ def main(arguments: list[str]) -> int:
     lock = hold_lock(directory / ".measure.lock")
     try:
         spec = MeasureSpec.load(directory)
-        write_json(directory / RESULT, {"key": spec.key, **_measure(spec, directory, channel)})
-        return DONE
+        result = _measure(spec, directory, channel)
+        write_json(directory / RESULT, {"key": spec.key, **result})
+        return DONE if result["complete"] else CRASHED
     except Exception:
         traceback.print_exc()
         return CRASHED
@@ -141,21 +142,36 @@ def _measure(spec: MeasureSpec, directory: Path, channel: Channel) -> dict[str, 
             models[arm.name].init_weights(0)
         models[arm.name].eval()
     progress = _Counter(channel, spec.rounds)
-    decoding = decode_times(
-        models,
-        _tokens(dataset, max(spec.contexts, default=0)),
-        spec.contexts,
-        tokens=spec.decode_tokens,
-        repeats=spec.repeats,
-        tick=progress.tick,
-    )
-    samples = _samples(spec, models, dataset, progress) if spec.sample_tokens else []
-    del models
-    speeds = training_speeds(spec, dataset, device, progress.tick)
+    decoding: dict[str, list[Decoding]] = {}
+    samples: list[Sample] = []
+    speeds: dict[str, float] = {}
+    failed = False
+    for part in ("decoding", "samples", "training"):
+        try:
+            if part == "decoding":
+                text = _tokens(dataset, max(spec.contexts, default=0))
+                decoding = decode_times(
+                    models,
+                    text,
+                    spec.contexts,
+                    tokens=spec.decode_tokens,
+                    repeats=spec.repeats,
+                    tick=progress.tick,
+                )
+            elif part == "samples":
+                samples = _samples(spec, models, dataset, progress) if spec.sample_tokens else []
+                models.clear()
+            else:
+                speeds = training_speeds(spec, dataset, device, progress.tick)
+        except Exception:
+            # One figure that cannot be had is no reason to lose the others.
+            traceback.print_exc()
+            failed = True
     return {
+        "complete": not failed,
         "arms": {
             arm.name: {
-                "decoding": [asdict(cost) for cost in decoding[arm.name]],
+                "decoding": [asdict(cost) for cost in decoding.get(arm.name, [])],
                 "training_tokens_per_second": speeds.get(arm.name),
             }
             for arm in spec.arms
@@ -278,7 +294,8 @@ def _steps(arm: MeasuredArm, dataset: TokenDataset, device: str) -> Iterator[flo
     from intarsia.training.qk_clip import watch_logits
     from intarsia.training.step import train_step
 
-    config = TrainConfig.from_dict(dict(arm.train))
+    # No step is faster for its learning rate; a small one cannot diverge.
+    config = TrainConfig.from_dict({**arm.train, "lr": 1e-6})
     model = LanguageModel(ModelConfig.from_dict(arm.model))
     model.init_weights(config.seed)
     model.to(device)

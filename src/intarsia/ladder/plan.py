@@ -234,7 +234,16 @@ class Plan:
             raise PlanError(
                 f"no arm {reference!r}{did_you_mean(reference, names)}", ("matching", "reference")
             )
+        self._check_presets()
         self._check_training()
+
+    def _check_presets(self) -> None:
+        from intarsia.model import presets
+
+        for index, arm in enumerate(self.arms):
+            if arm.preset is not None and arm.preset not in presets.names():
+                near = did_you_mean(arm.preset, presets.names())
+                raise PlanError(f"there is no preset {arm.preset!r}{near}", ("arms", index, "preset"))
 
     def _check_training(self) -> None:
         from intarsia.training.config import TrainConfig

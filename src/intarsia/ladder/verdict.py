@@ -201,7 +201,7 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
         who = f"both {listed(names)}" if len(names) == 2 else f"any two of {listed(names)}"
         return f"No verdict: no seed was finished by {who}{_failures(*results.arms)}.{note}"
     if len(live) == 1:
-        return live[0].sentence[0].upper() + live[0].sentence[1:] + note if note else live[0].sentence
+        return live[0].sentence + note
     if any(pair.outcome == "unjudged" for pair in live) and not any(pair.better for pair in live):
         return (
             "No verdict: one seed cannot tell an architecture from its luck. With it, the lowest was "

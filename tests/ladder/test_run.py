@@ -1,0 +1,350 @@
+"""A whole small comparison, for real: training in child processes, failures, resuming, measuring, judging."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from intarsia.errors import ConfigError, TrainingError
+from intarsia.ladder import Plan, Verdict, compare
+from intarsia.ladder.comparison import _check_batches
+from intarsia.ladder.run import ArmRuns
+from intarsia.ladder.runs import RunFolder
+
+STEPS = 12
+
+PLAN: dict[str, Any] = {
+    "name": "small",
+    "seeds": [1, 2],
+    "budget": {"steps": STEPS},
+    "corpus": {"tokenizer": "bytes", "heldout": 0.3},
+    "training": {"rows": 2, "length": 64, "checkpoint_every": 4, "log_every": 2},
+    "tuning": {"learning_rates": [5e-3], "documents": 6},
+    "evaluation": {"documents": 12, "tokens_per_document": 100, "resamples": 1000},
+    "figures": {
+        "contexts": [16, 80],
+        "decode_tokens": 2,
+        "repeats": 1,
+        "throughput_steps": 1,
+        "sample_tokens": 8,
+        "prompts": ["ab"],
+    },
+    "model": {
+        "d_model": 16,
+        "depth": 2,
+        "mixers": {
+            "mla": {"num_heads": 1, "kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "v_dim": 8},
+            "kda": {"num_heads": 1, "head_dim": 8},
+        },
+        "feed_forward": {"d_hidden": 48},
+    },
+    "matching": {"reference": "hybrid"},
+    "arms": [
+        {"name": "full", "preset": "full-nano", "learning_rates": [5e-3, 1e-2]},
+        {"name": "hybrid", "preset": "kimi-linear-nano", "model": {"layout": "kda mla"}},
+        # Its loss leaves the finite numbers after a few steps.
+        {"name": "wild", "preset": "full-nano", "learning_rates": [1e35]},
+    ],
+}
+
+
+def texts(directory: Path) -> Path:
+    """Sixty small files of words that follow each other by a rule."""
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(20)]
+    for index in range(60):
+        chosen = np.cumsum(rng.integers(1, 3, rng.integers(40, 120))) % len(words)
+        (directory / f"{index:02}.txt").write_text(" ".join(words[word] for word in chosen))
+    return directory
+
+
+def run(plan: dict[str, Any], directory: Path, jobs: int = 2) -> tuple[Verdict, str]:
+    with (directory.parent / f"{directory.name}.log").open("w+") as file:
+        verdict = compare(Plan.from_dict(plan), directory, jobs=jobs, console=Console(file=file, width=120))
+        file.seek(0)
+        return verdict, file.read()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def plan(place: Path) -> dict[str, Any]:
+    corpus = {**PLAN["corpus"], "source": str(texts(place / "texts") / "*.txt")}
+    return {**PLAN, "corpus": corpus}
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, plan: dict[str, Any]) -> tuple[Verdict, str, dict[str, Any]]:
+    """The verdict of an undisturbed comparison, what it printed, and verdict.json."""
+    verdict, printed = run(plan, place / "undisturbed")
+    return verdict, printed, json.loads((place / "undisturbed" / "verdict.json").read_text())
+
+
+def numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """What of verdict.json must not depend on how often the comparison was stopped."""
+
+    def without_clocks(value: Any) -> Any:
+        if isinstance(value, dict):
+            clocks = {"seconds", "measurements", "environment", "report"}
+            return {key: without_clocks(item) for key, item in value.items() if key not in clocks}
+        return [without_clocks(item) for item in value] if isinstance(value, list) else value
+
+    return without_clocks(found)
+
+
+def arm(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(arm for arm in found["arms"] if arm["name"] == name)
+
+
+def test_it_judges_the_arms_that_finished(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    verdict, printed, found = done
+    assert {row.name for row in verdict.rows} == {"full", "hybrid", "wild", "unigram", "bigram"}
+    for name in ("full", "hybrid"):
+        row = verdict.row(name)
+        assert row.estimate.seeds == 2
+        assert 1 < row.estimate.value < 8
+    judged = next(pair for pair in verdict.pairs if {pair.first, pair.second} == {"full", "hybrid"})
+    assert judged.seeds == (1, 2)
+    assert verdict.sentence in re.sub(r"\s*│?\n│?\s*", " ", printed)
+    assert found["sentence"] == verdict.sentence
+
+
+def test_parameters_are_matched_and_counted(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    counts = [arm["non_embedding_parameters"] for arm in done[2]["arms"]]
+    assert max(counts) / min(counts) < 1.021, "each within 1 % of the reference"
+    assert all(arm["parameters"] - arm["non_embedding_parameters"] == 257 * 16 for arm in done[2]["arms"])
+    assert "feed_forward.d_hidden 48 →" in arm(done[2], "full")["change"]
+
+
+def test_learning_rates_are_chosen_apart(done: tuple[Verdict, str, dict[str, Any]], place: Path) -> None:
+    full = arm(done[2], "full")
+    best = min(full["tuning"], key=full["tuning"].get)
+    assert f"{full['learning_rate']:g}" == best
+    runs = {role: [r for r in full["runs"] if r["role"] == role] for role in ("tuning", "judged")}
+    assert {r["seed"] for r in runs["tuning"]} == {0}
+    assert [r["seed"] for r in runs["judged"]] == [1, 2]
+    assert {r["learning_rate"] for r in runs["judged"]} == {full["learning_rate"]}
+
+    def documents(r: dict[str, Any]) -> set[int]:
+        with np.load(place / "undisturbed" / "runs" / r["directory"] / "evaluation.npz") as arrays:
+            return set(arrays["documents"].tolist())
+
+    tuning, judged = documents(runs["tuning"][0]), documents(runs["judged"][0])
+    assert len(tuning) >= 2
+    assert len(judged) >= 6
+    assert not tuning & judged
+
+
+def test_arms_of_a_seed_saw_the_same_batches(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    by_seed: dict[int, set[str]] = {}
+    for one in (arm(done[2], "full"), arm(done[2], "hybrid")):
+        for r in one["runs"]:
+            by_seed.setdefault(r["seed"], set()).add(r["batches"])
+    assert all(len(digests) == 1 for digests in by_seed.values())
+    assert len(set.union(*by_seed.values())) == 3, "another seed, another order"
+
+
+def test_other_batches_are_noticed(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, tmp_path: Path
+) -> None:
+    from intarsia.ladder.results import Run
+
+    runs = []
+    for name in ("full", "hybrid"):
+        r = next(r for r in arm(done[2], name)["runs"] if r["role"] == "judged" and r["seed"] == 1)
+        source = place / "undisturbed" / "runs" / r["directory"] / "train" / "metrics.jsonl"
+        target = tmp_path / r["directory"] / "train" / "metrics.jsonl"
+        target.parent.mkdir(parents=True)
+        target.write_text(source.read_text())
+        runs.append(Run(name, r["learning_rate"], 1, "judged", directory=r["directory"]))
+    by_arm = {one.arm: ArmRuns(one.learning_rate, (one,)) for one in runs}
+    _check_batches(by_arm, tmp_path)
+    lines = target.read_text().splitlines()
+    lines[-1] = json.dumps({**json.loads(lines[-1]), "batches": "0" * 64})
+    target.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TrainingError, match=f"saw different batches up to step {STEPS}"):
+        _check_batches(by_arm, tmp_path)
+
+
+def test_a_run_that_diverges_is_counted_and_shown(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    verdict, printed, found = done
+    failures = [r["failure"] for r in arm(found, "wild")["runs"]]
+    assert [failure["kind"] for failure in failures] == ["diverged", "diverged"]
+    assert "step" in failures[0]["message"]
+    assert "wild finished no run and is not judged" in verdict.sentence
+    assert "2 of 8 runs failed" in printed
+
+
+def test_costs_are_measured(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    for one in done[2]["arms"]:
+        measured = one["measurements"]
+        assert [cost["context"] for cost in measured["decoding"]] == [16, 80]
+        assert all(cost["milliseconds"] > 0 for cost in measured["decoding"])
+        assert measured["training_tokens_per_second"] > 0
+    full, hybrid = (
+        [cost["cache_bytes"] for cost in arm(done[2], name)["measurements"]["decoding"]]
+        for name in ("full", "hybrid")
+    )
+    assert full == [2 * 12 * 4 * context for context in (16, 80)], "two layers of 8 + 4 latents in float32"
+    assert hybrid[1] - hybrid[0] == 12 * 4 * 64, "one layer of latents; the other's state does not grow"
+
+
+def test_there_is_a_report_and_a_plan(done: tuple[Verdict, str, dict[str, Any]], place: Path) -> None:
+    from intarsia.ladder import load_plan
+
+    page = (place / "undisturbed" / "report.html").read_text()
+    assert done[0].sentence in page
+    assert str(place / "undisturbed" / "report.html") in done[1]
+    assert load_plan(place / "undisturbed" / "plan.toml").seeds == (1, 2)
+
+
+def test_what_is_done_is_not_done_again(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, plan: dict[str, Any]
+) -> None:
+    runs = place / "undisturbed" / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/outcome.json")}
+    began = time.monotonic()
+    verdict, _ = run(plan, place / "undisturbed")
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*/outcome.json")} == before
+    assert (verdict.sentence, verdict.pairs) == (done[0].sentence, done[0].pairs)
+    found = json.loads((place / "undisturbed" / "verdict.json").read_text())
+    assert numbers(found) == numbers(done[2])
+    assert time.monotonic() - began < 20, "nothing was trained"
+
+
+def start(plan: dict[str, Any], directory: Path) -> subprocess.Popen[bytes]:
+    """The comparison in a process of its own."""
+    code = (
+        "import json, sys; from intarsia.ladder import Plan, compare;"
+        "compare(Plan.from_dict(json.loads(sys.argv[1])), sys.argv[2], jobs=2)"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(plan), str(directory)]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_gives_the_same_numbers(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, plan: dict[str, Any]
+) -> None:
+    directory = place / "killed"
+    first = start(plan, directory)
+    wait_for(lambda: list(directory.glob("runs/*/train/checkpoints/step-*")), first)
+    orphans = children(first)
+    assert orphans
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        assert time.monotonic() < deadline, "children outlived their parent"
+        time.sleep(0.05)
+    assert not (directory / "verdict.json").exists()
+    run(plan, directory)
+    assert numbers(json.loads((directory / "verdict.json").read_text())) == numbers(done[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_saves_and_goes_on(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, plan: dict[str, Any], number: signal.Signals
+) -> None:
+    directory = place / f"stopped-{number.name}"
+    first = start(plan, directory)
+    wait_for(lambda: list(directory.glob("runs/*/train/metrics.jsonl")), first)
+    running = children(first)
+    first.send_signal(number)
+    assert first.wait(timeout=120) != 0
+    assert b"KeyboardInterrupt" in first.stderr.read()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in running)
+    assert not list(directory.glob("runs/*/failure.json")), "to be stopped is not to fail"
+    run(plan, directory)
+    assert numbers(json.loads((directory / "verdict.json").read_text())) == numbers(done[2])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_counted_and_tried_again(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, plan: dict[str, Any]
+) -> None:
+    directory = place / "short-of-memory"
+    first = start(plan, directory)
+    wait_for(lambda: list(directory.glob("runs/*/train/metrics.jsonl")), first)
+    os.kill(children(first)[0], signal.SIGKILL)
+    first.wait(timeout=240)
+    found = json.loads((directory / "verdict.json").read_text())
+    failures = [r["failure"] for one in found["arms"] for r in one["runs"] if r["failure"]]
+    killed = [failure for failure in failures if failure["kind"] == "killed"]
+    assert len(killed) == 1
+    assert "signal 9 (SIGKILL)" in killed[0]["message"]
+    run(plan, directory)
+    assert numbers(json.loads((directory / "verdict.json").read_text())) == numbers(done[2])
+
+
+def test_two_comparisons_do_not_share_a_directory(place: Path, plan: dict[str, Any]) -> None:
+    import fcntl
+
+    directory = place / "taken"
+    directory.mkdir()
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another comparison is at work"):
+            run(plan, directory)
+
+
+def test_a_run_directory_belongs_to_one_run(done: tuple[Verdict, str, dict[str, Any]], place: Path) -> None:
+    from dataclasses import replace
+
+    from intarsia.errors import CheckpointError
+    from intarsia.ladder.runs import RunSpec
+
+    path = next((place / "undisturbed" / "runs").iterdir())
+    spec = RunSpec.load(path)
+    assert path.name == spec.directory_name
+    RunFolder(path).claim(spec)
+    other = replace(spec, learning_rate=spec.learning_rate * 2)
+    assert other.directory_name != spec.directory_name
+    with pytest.raises(CheckpointError, match="holds another run"):
+        RunFolder(path).claim(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": [PLAN["arms"][1], {"name": "b", "preset": "fool-nano"}]}, "did you mean .full-nano"),
+        ({"model": {"vocab_size": 17}}, "vocab_size comes from the tokenizer"),
+        ({"model": {"depht": 17}}, "depth"),
+        ({"matching": {"adjust": False, "tolerance": 0.001}}, "forbids changes"),
+        ({"training": {"rows": 2, "length": 64, "warmup_steps": 12}}, "warmup_steps"),
+    ],
+)
+def test_plans_that_cannot_be_carried_out(
+    place: Path, plan: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run({**plan, **changes}, place / "impossible")
