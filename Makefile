@@ -37,7 +37,7 @@ $(TORCH_STAMP): constraints.txt
 
 $(DEMO_STAMP): $(TORCH_STAMP) pyproject.toml
 	@echo "Installing intarsia into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e '.[report]'
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(DEV_STAMP): $(TORCH_STAMP) pyproject.toml
