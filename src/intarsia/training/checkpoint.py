@@ -47,8 +47,11 @@ class Checkpoints:
         self.directory = directory
         self.keep = keep
         self.processes = processes
-        if processes.is_main and directory.exists():
-            for leftover in directory.glob(".step-*"):
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes left that died while they wrote. Not while another process may be writing."""
+        if self.processes.is_main and self.directory.exists():
+            for leftover in self.directory.glob(".step-*"):
                 shutil.rmtree(leftover)
 
     def path(self, step: int) -> Path:
