@@ -1,5 +1,5 @@
 # `make demo` and `make test` work in a fresh clone: they make .venv and install what they need into it.
-#   PYTHON=python3.12 make test     another interpreter (3.10 or newer)
+#   PYTHON=python3.12 make test     another interpreter (the pinned versions need 3.11 or newer)
 #   make demo QUICK=1               the same path with a budget of seconds, to see that it works
 #   make test ARGS='tests/ops -k delta'    hand arguments to pytest
 
@@ -27,8 +27,8 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(TORCH_STAMP): constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "make: $(PYTHON) is older than Python 3.10; choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is older than Python 3.11, which the pinned versions need; choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch into $(VENV) ..."
 # Alone and first: a loose requirement on torch (another package's) could otherwise choose another build of it.
