@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.comparison import make_plan, make_results
 
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.results import Results
+from support.comparison import make_plan, make_results
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.comparison import make_plan
 
 from intarsia.ladder import toml
 from intarsia.ladder.plan import Budget, Plan, PlanError, load_plan
 from intarsia.ladder.schema import toml_line
+from support.comparison import make_plan
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,7 +117,11 @@ def test_missing_parts_are_named(write) -> None:
 
 
 def test_a_plan_survives_its_own_toml() -> None:
-    for plan in (make_plan(), load_plan(EXAMPLES / "demo.toml"), load_plan(EXAMPLES / "demo.toml", quick=True)):
+    for plan in (
+        make_plan(),
+        load_plan(EXAMPLES / "demo.toml"),
+        load_plan(EXAMPLES / "demo.toml", quick=True),
+    ):
         assert Plan.from_dict(tomllib.loads(toml.dumps(plan.to_dict()))) == plan
 
 
@@ -144,13 +148,19 @@ def test_lines_of_nested_tables() -> None:
 
 
 scalars = st.one_of(
-    st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False), st.text(st.characters(exclude_categories=["Cs"]))
+    st.booleans(),
+    st.integers(-(2**60), 2**60),
+    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"])),
 )
 tables = st.recursive(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), scalars, max_size=3),
     lambda inner: st.dictionaries(
         st.text("abc d", min_size=1, max_size=4),
-        scalars | inner.filter(bool) | st.lists(scalars, max_size=3) | st.lists(inner, min_size=1, max_size=3),
+        scalars
+        | inner.filter(bool)
+        | st.lists(scalars, max_size=3)
+        | st.lists(inner, min_size=1, max_size=3),
         max_size=4,
     ),
     max_leaves=8,

@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from support.comparison import make_plan, make_results
 
-from intarsia.ladder.page.charts import log_ticks, ticks
-from intarsia.ladder.page.markup import Markup, join, tag
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.report import render
+from intarsia.ladder.report.charts import log_ticks, ticks
+from intarsia.ladder.report.markup import Markup, join, tag
 from intarsia.ladder.results import Failure, Results
 from intarsia.ladder.verdict import judge
+from support.comparison import make_plan, make_results
 
 
 class Outline(HTMLParser):
@@ -115,7 +115,10 @@ def test_nothing_measured_and_nothing_finished() -> None:
 
 
 def test_markup() -> None:
-    assert tag("p", "a < b & c", class_="x", data_label='"') == '<p class="x" data-label="&quot;">a &lt; b &amp; c</p>'
+    assert (
+        tag("p", "a < b & c", class_="x", data_label='"')
+        == '<p class="x" data-label="&quot;">a &lt; b &amp; c</p>'
+    )
     assert join("<", Markup("<br>"), None, ["a", 1.25]) == "&lt;<br>a1.2"
     assert tag("br") == "<br>"
 

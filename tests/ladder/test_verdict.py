@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from support.comparison import make_plan, make_results
 
 from intarsia.ladder.plan import Arm, Evaluation
 from intarsia.ladder.results import Failure, choose_rate
 from intarsia.ladder.verdict import Verdict, judge
+from support.comparison import make_plan, make_results
 
 TWO = (Arm("full", preset="full-tiny"), Arm("kimi-linear", preset="kimi-linear-tiny"))
 EQUAL = {"full": 1.9, "gdn-hybrid": 1.9, "kimi-linear": 1.9}
@@ -108,7 +108,8 @@ def test_equal_arms_are_seldom_told_apart() -> None:
     options = {"plan": {"evaluation": Evaluation(documents=30, resamples=1000)}}
     noise = {"seed_noise": 0.01, "document_noise": 0.05}
     claims = sum(
-        any(pair.better for pair in verdict_of(EQUAL, seed=seed, **noise, **options).pairs) for seed in range(60)
+        any(pair.better for pair in verdict_of(EQUAL, seed=seed, **noise, **options).pairs)
+        for seed in range(60)
     )
     assert claims <= 8  # P(more) < 1 % at 5 %
 
@@ -121,7 +122,9 @@ def test_a_rate_at_the_end_of_its_grid_is_a_caveat() -> None:
 
 def test_models_behind_the_baselines_are_a_caveat() -> None:
     verdict = verdict_of({"full": 3.0, "gdn-hybrid": 3.1, "kimi-linear": 1.9})
-    assert any("full and gdn-hybrid are not better than counting tokens" in caveat for caveat in verdict.caveats)
+    assert any(
+        "full and gdn-hybrid are not better than counting tokens" in caveat for caveat in verdict.caveats
+    )
 
 
 def test_the_choice_of_a_rate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from intarsia.errors import ConfigError
 from intarsia.ladder.plan import Arm, Plan, PlanError
@@ -71,13 +72,15 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
 
 
 def _configuration(plan: Plan, arm: Arm, vocab_size: int) -> ModelConfig:
-    base = (
-        presets.get(arm.preset, vocab_size=vocab_size).to_dict() if arm.preset else {"vocab_size": vocab_size}
-    )
+    base: dict[str, Any] = {"vocab_size": vocab_size}
+    if arm.preset:
+        base = presets.get(arm.preset, vocab_size=vocab_size).to_dict()
     shared = dict(plan.model)
     if arm.preset and "mixers" in shared:
         # A change to a mixer is for the arms that have it.
-        shared["mixers"] = {name: change for name, change in shared["mixers"].items() if name in base["mixers"]}
+        shared["mixers"] = {
+            name: change for name, change in shared["mixers"].items() if name in base["mixers"]
+        }
     values = merge(merge(base, shared), arm.model)
     if values["vocab_size"] != vocab_size:
         raise ConfigError(

@@ -70,11 +70,11 @@ class MeasureSpec:
     @classmethod
     def load(cls, directory: Path) -> MeasureSpec:
         """The spec that the parent wrote."""
-        values = json.loads((directory / SPEC).read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
+        for name in ("contexts", "prompts"):
+            values[name] = tuple(values[name])
         values["arms"] = tuple(MeasuredArm(**arm) for arm in values["arms"])
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        return cls(**values)
 
     @property
     def rounds(self) -> int:

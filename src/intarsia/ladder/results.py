@@ -41,8 +41,8 @@ class CurvePoint:
 class Run:
     """One training run: an arm at a learning rate with a seed.
 
-    `tuning_bits_per_byte` is of the tuning documents. `bits` [D] are of the judged documents, in their order; a tuning run
-    has none, so that nobody can choose by them.
+    `tuning_bits_per_byte` is of the tuning documents. `bits` [D] are of the judged documents, in their order;
+    a tuning run has none, so that nobody can choose by them.
     """
 
     arm: str

@@ -1,7 +1,8 @@
 """Frozen dataclasses from mappings, strictly: every key known, every value of the declared type.
 
 A plan decides days of computing, so a mistyped key must not be ignored. Errors name the place in the plan
-(`arms[1].preset`), what was found, and the key that was probably meant; where the plan came from TOML text the line is given.
+(`arms[1].preset`), what was found, and the key that was probably meant; where
+the plan came from TOML text the line is given.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def toml_line(text: str, path: tuple[str | int, ...]) -> int | None:
     """The line (from 1) of TOML `text` where `path` is set, or the nearest enclosing one; None if not found.
 
-    A light scan of headers and keys, good enough to point a reader to the place. It ignores the inside of multi-line strings.
+    A light scan of headers and keys, good enough to point a reader to the place. It ignores the
+    inside of multi-line strings.
     """
     places: dict[tuple[str | int, ...], int] = {}
     table: tuple[str | int, ...] = ()

@@ -18,11 +18,11 @@ How the interval is made. Each of `resamples` draws is
 
 and the interval runs between the draws' quantiles. Documents are many, so the plain bootstrap serves. Seeds
 are few: drawing two, three or four of them with replacement makes an interval that is far too narrow (with
-three seeds a nominal 95 % covers about 75 %: `tests/ladder/test_statistics.py` shows it), because it has too few distinct
-draws and its variance is short of a factor `(S - 1) / S`. Drawing the seeds' part from Student's distribution
-is the parametric bootstrap of a normal mean; with documents fixed it gives exactly the classical t-interval.
-The interaction is counted in both parts, so the interval is a little too wide when it dominates, never too
-narrow.
+three seeds a nominal 95 % covers about 75 %: `tests/ladder/test_statistics.py` shows it), because it has too
+few distinct draws and its variance is short of a factor `(S - 1) / S`. Drawing the seeds' part from Student's
+distribution is the parametric bootstrap of a normal mean; with documents fixed it gives exactly the classical
+t-interval. The interaction is counted in both parts, so the interval is a little too wide when it dominates,
+never too narrow.
 
 What it assumes: seeds' effects are about normal (three seeds cannot tell), documents are independent draws
 (files of one project are not quite), and the plan was not chosen by looking at the judged documents.

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.report import context_name, size_name
+from intarsia.ladder.report.parts import context_name, size_name
 from intarsia.ladder.results import Results
 from intarsia.ladder.verdict import Verdict, bracket, count
 

@@ -269,9 +269,10 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
     """What this comparison cannot show, from what it is and from what happened in it."""
     seeds = len(plan.seeds)
     smallest, largest = (f(arm.non_embedding_parameters for arm in results.arms) for f in (min, max))
+    size = " to ".join(dict.fromkeys((count(smallest), count(largest))))
     epochs = results.tokens_per_run / results.training_tokens if results.training_tokens else 0
     caveats = [
-        f"Scale: {count(smallest)} to {count(largest)} parameters without embeddings, "
+        f"Scale: {size} parameters without embeddings, "
         f"{count(results.tokens_per_run)} tokens a run"
         + (f" ({epochs:.2g} passes over the training text)" if epochs else "")
         + f", on {results.corpus}. Architectures can change places with more parameters, more tokens or other text; "
@@ -296,7 +297,8 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
         if len(scores) > 1 and arm.learning_rate in (min(arm.grid), max(arm.grid)):
             end = "smallest" if arm.learning_rate == min(arm.grid) else "largest"
             caveats.append(
-                f"{arm.name} did best with the {end} learning rate that was tried ({arm.learning_rate:g}): a wider grid "
+                f"{arm.name} did best with the {end} learning rate that was tried ({arm.learning_rate:g}): "
+                "a wider grid "
                 "might serve it better."
             )
     if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
@@ -319,7 +321,8 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
     ]
     if behind:
         caveats.append(
-            f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} not better than counting tokens (the best baseline): "
+            f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} not better than counting "
+            "tokens (the best baseline): "
             "such a budget judges the first steps of training and little else."
         )
     return caveats

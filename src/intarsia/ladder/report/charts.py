@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from intarsia.ladder.page.markup import Markup, join, tag
+from intarsia.ladder.report.markup import Markup, join, tag
 
 Format = Callable[[float], str]
 
@@ -148,7 +148,9 @@ def line_figure(
         drawn = []
         for line in sorted(lines, key=lambda line: not line.faint):
             path = "M" + "L".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
-            drawn.append(tag("path", d=path, class_=f"line {line.css}" + (" faint" if line.faint else "")))
+            drawn.append(
+                tag("path", d=path, class_=f"line {line.css}{' faint' * line.faint}{' dotted' * line.dots}")
+            )
             if line.failed:
                 a, b = line.points[-1]
                 u, v = x.at(a), y.at(min(max(b, low), high))
@@ -166,7 +168,7 @@ def line_figure(
                             tag("title", f"{line.name}: {y_format(b)} at {x_format(a)}"),
                             cx=x.at(a),
                             cy=y.at(b),
-                            r=3.5 if line.dots else 3,
+                            r=4 if line.dots else 3,
                             class_=f"{'dot' if line.dots else 'dot hidden'} {line.css}",
                         )
                     )

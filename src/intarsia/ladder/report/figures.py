@@ -1,0 +1,202 @@
+"""The figures of the report and the words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from intarsia.ladder.report.charts import Bar, Line, forest_figure, line_figure
+from intarsia.ladder.report.markup import Markup, tag
+from intarsia.ladder.report.parts import context_name, legend, percent, size_name
+from intarsia.ladder.results import CurvePoint, Results
+from intarsia.ladder.statistics import Estimate
+from intarsia.ladder.verdict import PairVerdict, Verdict, bracket, count
+
+
+def differences_section(results: Results, verdict: Verdict) -> Markup:
+    pairs = [pair for pair in verdict.pairs if pair.difference is not None]
+    bars = [_bar(pair, pair.difference) for pair in pairs if pair.difference is not None]
+    sure = percent(verdict.confidence)
+    several = len(pairs) > 1
+    return tag(
+        "section",
+        tag("h2", "The differences"),
+        tag(
+            "p",
+            "Paired: the same documents, and for each seed the same batches in the same order. Left of zero, the arm "
+            "that is named first needs fewer bits.",
+        ),
+        tag(
+            "figure",
+            forest_figure(
+                bars,
+                title="Differences in bits per byte between each pair of architectures, with intervals",
+                x_label="difference in bits per byte",
+                left_label="first is better",
+                right_label="second is better",
+                number=lambda value: f"{value:.3f}".replace("-", "−") if value else "0",
+            ),
+            tag(
+                "figcaption",
+                f"Thick: {sure} interval of that pair alone. Thin, and in brackets: "
+                + (
+                    f"widened so that all {len(pairs)} intervals hold together with {sure} (Bonferroni); "
+                    "the verdict goes by these. "
+                    if several
+                    else "the same. "
+                )
+                + "Small strokes below: the single seeds.",
+            ),
+        ),
+    )
+
+
+def _bar(pair: PairVerdict, difference: Estimate) -> Bar:
+    wide = difference.simultaneous
+    sign = "−" if difference.value < 0 else "+"
+    return Bar(
+        label=f"{pair.first} vs {pair.second}",
+        value=difference.value,
+        inner=(difference.interval.low, difference.interval.high),
+        outer=(wide.low, wide.high),
+        single=difference.per_seed,
+        text=f"{sign}{abs(difference.value):.3f} {bracket(wide.low, wide.high)}",
+        css="decided" if pair.better else "undecided",
+    )
+
+
+def curves_section(results: Results) -> Markup:
+    def figure(kind: str, heading: str) -> Markup | None:
+        lines: list[Line] = []
+        for index, arm in enumerate(results.arms):
+            runs = [run for run in arm.runs if run.role == "judged"]
+            curves = [(run, run.training_curve if kind == "training" else run.heldout_curve) for run in runs]
+            curves = [(run, curve) for run, curve in curves if curve]
+            lines += [
+                Line(run.name, f"arm-{index % 6}", _points(curve), faint=True, failed=run.failure is not None)
+                for run, curve in curves
+            ]
+            finished = [curve for run, curve in curves if run.failure is None]
+            if finished:
+                lines.append(
+                    Line(arm.name, f"arm-{index % 6}", _mean_curve(finished), dots=kind != "training")
+                )
+        if not lines:
+            return None
+        return tag(
+            "figure",
+            tag("h3", heading),
+            line_figure(
+                lines,
+                title=heading,
+                x_label="tokens read",
+                y_label="bits per byte",
+                x_format=count,
+                y_format=lambda value: f"{value:.2f}",
+                y_range=_curve_range(lines),
+            ),
+        )
+
+    drawn = [
+        figure("training", "Training text, as it was read"),
+        figure("heldout", "Held-out text (the tuning documents)"),
+    ]
+    if not any(drawn):
+        return Markup("")
+    return tag(
+        "section",
+        tag("h2", "How they learned"),
+        legend(results),
+        drawn,
+        tag(
+            "p",
+            "Thick: the mean over seeds. Thin: each seed. A cross marks a run that failed. "
+            "The first part of the fall is cut off.",
+            class_="quiet",
+        ),
+    )
+
+
+def _points(curve: Sequence[CurvePoint]) -> list[tuple[float, float]]:
+    return [(point.tokens, point.bits_per_byte) for point in curve]
+
+
+def _mean_curve(curves: Sequence[Sequence[CurvePoint]]) -> list[tuple[float, float]]:
+    """The mean of several curves at the places that all have."""
+    values = [{point.tokens: point.bits_per_byte for point in curve} for curve in curves]
+    places = sorted(set.intersection(*[set(value) for value in values]))
+    return [(place, sum(value[place] for value in values) / len(values)) for place in places]
+
+
+def _curve_range(lines: Sequence[Line]) -> tuple[float, float]:
+    """From a little below the lowest point to where the curves are after a sixth of the run."""
+    points = [point for line in lines for point in line.points]
+    last = max(x for x, _ in points)
+    low = min(y for _, y in points)
+    early = [y for x, y in points if x >= last / 6] or [y for _, y in points]
+    high = max(early)
+    room = (high - low or 1.0) * 0.05
+    return low - room, high + room
+
+
+def costs_section(results: Results) -> Markup:
+    def lines(value: str) -> list[Line]:
+        return [
+            Line(
+                arm.name,
+                f"arm-{index % 6}",
+                [(cost.context, float(getattr(cost, value))) for cost in arm.measurements.decoding],
+                dots=True,
+            )
+            for index, arm in enumerate(results.arms)
+            if arm.measurements.decoding
+        ]
+
+    if not lines("milliseconds"):
+        return Markup("")
+    contexts = sorted({x for line in lines("milliseconds") for x, _ in line.points})
+    return tag(
+        "section",
+        tag("h2", "What a long context costs"),
+        tag(
+            "p",
+            "A linear layer keeps a state of fixed size; an attention layer keeps something for every "
+            "token it has read.",
+        ),
+        legend(results),
+        tag(
+            "div",
+            tag(
+                "figure",
+                tag("h3", "Time to decode a token"),
+                line_figure(
+                    lines("milliseconds"),
+                    title="Milliseconds per decoded token against context",
+                    x_label="tokens already read",
+                    y_label="milliseconds per token",
+                    x_format=context_name,
+                    y_format=lambda value: f"{value:.3g}",
+                    x_ticks=contexts,
+                    x_log=True,
+                    y_range=(0, max(y for line in lines("milliseconds") for _, y in line.points) * 1.08),
+                    small=True,
+                ),
+            ),
+            tag(
+                "figure",
+                tag("h3", "Size of the cache"),
+                line_figure(
+                    lines("cache_bytes"),
+                    title="Bytes of state against context",
+                    x_label="tokens already read",
+                    y_label="bytes",
+                    x_format=context_name,
+                    y_format=size_name,
+                    x_ticks=contexts,
+                    x_log=True,
+                    y_log=True,
+                    small=True,
+                ),
+            ),
+            class_="pair",
+        ),
+    )

@@ -1,0 +1,43 @@
+"""Small pieces that several sections share."""
+
+from __future__ import annotations
+
+from intarsia.ladder.report.markup import Markup, tag
+from intarsia.ladder.results import ArmResult, Results
+
+
+def arm_name(arm: ArmResult, index: int) -> Markup:
+    """The arm with its colour."""
+    return tag("span", tag("span", class_=f"swatch arm-{index % 6}"), arm.name, class_="arm")
+
+
+def legend(results: Results) -> Markup:
+    """The colours of the arms."""
+    items = [
+        tag("li", tag("span", class_=f"swatch arm-{index % 6}"), arm.name)
+        for index, arm in enumerate(results.arms)
+    ]
+    return tag("ul", items, class_="legend")
+
+
+def mixers(results: Results) -> list[str]:
+    """The names of all mixers in the layouts, in the order in which they come."""
+    return list(dict.fromkeys(name for arm in results.arms for name in arm.layout.split()))
+
+
+def context_name(tokens: float) -> str:
+    """`256`, `4k`: powers of two read best in binary thousands."""
+    return f"{tokens / 1024:g}k" if tokens >= 1024 and tokens % 256 == 0 else f"{tokens:,.0f}"
+
+
+def size_name(number: float) -> str:
+    """`1.5 MB`: decimal units, as axes have decimal marks."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def percent(share: float) -> str:
+    """`95 %`."""
+    return f"{share * 100:.3g}\N{NO-BREAK SPACE}%"
