@@ -136,7 +136,7 @@ class _Comparison:
         write_report(report, plan, results, verdict)
         # NaN is no JSON; a number that is missing is null.
         write_json(self.path / "verdict.json", _jsonable(verdict.to_dict()))
-        show_verdict(self.console, plan, results, verdict, report)
+        show_verdict(self.console, results, verdict, report)
         return verdict
 
     def _data(self) -> tuple[TokenDataset, Tokenizer]:
@@ -170,6 +170,15 @@ class _Comparison:
             return TrainConfig.from_dict({**defaults, **plan.training, "steps": steps})
         except ConfigError as error:
             raise PlanError(str(error), ("training",)) from None
+
+    def _tuning_config(self, config: TrainConfig) -> TrainConfig:
+        """The options of a tuning run, which may be shorter."""
+        share = self.plan.tuning.budget_share
+        steps = max(1, round(config.steps * share))
+        try:
+            return config.replace(steps=steps, warmup_steps=round(config.warmup_steps * share))
+        except ConfigError as error:
+            raise PlanError(str(error), ("tuning", "budget_share")) from None
 
     def _documents(self, dataset: TokenDataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The held-out documents for tuning and for judging: drawn at random, none in both."""
@@ -247,6 +256,7 @@ class _Comparison:
         plan = self.plan
         bytes_per_token = float(dataset.train.text_bytes.sum() / dataset.train.tokens)
         found = versions()
+        options: dict[Role, TrainConfig] = {"tuning": self._tuning_config(config), "judged": config}
 
         def spec(arm: ResolvedArm, rate: float, seed: int, role: Role) -> RunSpec:
             return RunSpec(
@@ -255,7 +265,7 @@ class _Comparison:
                 seed=seed,
                 role=role,
                 model=arm.config.to_dict(),
-                train=config.replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
+                train=options[role].replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
                 dataset=str(dataset.directory.resolve()),
                 data_fingerprint=dataset.fingerprint,
                 documents=tuning if role == "tuning" else judged,
@@ -277,8 +287,11 @@ class _Comparison:
 
         schedules = [schedule(arm) for arm in arms]
         total = sum(len(item.tuning) + len(plan.seeds) for item in schedules)
+        steps = sum(
+            len(item.tuning) * options["tuning"].steps + len(plan.seeds) * config.steps for item in schedules
+        )
         assert self.jobs is not None
-        with Board(self.console, plan.name, total, total * config.steps) as board:
+        with Board(self.console, plan.name, total, steps) as board:
             return run_all(schedules, self.path / "runs", jobs=self.jobs, board=board, pool=Pool())
 
     def _measure(

@@ -103,9 +103,14 @@ class Tuning:
     learning_rates: tuple[float, ...]
     seed: int = 0
     documents: int = 100
+    budget_share: float = 1.0
+    """The share of the budget that a tuning run spends. Below 1 is cheaper, and the best rate of a shorter run is
+    not quite that of the whole; the same for all arms."""
 
     def __post_init__(self) -> None:
         _check_rates(self.learning_rates, ("learning_rates",))
+        if not 0 < self.budget_share <= 1:
+            raise PlanError(f"must be above 0 and at most 1, got {self.budget_share}", ("budget_share",))
         _check_least(self, "seed", 0)
         _check_least(self, "documents", 1)
 

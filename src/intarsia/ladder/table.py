@@ -6,79 +6,83 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from intarsia.ladder.plan import Plan
-from intarsia.ladder.report.parts import context_name, size_name
+from intarsia.ladder.report.parts import context_name, percent, size_name
 from intarsia.ladder.results import Results
 from intarsia.ladder.verdict import Verdict, bracket, count
 
+MARKS = {"better": "[green]▲[/]", "worse": "[green]▲[/]", "equal": "=", "undecided": "≈", "unjudged": "?"}
 
-def show_verdict(console: Console, plan: Plan, results: Results, verdict: Verdict, report: Path) -> None:
+
+def show_verdict(console: Console, results: Results, verdict: Verdict, report: Path) -> None:
     """Print what came out."""
     console.print()
     console.print(_quality(results, verdict))
     costs = _costs(results)
     if costs is not None:
         console.print(costs)
-    console.print(
-        Panel(Text(verdict.sentence), title="Verdict", title_align="left", border_style="bold", expand=False)
-    )
+    console.print(_box(Text(verdict.sentence, style="bold"), "Verdict"))
     if len(verdict.pairs) > 1:
+        grid = Table.grid(padding=(0, 1))
         for pair in verdict.pairs:
-            console.print(f"  [dim]·[/] {escape(pair.sentence)}", highlight=False)
-    if results.failed:
-        console.print(f"[red]{len(results.failed)} of {len(results.runs)} runs failed:[/]")
-        for run in results.failed:
-            if run.failure is not None:
-                console.print(
-                    f"  {run.name} ({run.role}), {run.failure.kind}: {escape(run.failure.message)}",
-                    highlight=False,
-                )
+            grid.add_row(f" {MARKS[pair.outcome]}", Text(pair.sentence))
+        console.print(grid)
+    _failures(console, results)
     sample = next((sample for sample in results.samples if sample.arm == verdict.best), None)
     if sample is not None:
-        text = Text(sample.prompt, style="bold") + Text(sample.text, style="default")
-        console.print(
-            Panel(text, title=f"{verdict.best} writes", title_align="left", border_style="dim", expand=False)
-        )
-    console.print(f"What this cannot show is in the report: {report}", highlight=False, soft_wrap=True)
+        text = Text(sample.prompt, style="bold") + Text(sample.text.rstrip(), style="default")
+        console.print(_box(text, f"{verdict.best}, the lowest, writes"))
+    console.print("What this comparison cannot show is in the report:")
+    console.print(f"[bold]{report}[/]", highlight=False, soft_wrap=True)
+
+
+def _box(text: Text, title: str) -> Panel:
+    return Panel(text, title=title, title_align="left", border_style="dim", expand=False)
+
+
+def _failures(console: Console, results: Results) -> None:
+    if not results.failed:
+        return
+    console.print(f"[red]{len(results.failed)} of {len(results.runs)} runs failed:[/]", highlight=False)
+    for run in results.failed:
+        if run.failure is not None:
+            text = f"  {run.name} ({run.role}), {run.failure.kind}: {run.failure.message}"
+            console.print(text, highlight=False, markup=False)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=name.startswith("bits"))
+    return table
 
 
 def _quality(results: Results, verdict: Verdict) -> Table:
-    percent = f"{verdict.confidence:.0%}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    for name in (
-        "parameters",
-        "+ embeddings",
-        "learning rate",
-        "held-out bits/byte",
-        percent,
-        "training tokens/s",
-    ):
-        table.add_column(name, justify="right")
+    sure = percent(verdict.confidence)
+    table = _table(
+        "model", "parameters", "learning rate", f"held-out bits/byte [{sure}]", "training tokens/s"
+    )
     for row in verdict.rows:
         level = row.estimate
-        score = f"{level.value:.4f}" if level else "no run finished"
-        interval = bracket(level.interval.low, level.interval.high) if level else ""
+        score = "no run finished"
+        if level is not None:
+            score = f"{level.value:.3f} {bracket(level.interval.low, level.interval.high)}"
+        score_text = Text(score)
         if row.is_baseline:
-            table.add_row(f"[italic]{row.name}[/]", "", "", "", score, interval, "", style="dim")
+            table.add_row(row.name, "", "", score_text, "", style="dim")
             continue
         arm = results.arm(row.name)
         speed = arm.measurements.training_tokens_per_second
-        table.add_row(
-            row.name,
-            count(arm.non_embedding_parameters),
-            count(arm.parameters - arm.non_embedding_parameters),
-            f"{arm.learning_rate:g}" if arm.learning_rate is not None else "–",
-            score,
-            interval,
-            f"{speed:,.0f}" if speed else "–",
-            style="bold" if row.name == verdict.best else "",
+        sizes = (
+            f"{count(arm.non_embedding_parameters)} + {count(arm.parameters - arm.non_embedding_parameters)}"
         )
+        rate = f"{arm.learning_rate:g}" if arm.learning_rate is not None else "–"
+        style = "bold" if row.name == verdict.best else ""
+        table.add_row(row.name, sizes, rate, score_text, f"{speed:,.0f}" if speed else "–", style=style)
     return table
 
 
@@ -86,15 +90,13 @@ def _costs(results: Results) -> Table | None:
     contexts = sorted({cost.context for arm in results.arms for cost in arm.measurements.decoding})
     if not contexts:
         return None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("decoding after")
-    for context in contexts:
-        table.add_column(f"{context_name(context)} tokens", justify="right")
+    table = _table("decoding after", *[f"{context_name(context)} tokens" for context in contexts])
     for arm in results.arms:
         costs = {cost.context: cost for cost in arm.measurements.decoding}
         cells = [
-            f"{costs[c].milliseconds:.2f} ms  {size_name(costs[c].cache_bytes):>8}" if c in costs else "–"
+            f"{costs[c].milliseconds:.2f} ms {size_name(costs[c].cache_bytes)}"
             for c in contexts
+            if c in costs
         ]
         table.add_row(arm.name, *cells)
     return table

@@ -301,12 +301,14 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
                 "a wider grid "
                 "might serve it better."
             )
+    share = plan.tuning.budget_share
+    shorter = f", in runs of {share:.0%} of the budget" if share < 1 else ""
     if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
         caveats.append("Learning rates were given and not tuned here: an arm may do better with another.")
     elif any(len(plan.rates(arm)) > 1 for arm in plan.arms):
         caveats.append(
             f"Learning rates were chosen with one seed ({plan.tuning.seed}) on {results.tuning_documents} documents "
-            "of their own: a fair choice, and a noisy one."
+            f"of their own{shorter}: a fair choice, and a noisy one."
         )
     if results.failed:
         caveats.append(

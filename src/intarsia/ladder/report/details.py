@@ -14,6 +14,7 @@ from intarsia.ladder.verdict import Verdict, count
 
 
 def rates_section(plan: Plan, results: Results) -> Markup:
+    """How each arm's learning rate was chosen."""
     tried = [arm for arm in results.arms if arm.tuning_scores]
     rows = []
     for index, arm in enumerate(results.arms):
@@ -32,8 +33,10 @@ def rates_section(plan: Plan, results: Results) -> Markup:
             text = f"{rate:g}: {score:.3f}" if score is not None else f"{rate:g}: failed"
             cells += [tag("strong", f"{text} ✓") if rate == arm.learning_rate else text, "  ·  "]
         rows.append(tag("tr", tag("td", arm_name(arm, index)), tag("td", cells[:-1], class_="text")))
+    share = plan.tuning.budget_share
+    length = f", {percent(share)} of the budget long," if share < 1 else ""
     rule = (
-        f"One run for each rate with seed {plan.tuning.seed}, scored on {results.tuning_documents} held-out documents. "
+        f"One run for each rate{length} with seed {plan.tuning.seed}, scored on {results.tuning_documents} held-out documents. "
         "Neither that seed nor those documents are judged, so that the choice cannot flatter the verdict."
         if tried
         else "The plan gives one rate for each arm; nothing was chosen here."
@@ -51,6 +54,7 @@ def rates_section(plan: Plan, results: Results) -> Markup:
 
 
 def samples_section(results: Results) -> Markup:
+    """What the trained models write."""
     if not results.samples:
         return Markup("")
     prompts = list(dict.fromkeys(sample.prompt for sample in results.samples))
@@ -76,6 +80,7 @@ def samples_section(results: Results) -> Markup:
 
 
 def failures_section(results: Results) -> Markup:
+    """The runs that did not finish."""
     failed = results.failed
     total = len(results.runs)
     if not failed:
@@ -104,6 +109,7 @@ def failures_section(results: Results) -> Markup:
 
 
 def limits_section(verdict: Verdict) -> Markup:
+    """What the comparison cannot show."""
     return tag(
         "section",
         tag("h2", "What this cannot show"),
@@ -112,6 +118,7 @@ def limits_section(verdict: Verdict) -> Markup:
 
 
 def fairness_section(plan: Plan, results: Results) -> Markup:
+    """What all arms share, and what was changed to make them equal."""
     rows = []
     for index, arm in enumerate(results.arms):
         rows.append(
@@ -179,6 +186,7 @@ def fairness_section(plan: Plan, results: Results) -> Markup:
 
 
 def reproduce_section(plan: Plan, results: Results) -> Markup:
+    """The plan, the machine, the command."""
     values = plan.to_dict()
     environment = _flat(results.environment)
     minutes = results.seconds / 60

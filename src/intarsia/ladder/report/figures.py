@@ -13,6 +13,7 @@ from intarsia.ladder.verdict import PairVerdict, Verdict, bracket, count
 
 
 def differences_section(results: Results, verdict: Verdict) -> Markup:
+    """The forest figure: each pair's difference with its intervals."""
     pairs = [pair for pair in verdict.pairs if pair.difference is not None]
     bars = [_bar(pair, pair.difference) for pair in pairs if pair.difference is not None]
     sure = percent(verdict.confidence)
@@ -65,11 +66,16 @@ def _bar(pair: PairVerdict, difference: Estimate) -> Bar:
 
 
 def curves_section(results: Results) -> Markup:
+    """Bits per byte during training: of the text as it was read, and of held-out text where the plan asks."""
+
     def figure(kind: str, heading: str) -> Markup | None:
         lines: list[Line] = []
         for index, arm in enumerate(results.arms):
             runs = [run for run in arm.runs if run.role == "judged"]
-            curves = [(run, run.training_curve if kind == "training" else run.heldout_curve) for run in runs]
+            curves = [
+                (run, _smooth(run.training_curve) if kind == "training" else run.heldout_curve)
+                for run in runs
+            ]
             curves = [(run, curve) for run, curve in curves if curve]
             lines += [
                 Line(run.name, f"arm-{index % 6}", _points(curve), faint=True, failed=run.failure is not None)
@@ -98,7 +104,7 @@ def curves_section(results: Results) -> Markup:
 
     drawn = [
         figure("training", "Training text, as it was read"),
-        figure("heldout", "Held-out text (the tuning documents)"),
+        figure("heldout", "Held-out text"),
     ]
     if not any(drawn):
         return Markup("")
@@ -110,9 +116,22 @@ def curves_section(results: Results) -> Markup:
         tag(
             "p",
             "Thick: the mean over seeds. Thin: each seed. A cross marks a run that failed. "
-            "The first part of the fall is cut off.",
+            "Training text is averaged over a twentieth of the run. The first part of the fall is cut off.",
             class_="quiet",
         ),
+    )
+
+
+def _smooth(curve: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
+    """Each point as the mean of its neighbours within a fortieth of the curve on either side.
+
+    How hard the text of a few steps is says nothing about the model.
+    """
+    reach = len(curve) // 40
+    return tuple(
+        CurvePoint(point.tokens, sum(near) / len(near))
+        for index, point in enumerate(curve)
+        if (near := [p.bits_per_byte for p in curve[max(0, index - reach) : index + reach + 1]])
     )
 
 
@@ -139,6 +158,8 @@ def _curve_range(lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def costs_section(results: Results) -> Markup:
+    """Time and state of decoding against context."""
+
     def lines(value: str) -> list[Line]:
         return [
             Line(
