@@ -15,6 +15,7 @@ def print_json(value: Any) -> None:
     """Print `value` as JSON on stdout, where nothing else may go."""
     json.dump(value, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
+    sys.stdout.flush()  # a full disk is found here and not on the way out
 
 
 def note(text: str) -> None:
