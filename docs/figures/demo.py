@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.files import write_text
-from intarsia.ladder.page.charts import Axis, log_ticks, ticks
-from intarsia.ladder.page.markup import Markup, tag
+from intarsia.ladder.report.charts import Axis, log_ticks, ticks
+from intarsia.ladder.report.markup import Markup, tag
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = Path(__file__).with_suffix(".svg")

@@ -1,0 +1,57 @@
+"""The script behind the README's figure and table, on a verdict of the form that comparisons write."""
+
+from __future__ import annotations
+
+import runpy
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "figures" / "demo.py"
+
+
+def estimate(value: float) -> dict[str, object]:
+    return {"value": value, "interval": {"low": value - 0.02, "high": value + 0.03}}
+
+
+def arm(name: str, scale: float) -> dict[str, object]:
+    decoding = [
+        {"context": context, "milliseconds": scale, "cache_bytes": int(context * 1000 * scale)}
+        for context in (256, 1024, 4096)
+    ]
+    return {
+        "name": name,
+        "layout": "kda kda kda mla",
+        "parameters": 1_031_142,
+        "measurements": {"decoding": decoding, "training_tokens_per_second": 2500.4},
+    }
+
+
+VERDICT = {
+    "sentence": "No difference between a & b that this budget can show.",
+    "arms": [arm("a", 2.0), arm("b", 3.0)],
+    "rows": [
+        {"name": "a", "note": "", "is_baseline": False, "estimate": estimate(2.1)},
+        {"name": "b", "note": "", "is_baseline": False, "estimate": estimate(2.2)},
+        {"name": "bigram", "note": "counts", "is_baseline": True, "estimate": estimate(2.9)},
+    ],
+    "tokens_per_run": 300_000,
+    "plan": {"seeds": [1, 2, 3]},
+    "documents": 200,
+    "corpus": "python",
+    "seconds": 300.0,
+    "environment": {"processor": "a CPU", "jobs": 2, "threads": 1},
+}
+
+
+def test_the_figure_is_well_formed() -> None:
+    picture = ElementTree.fromstring(runpy.run_path(str(SCRIPT))["figure"](VERDICT))
+    assert picture.get("aria-label") == VERDICT["sentence"]
+    texts = {element.text for element in picture.iter() if element.tag.endswith("text")}
+    assert {"a", "b", "bigram", "4 k"} <= texts
+
+
+def test_the_table_has_a_row_for_each_model() -> None:
+    lines = runpy.run_path(str(SCRIPT))["table"](VERDICT).splitlines()
+    assert len({line.count("|") for line in lines[:5]}) == 1
+    assert "| `a` | kda kda kda mla | 1.03 M | 2.100 [2.080, 2.130] | 2,500 | 8.19 MB | 2.0 |" in lines
+    assert "> " + str(VERDICT["sentence"]) in lines
