@@ -125,6 +125,22 @@ def test_a_plan_survives_its_own_toml() -> None:
         assert Plan.from_dict(tomllib.loads(toml.dumps(plan.to_dict()))) == plan
 
 
+def test_null_stands_for_none(write) -> None:
+    text = TEXT.replace("depth = 3", 'depth = 3\nmixers.mla.q_rank = "null"').replace(
+        "rows = 8", 'rows = 8\ngrad_clip = "null"'
+    )
+    plan = load_plan(write(text))
+    assert plan.arms[0].model["mixers"] == {"mla": {"q_rank": None}}
+    assert plan.training["grad_clip"] is None
+    assert Plan.from_dict(tomllib.loads(toml.dumps(plan.to_dict()))) == plan
+
+
+def test_the_plan_of_the_documentation(write) -> None:
+    page = (EXAMPLES.parent / "docs" / "comparison.md").read_text(encoding="utf-8")
+    plan = load_plan(write(page.split("```toml\n")[1].split("```")[0]))
+    assert plan.arms[1].model == {"mixers": {"kda": {"conv_size": None}}}
+
+
 def test_quick_without_a_quick_table_is_small() -> None:
     quick = make_plan().as_quick()
     assert quick.name == "simulated-quick"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intarsia.errors import ConfigError
-from intarsia.ladder.schema import PlanError, build, did_you_mean, merge, toml_line
+from intarsia.ladder.schema import PlanError, build, did_you_mean, merge, toml_line, with_none, without_none
 
 #: Options of training that the comparison sets itself, and where a plan says them.
 _OWNED = {
@@ -41,6 +41,7 @@ class Arm:
     """The grid of this arm, where it should differ from the plan's."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", with_none(self.model))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise PlanError(
                 f"{self.name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",)
@@ -216,6 +217,8 @@ class Plan:
     """Changes to this plan that make it a matter of seconds, for `--quick`."""
 
     def __post_init__(self) -> None:
+        for table in ("model", "training", "quick"):
+            object.__setattr__(self, table, with_none(getattr(self, table)))
         names = [arm.name for arm in self.arms]
         if len(self.arms) < 2:
             raise PlanError(f"a comparison needs at least two arms, got {len(self.arms)}", ("arms",))
@@ -278,8 +281,12 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values; `Plan.from_dict` takes them back."""
-        values = dataclasses.asdict(self)
-        return {key: _plain(value) for key, value in values.items()}
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        for owner in (values, *values["arms"]):
+            for table in owner.keys() & {"model", "training", "quick"}:
+                # What None means there is not this class's to know, so it must not be lost.
+                owner[table] = without_none(owner[table])
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:

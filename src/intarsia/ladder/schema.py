@@ -137,6 +137,28 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+#: TOML has no word for "no value"; in the tables of a plan that are options of something else, this is it.
+NULL = "null"
+
+
+def with_none(value: Any) -> Any:
+    """`value` with None for every `"null"` in it."""
+    return _replaced(value, NULL, None)
+
+
+def without_none(value: Any) -> Any:
+    """`value` with `"null"` for every None in it."""
+    return _replaced(value, None, NULL)
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, old, new) for item in value]
+    return new if value == old else value
+
+
 def toml_line(text: str, path: tuple[str | int, ...]) -> int | None:
     """The line (from 1) of TOML `text` where `path` is set, or the nearest enclosing one; None if not found.
 

@@ -94,9 +94,8 @@ def _costs(results: Results) -> Table | None:
     for arm in results.arms:
         costs = {cost.context: cost for cost in arm.measurements.decoding}
         cells = [
-            f"{costs[c].milliseconds:.2f} ms {size_name(costs[c].cache_bytes)}"
+            f"{costs[c].milliseconds:.2f} ms\n{size_name(costs[c].cache_bytes)}" if c in costs else "–"
             for c in contexts
-            if c in costs
         ]
         table.add_row(arm.name, *cells)
     return table

@@ -36,7 +36,8 @@ def rates_section(plan: Plan, results: Results) -> Markup:
     share = plan.tuning.budget_share
     length = f", {percent(share)} of the budget long," if share < 1 else ""
     rule = (
-        f"One run for each rate{length} with seed {plan.tuning.seed}, scored on {results.tuning_documents} held-out documents. "
+        f"One run for each rate{length} with seed {plan.tuning.seed}, scored on "
+        f"{results.tuning_documents} held-out documents. "
         "Neither that seed nor those documents are judged, so that the choice cannot flatter the verdict."
         if tried
         else "The plan gives one rate for each arm; nothing was chosen here."
