@@ -235,8 +235,8 @@ class _Comparison:
         for arm in arms:
             change = f"  ({arm.change})" if arm.change else ""
             say(
-                f"  {arm.name:<16} {count(arm.non_embedding_parameters):>7} parameters + "
-                f"{count(arm.parameters - arm.non_embedding_parameters)} in embeddings   "
+                f"  {arm.name:<16} {count(arm.non_embedding_parameters)} + "
+                f"{count(arm.parameters - arm.non_embedding_parameters)} parameters  "
                 f"{arm.config.layout}{change}",
                 highlight=False,
                 markup=False,

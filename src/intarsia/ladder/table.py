@@ -63,9 +63,7 @@ def _table(first: str, *others: str) -> Table:
 
 def _quality(results: Results, verdict: Verdict) -> Table:
     sure = percent(verdict.confidence)
-    table = _table(
-        "model", "parameters", "learning rate", f"held-out bits/byte [{sure}]", "training tokens/s"
-    )
+    table = _table("model", "parameters + embeddings", "rate", f"bits per byte [{sure}]", "training tokens/s")
     for row in verdict.rows:
         level = row.estimate
         score = "no run finished"

@@ -226,7 +226,7 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
         beaten = [pair for pair in decided if pair.better == name]
         if len(beaten) == len(present) - 1:
             clauses = [f"better than {_other(pair, name)} by {_gain(pair, name)}" for pair in beaten]
-            return f"{name} is the best of {len(present)}: {listed(clauses)} {UNIT}{failures}.{note}"
+            return f"{name} is the best of {len(present)}: {listed(clauses)}{failures}.{note}"
     clauses = []
     for name in present:
         beaten = [pair for pair in decided if pair.better == name]
@@ -240,7 +240,7 @@ def _overall(results: Results, pairs: tuple[PairVerdict, ...]) -> str:
         if open_pairs
         else ""
     )
-    return f"{'; '.join(clauses)} ({UNIT}){rest}{failures}.{note}"
+    return f"{'; '.join(clauses)}{rest}{failures}.{note}"
 
 
 def _lowest(results: Results, live: list[PairVerdict]) -> str:
@@ -258,11 +258,12 @@ def _other(pair: PairVerdict, name: str) -> str:
 
 
 def _gain(pair: PairVerdict, name: str) -> str:
+    """By how much `name` is the better of the pair, with its interval turned that way round."""
     assert pair.difference is not None
     interval, value = pair.difference.simultaneous, pair.difference.value
     if pair.first == name:
-        return f"{amount(-value)} {bracket(-interval.high, -interval.low)}"
-    return f"{amount(value)} {bracket(interval.low, interval.high)}"
+        return f"{amount(-value)} {UNIT} {bracket(-interval.high, -interval.low)}"
+    return f"{amount(value)} {UNIT} {bracket(interval.low, interval.high)}"
 
 
 def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows: list[Row]) -> list[str]:

@@ -188,7 +188,9 @@ def forest_figure(
 
     def draw(width: float, row: float, css: str) -> Markup:
         narrow = width < 500
-        left, right = (8.0, 8.0) if narrow else (196.0, 176.0)
+        # Wide enough for the longest words, in the sizes that the style sheet gives them.
+        left = 8.0 if narrow else 8.2 * max(len(bar.label) for bar in bars) + 22
+        right = 8.0 if narrow else 7.4 * max(len(bar.text) for bar in bars) + 18
         top, bottom = 24.0, 44.0
         height = top + row * len(bars) + bottom
         x = Axis(-reach, reach, left, width - right)
@@ -230,7 +232,7 @@ def forest_figure(
             )
         return _svg(parts, width, height, css, title)
 
-    return join(draw(760, 46, "wide"), draw(350, 66, "narrow"))
+    return join(draw(840, 46, "wide"), draw(350, 66, "narrow"))
 
 
 def layout_strip(layers: Sequence[str], kinds: Sequence[str]) -> Markup:
