@@ -189,8 +189,8 @@ def forest_figure(
     def draw(width: float, row: float, css: str) -> Markup:
         narrow = width < 500
         # Wide enough for the longest words, in the sizes that the style sheet gives them.
-        left = 8.0 if narrow else 8.2 * max(len(bar.label) for bar in bars) + 22
-        right = 8.0 if narrow else 7.4 * max(len(bar.text) for bar in bars) + 18
+        left = 8.0 if narrow else 8.8 * max(len(bar.label) for bar in bars) + 22
+        right = 8.0 if narrow else 7.8 * max(len(bar.text) for bar in bars) + 18
         top, bottom = 24.0, 44.0
         height = top + row * len(bars) + bottom
         x = Axis(-reach, reach, left, width - right)
@@ -204,10 +204,11 @@ def forest_figure(
         parts.append(tag("text", f"{right_label} →", x=x.at(0) + 8, y=12, class_="label"))
         parts.append(tag("text", x_label, x=(left + width - right) / 2, y=height - 6, class_="label middle"))
         for index, bar in enumerate(bars):
-            y = top + row * (index + (0.72 if narrow else 0.5))
+            y = top + row * (index + (0.78 if narrow else 0.5))
             if narrow:
-                parts.append(tag("text", bar.label, x=left, y=y - 16, class_="name"))
-                parts.append(tag("text", bar.text, x=width - right, y=y - 16, class_="value end"))
+                # Side by side they would meet on a phone.
+                parts.append(tag("text", bar.label, x=left, y=y - 34, class_="name"))
+                parts.append(tag("text", bar.text, x=left, y=y - 16, class_="value"))
             else:
                 parts.append(tag("text", bar.label, x=left - 14, y=y + 4.5, class_="name end"))
                 parts.append(tag("text", bar.text, x=width - right + 14, y=y + 4.5, class_="value"))
@@ -232,7 +233,7 @@ def forest_figure(
             )
         return _svg(parts, width, height, css, title)
 
-    return join(draw(840, 46, "wide"), draw(350, 66, "narrow"))
+    return join(draw(840, 46, "wide"), draw(350, 84, "narrow"))
 
 
 def layout_strip(layers: Sequence[str], kinds: Sequence[str]) -> Markup:
