@@ -1,4 +1,4 @@
-"""What KDA and Gated DeltaNet share: the decay's initial values, the convolution and the gated norm."""
+"""What the mixers of the delta rule share: the layer around the operator, and its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia.mixers.base import Cost, GeneratorOf, Mixer
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.state import RecurrentState
-from intarsia.ops import Sequences, short_convolution
+from intarsia.ops import Sequences, gated_delta_rule, l2norm, short_convolution
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
@@ -115,26 +115,93 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def empty_recurrent_state(
-    like: Tensor, shape: tuple[int, int, int, int], conv: ShortConvolution | None
-) -> RecurrentState:
-    """A zero board of the given shape (and convolution tail), on the device of `like`."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    board = torch.zeros(shape, dtype=dtype, device=like.device)
-    tail = None
-    if conv is not None:
-        channels, size = conv.weight.shape
-        tail = torch.zeros(shape[0], channels, size - 1, dtype=dtype, device=like.device)
-    return RecurrentState(board, tail)
+class DeltaMixer(Mixer[RecurrentState]):
+    """What the mixers of the delta rule share; they differ in the decay and in the ranks of projections.
 
+    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)    g = decay(decay_proj(x))
+    y = W_o (gate(output_gate_proj(x)) * rmsnorm_head(gated_delta_rule(q, k, v, g, beta)))
 
-def recurrent_cost(mixer: Mixer[RecurrentState], mixing_flops: int, state_bytes: int) -> Cost:
-    """The cost of a mixer whose products with weights are its linear maps and its convolutions."""
-    weights = [m.weight.numel() for m in mixer.modules() if isinstance(m, nn.Linear | ShortConvolution)]
-    return Cost(
-        parameters=sum(p.numel() for p in mixer.parameters()),
-        projection_flops=2 * sum(weights),
-        mixing_flops=lambda length: mixing_flops,
-        fixed_state_bytes=state_bytes,
-        state_bytes_per_token=0,
-    )
+    `heads` query and key heads of `key_dim` (K), `value_heads` value heads (HV) of `value_dim` (V). The decay
+    gives `[B, T, HV, K]`, or `[B, T, HV, 1]` for one number a head. `output_gate_proj` is None without a gate.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: int,
+        key_dim: int,
+        value_heads: int,
+        value_dim: int,
+        conv_size: int | None,
+        decay_proj: nn.Module,
+        decay: DecayGate,
+        output_gate: OutputGate,
+        output_gate_proj: nn.Module | None,
+        negative_eigenvalues: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.heads, self.key_dim, self.value_heads, self.value_dim = heads, key_dim, value_heads, value_dim
+        self.beta_max = 2 if negative_eigenvalues else 1
+        self.q_proj = nn.Linear(d_model, heads * key_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, heads * key_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, value_heads * value_dim, bias=False)
+        channels = 2 * heads * key_dim + value_heads * value_dim
+        self.conv = None if conv_size is None else ShortConvolution(channels, conv_size)
+        self.beta_proj = nn.Linear(d_model, value_heads, bias=False)
+        self.decay_proj, self.decay = decay_proj, decay
+        self.output_gate_proj = output_gate_proj
+        self.norm = GatedNorm(value_dim, norm_eps, output_gate)
+        self.o_proj = nn.Linear(value_heads * value_dim, d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        keys, values = (self.heads, self.key_dim), (self.value_heads, self.value_dim)
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        tail = None
+        if self.conv is not None:
+            qkv, tail = self.conv(qkv, None if state is None else state.conv, seqs)
+        q, k, v = qkv.split([math.prod(keys), math.prod(keys), math.prod(values)], dim=-1)
+        g = self.decay(self.decay_proj(x))
+        o, board = gated_delta_rule(
+            l2norm(q.unflatten(-1, keys)),
+            l2norm(k.unflatten(-1, keys)),
+            v.unflatten(-1, values),
+            g.squeeze(-1) if self.decay.channels == 1 else g,
+            self.beta_max * torch.sigmoid(widen(self.beta_proj(x))),
+            initial_state=None if state is None else state.board,
+            output_final_state=state is not None,
+            cu_seqlens=seqs,
+        )
+        z = None if self.output_gate_proj is None else self.output_gate_proj(x).unflatten(-1, values)
+        y = self.o_proj(self.norm(o, z).flatten(-2))
+        if state is None or board is None:
+            return y, None
+        return y, RecurrentState(board, tail, state.tokens + x.shape[1])
+
+    def init_state(self, batch_size: int) -> RecurrentState:
+        weight = self.q_proj.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        shape = (batch_size, self.value_heads, self.key_dim, self.value_dim)
+        board = torch.zeros(shape, dtype=dtype, device=weight.device)
+        if self.conv is None:
+            return RecurrentState(board, None)
+        channels, size = self.conv.weight.shape
+        return RecurrentState(
+            board, torch.zeros(batch_size, channels, size - 1, dtype=dtype, device=weight.device)
+        )
+
+    def cost(self) -> Cost:
+        weights = [m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]
+        mixing_flops = delta_rule_flops(self.value_heads, self.key_dim, self.value_dim)
+        return Cost(
+            parameters=sum(p.numel() for p in self.parameters()),
+            projection_flops=2 * sum(weights),
+            mixing_flops=lambda length: mixing_flops,
+            fixed_state_bytes=self.init_state(1).nbytes(),
+            state_bytes_per_token=0,
+        )

@@ -5,24 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import Cost, Mixer, MixerConfig, positive
-from intarsia.mixers.delta import (
-    DecayGate,
-    GatedNorm,
-    OutputGate,
-    ShortConvolution,
-    delta_rule_flops,
-    empty_recurrent_state,
-    low_rank,
-    recurrent_cost,
-    widen,
-)
-from intarsia.mixers.state import RecurrentState
-from intarsia.ops import Sequences, gated_delta_rule, l2norm
+from intarsia.mixers.base import MixerConfig, positive
+from intarsia.mixers.delta import DecayGate, DeltaMixer, OutputGate, low_rank
 
 
 @dataclass(frozen=True)
@@ -75,63 +60,30 @@ class KDAConfig(MixerConfig):
         return KimiDeltaAttention(d_model, self, norm_eps)
 
 
-class KimiDeltaAttention(Mixer[RecurrentState]):
-    """KDA, equations 1 and 10 of the Kimi Linear report:
+class KimiDeltaAttention(DeltaMixer):
+    """KDA, equations 1 and 10 of the Kimi Linear report: `DeltaMixer` with a decay of each channel.
 
-    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))    beta = sigmoid(W x)    g = decay gate(W x)
+    g = decay gate(W x) [B, T, H, K]
     S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ
     y = W_o (sigmoid(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
     """
 
     def __init__(self, d_model: int, config: KDAConfig, norm_eps: float = 1e-5) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
         H, K, V = config.num_heads, config.head_dim, config.value_dim
-        self.q_proj = nn.Linear(d_model, H * K, bias=False)
-        self.k_proj = nn.Linear(d_model, H * K, bias=False)
-        self.v_proj = nn.Linear(d_model, H * V, bias=False)
-        self.conv = None if config.conv_size is None else ShortConvolution(H * (2 * K + V), config.conv_size)
-        self.beta_proj = nn.Linear(d_model, H, bias=False)
-        self.decay_proj = low_rank(d_model, H * K, K if config.decay_rank == "head" else config.decay_rank)
-        self.decay = DecayGate(H, K, config.gate_lower_bound if config.gate == "bounded" else None)
-        self.output_gate_proj = None
-        if config.output_gate != "none":
-            rank = V if config.output_gate_rank == "head" else config.output_gate_rank
-            self.output_gate_proj = low_rank(d_model, H * V, rank)
-        self.norm = GatedNorm(V, norm_eps, config.output_gate)
-        self.o_proj = nn.Linear(H * V, d_model, bias=False)
-
-    def forward(
-        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
-    ) -> tuple[Tensor, RecurrentState | None]:
-        self.check_input(x, state, seqs)
-        H, K, V = self.config.num_heads, self.config.head_dim, self.config.value_dim
-        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
-        tail = None
-        if self.conv is not None:
-            qkv, tail = self.conv(qkv, None if state is None else state.conv, seqs)
-        q, k, v = qkv.split([H * K, H * K, H * V], dim=-1)
-        beta = torch.sigmoid(widen(self.beta_proj(x)))
-        o, board = gated_delta_rule(
-            l2norm(q.unflatten(-1, (H, K))),
-            l2norm(k.unflatten(-1, (H, K))),
-            v.unflatten(-1, (H, V)),
-            self.decay(self.decay_proj(x)),
-            2 * beta if self.config.negative_eigenvalues else beta,
-            initial_state=None if state is None else state.board,
-            output_final_state=state is not None,
-            cu_seqlens=seqs,
+        decay_rank = K if config.decay_rank == "head" else config.decay_rank
+        gate_rank = V if config.output_gate_rank == "head" else config.output_gate_rank
+        super().__init__(
+            d_model,
+            heads=H,
+            key_dim=K,
+            value_heads=H,
+            value_dim=V,
+            conv_size=config.conv_size,
+            decay_proj=low_rank(d_model, H * K, decay_rank),
+            decay=DecayGate(H, K, config.gate_lower_bound if config.gate == "bounded" else None),
+            output_gate=config.output_gate,
+            output_gate_proj=None if config.output_gate == "none" else low_rank(d_model, H * V, gate_rank),
+            negative_eigenvalues=config.negative_eigenvalues,
+            norm_eps=norm_eps,
         )
-        z = None if self.output_gate_proj is None else self.output_gate_proj(x).unflatten(-1, (H, V))
-        y = self.o_proj(self.norm(o, z).flatten(-2))
-        if state is None or board is None:
-            return y, None
-        return y, RecurrentState(board, tail, state.tokens + x.shape[1])
-
-    def init_state(self, batch_size: int) -> RecurrentState:
-        H, K, V = self.config.num_heads, self.config.head_dim, self.config.value_dim
-        return empty_recurrent_state(self.q_proj.weight, (batch_size, H, K, V), self.conv)
-
-    def cost(self) -> Cost:
-        H, K, V = self.config.num_heads, self.config.head_dim, self.config.value_dim
-        return recurrent_cost(self, delta_rule_flops(H, K, V), self.init_state(1).nbytes())
+        self.config = config
