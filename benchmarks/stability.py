@@ -79,7 +79,8 @@ def main() -> None:
             rows.append({**dict.fromkeys(rows[0], ""), "model": name, "held-out bits per byte": bits})
         table(rows)
     if options.out:
-        write_results(options.out, {"machine": machine(), "options": vars(options), "rows": rows})
+        settings = {name: value for name, value in vars(options).items() if name not in ("directory", "out")}
+        write_results(options.out, {"machine": machine(), "options": settings, "rows": rows})
 
 
 if __name__ == "__main__":
