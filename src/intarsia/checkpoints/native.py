@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from intarsia.errors import CheckpointError, ConfigError
-from intarsia.files import write_json
+from intarsia.files import flush, write_json
 from intarsia.model.config import ModelConfig
 from intarsia.model.initialization import init_buffers
 from intarsia.model.language_model import LanguageModel
@@ -78,9 +78,9 @@ def save_model(
             shutil.rmtree(target / TOKENIZER, ignore_errors=True)
             os.replace(staging / TOKENIZER, target / TOKENIZER)
         for name in (WEIGHTS, CONFIG):
-            _flush(staging / name)
+            flush(staging / name)
             os.replace(staging / name, target / name)
-        _flush(target)
+        flush(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -229,14 +229,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

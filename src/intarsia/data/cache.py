@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from intarsia.errors import DataError
+from intarsia.files import flush
 
 
 def build_directory(target: Path, build: Callable[[Path], None], is_complete: Callable[[Path], bool]) -> None:
@@ -43,7 +44,7 @@ def build_directory(target: Path, build: Callable[[Path], None], is_complete: Ca
                 os.umask(umask)
                 partial.chmod(0o777 & ~umask)
                 build(partial)
-                _flush(partial)
+                _flush_all(partial)
                 _rename(partial, target, is_complete)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -63,7 +64,7 @@ def _rename(partial: Path, target: Path, is_complete: Callable[[Path], bool]) ->
     except OSError:
         if not is_complete(target):  # else another process, on a file system without locks, was faster
             raise
-    _flush_directory(target.parent)
+    flush(target.parent)
 
 
 @contextmanager
@@ -85,23 +86,11 @@ def _lock(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _flush(directory: Path) -> None:
+def _flush_all(directory: Path) -> None:
     """Have the disk hold every file before the name says that they are complete."""
     for path in directory.rglob("*"):
-        if path.is_dir():
-            _flush_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_directory(directory)
-
-
-def _flush_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush(path)
+    flush(directory)
 
 
 @contextmanager

@@ -92,11 +92,7 @@ def check(
     decay = _decay_of(g, (B, T, HV, K))
     if beta is not None and beta.shape != (B, T, HV):
         raise ShapeError(f"beta must be [B, T, HV] = {[B, T, HV]}; got {list(beta.shape)}")
-    seqs = (
-        cu_seqlens
-        if isinstance(cu_seqlens, Sequences) or cu_seqlens is None
-        else Sequences.from_cu_seqlens(cu_seqlens)
-    )
+    seqs = None if cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
     if seqs is not None and (B != 1 or seqs.total != T):
         raise ShapeError(
             f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); q is {list(q.shape)}"

@@ -47,11 +47,7 @@ def short_convolution(
         )
     if activation not in (None, "silu"):
         raise ConfigError(f"activation must be None or 'silu'; got {activation!r}")
-    seqs = (
-        cu_seqlens
-        if isinstance(cu_seqlens, Sequences) or cu_seqlens is None
-        else Sequences.from_cu_seqlens(cu_seqlens)
-    )
+    seqs = None if cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
     if seqs is not None and (x.shape[0] != 1 or seqs.total != x.shape[1]):
         raise ShapeError(
             f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); x is {list(x.shape)}"

@@ -30,8 +30,11 @@ class Sequences:
             raise ShapeError(f"every packed sequence needs at least one token; got a length of {bad[0]}")
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Tensor | Sequence[int]) -> Sequences:
-        """From cumulative lengths `[0, n1, n1 + n2, …]`, as FlashAttention has them."""
+    def from_cu_seqlens(cls, cu_seqlens: Tensor | Sequence[int] | Sequences) -> Sequences:
+        """From cumulative lengths `[0, n1, n1 + n2, …]`, as FlashAttention has them; a `Sequences` is returned
+        as it is."""
+        if isinstance(cu_seqlens, Sequences):
+            return cu_seqlens
         edges = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
         if len(edges) < 2 or edges[0] != 0:
             raise ShapeError(

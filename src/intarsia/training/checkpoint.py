@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from intarsia.errors import CheckpointError
-from intarsia.files import write_json
+from intarsia.files import flush, write_json
 from intarsia.training.distributed import Processes
 from intarsia.training.optimizers import Optimizers
 from intarsia.training.run_directory import read_json
@@ -84,9 +84,9 @@ class Checkpoints:
             dcp.save(state, checkpoint_id=partial, no_dist=self.processes.world_size == 1)
         if self.processes.is_main:
             write_json(partial / _TRAINER, {**trainer, "step": step, "world_size": self.processes.world_size})
-            _sync_directory(partial)
+            flush(partial)
             os.rename(partial, final)
-            _sync_directory(self.directory)
+            flush(self.directory)
         self.processes.barrier()
         old = self.steps()[: -self.keep]
         if self.processes.is_main:
@@ -158,12 +158,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk; the files in it have been brought there before."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
