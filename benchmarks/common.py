@@ -1,18 +1,35 @@
-"""What the benchmarks share: the machine's description, peak memory, tables and results."""
+"""What the benchmarks share: options, the machine's description, timing in turn, peak memory, tables and results."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import resource
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 
 from intarsia import __version__
+from intarsia.errors import UnsupportedError
 from intarsia.files import write_json
+
+Key = TypeVar("Key")
+
+
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", help="where to write the results as JSON")
+    return parser
 
 
 def machine() -> dict[str, Any]:
@@ -42,6 +59,88 @@ def machine() -> dict[str, Any]:
     }
 
 
+def stopwatch(call: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
+    """A function that calls `call(*arguments)` and returns the seconds it took."""
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        call(*arguments)
+        return time.perf_counter() - begin
+
+    return seconds
+
+
+def in_turn(
+    timers: Mapping[Key, Callable[[], float]], seconds: float, turn: float = 0.0, least: int = 3
+) -> dict[Key, list[float]]:
+    """Let the timers run in turn for `seconds` together, `least` rounds at least, and return what each measured.
+
+    A turn is one run, or as many as fill `turn` seconds: what is quick is measured more often than what is slow.
+    """
+    times: dict[Key, list[float]] = {name: [] for name in timers}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < least or time.perf_counter() - start < seconds:
+        for name, timer in timers.items():
+            begin = time.perf_counter()
+            times[name].append(timer())
+            while time.perf_counter() - begin < turn:
+                times[name].append(timer())
+        rounds += 1
+    return times
+
+
+def median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+class Worker:
+    """Another program that takes its turns: it prints `ready`, or else why it cannot run, and then answers each
+    line on its standard input with the seconds one run took."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            UnsupportedError: it said something else, or nothing.
+        """
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        answer = self._read()
+        if answer != "ready":
+            self.close()
+            raise UnsupportedError(answer or f"{command[0]} ended with status {self._process.returncode}")
+
+    def seconds(self) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        """End its input, which ends it."""
+        self._process.communicate()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def available_memory() -> float:
+    """What can be allocated without swapping, MiB."""
+    return _field(Path("/proc/meminfo"), "MemAvailable")
+
+
 def peak_memory(call: Callable[[], Any]) -> float:
     """The peak of resident memory while `call` runs, above what was resident before, MiB."""
     # The kernel's high-water mark starts afresh when 5 is written here (Linux).
@@ -51,32 +150,37 @@ def peak_memory(call: Callable[[], Any]) -> float:
     except OSError:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     else:
-        before = _status("VmRSS")
+        before = _field(_STATUS, "VmRSS")
     call()
-    peak = _status("VmHWM") if reset.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = (
+        _field(_STATUS, "VmHWM")
+        if reset.exists()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
     return peak - before
 
 
-def _status(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+_STATUS = Path("/proc/self/status")
+
+
+def _field(file: Path, field: str) -> float:
+    for line in file.read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"{file} has no {field}")
 
 
 def table(rows: list[dict[str, Any]], header: bool = True) -> None:
     """Print rows of equal keys as aligned columns."""
     if not rows:
         return
-    widths = {key: max(len(key), 22 if isinstance(rows[0][key], str) else 10) for key in rows[0]}
-    if header:
-        print("  ".join(key.rjust(width) for key, width in widths.items()))
-    for row in rows:
-        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-        print(
-            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths.values(), strict=True)),
-            flush=True,
-        )
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    widths = [
+        max(len(key), 10, *map(len, column))
+        for key, column in zip(rows[0], zip(*cells, strict=True), strict=True)
+    ]
+    for line in [list(rows[0])] * header + cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
 
 
 def write_results(path: str | os.PathLike[str], results: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ far, in nats: what is usually called a loss spike.
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -19,25 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import machine, table, write_results
+from common import machine, options_parser, table, write_results
 from intarsia.data import open_corpus, open_tokenizer, prepare
 from intarsia.model import presets
 from intarsia.training import NGrams, RichProgress, TrainConfig, read_metrics, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_parser(__doc__)
     parser.add_argument("--preset", default="kimi-linear-tiny")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--precisions", default="float32,bf16")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--directory", help="where to keep the runs; a temporary one by default")
-    parser.add_argument("--out", help="where to write the results as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
