@@ -1,0 +1,9 @@
+// The Python module. Its functions release the interpreter's lock while they compute.
+#include "bindings.h"
+#include "dispatch.h"
+
+NB_MODULE(_native, m) {
+  m.doc() = "Intarsia's CPU kernels";
+  m.def("available", &intarsia::available, "The instruction sets that this machine can run, the best first.");
+  intarsia::bind_linear(m);
+}

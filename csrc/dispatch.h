@@ -1,0 +1,23 @@
+// Which instruction sets this machine has, and the one that is used.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "linear_task.h"
+
+namespace intarsia {
+
+// All kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  const LinearKernels& linear;
+};
+
+// The instruction sets that were compiled in and that this machine can run, the best first.
+std::vector<std::string> available();
+
+// The kernels of one of them. Throws std::invalid_argument for a name that is unknown or cannot run here.
+const Kernels& kernels_of(const std::string& name);
+
+}  // namespace intarsia

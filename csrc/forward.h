@@ -1,0 +1,137 @@
+// The forward pass over one head of one sequence, chunk by chunk:
+//
+//   (I + kk diag(beta)) z = v - k_start S        u = beta z      what each token writes; z is its error
+//   o = q_start S + qk u                         S' = total S + k_endᵀ u
+//
+// The additive rule has u = v.
+#pragma once
+
+#include "chunk.h"
+
+namespace intarsia::INTARSIA_ISA {
+
+template <class R>
+struct State {
+  static void read(const LinearTask& task, const void* from, R* S) {
+    const int K = padded<R>(task.K), V = padded<R>(task.V);
+    zero(S, int64_t(K) * V);
+    if (!from) return;
+    for (int d = 0; d < task.K; d++)
+      copy(S + int64_t(d) * V, static_cast<const R*>(from) + d * task.state_stride, task.V);
+  }
+  static void write(const LinearTask& task, const R* S, void* to) {
+    const int V = padded<R>(task.V);
+    if (!to) return;
+    for (int d = 0; d < task.K; d++) copy(static_cast<R*>(to) + d * task.state_stride, S + int64_t(d) * V, task.V);
+  }
+};
+
+// Forward substitution inside one block: errors z (in place of `r`) and writes u = beta z.
+template <class R, int WIDTH>
+INLINE void substitute(const R* kk, const R* beta, R* r, R* u, int V) {
+  constexpr int N = LANES<R>;
+  for (int i = 0; i < BLOCK; i++) {
+    Vec<R> z[WIDTH];
+    for (int w = 0; w < WIDTH; w++) z[w] = load(r + i * V + w * N);
+    for (int j = 0; j < i; j++) {
+      const R factor = kk[i * CHUNK + j];
+      for (int w = 0; w < WIDTH; w++) z[w] -= factor * load(u + j * V + w * N);
+    }
+    for (int w = 0; w < WIDTH; w++) {
+      store<R>(r + i * V + w * N, z[w]);
+      store<R>(u + i * V + w * N, z[w] * beta[i]);
+    }
+  }
+}
+
+// The errors and writes of a chunk from r = v - k_start S.
+template <class R, class Products>
+void solve(const Chunk<R>& c, R* r, R* u, int V) {
+  constexpr int N = LANES<R>;
+  for (int first = 0; first < c.rows; first += BLOCK) {
+    if (first)
+      Products::product(BLOCK, V, first, {c.kk + first * CHUNK, CHUNK, 1}, u, V, r + first * V, V, Into::subtract);
+    const R* kk = c.kk + first * CHUNK + first;
+    int d = 0;
+    for (; d + 8 * N <= V; d += 8 * N) substitute<R, 8>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
+    for (; d + 2 * N <= V; d += 2 * N) substitute<R, 2>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
+    for (; d < V; d += N) substitute<R, 1>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
+  }
+}
+
+// dt_bias in the kernel's padding, or null.
+template <class R>
+const R* read_bias(const LinearTask& task, R* to) {
+  if (!task.bias) return nullptr;
+  const int count = task.decay == Decay::channel ? task.K : 1;
+  zero(to, padded<R>(task.K));
+  copy(to, static_cast<const R*>(task.bias), count);
+  return to;
+}
+
+template <class R, class Products>
+struct Forward {
+  Chunk<R> c;
+  int V;
+  R *S, *from_state, *u, *bias;
+
+  Forward(const LinearTask& task, Arena& arena) : c(task, arena), V(padded<R>(task.V)) {
+    S = arena.take<R>(int64_t(c.K) * V);
+    from_state = arena.take<R>(2 * CHUNK * V);
+    u = arena.take<R>(CHUNK * V);
+    bias = arena.take<R>(c.K);
+  }
+
+  void run(const LinearTask& task) {
+    const R* dt_bias = read_bias(task, bias);
+    State<R>::read(task, task.initial, S);
+    for (int64_t first = 0; first < task.tokens; first += CHUNK) {
+      if (task.checkpoints && first / CHUNK % CHECKPOINT == 0) {
+        R* kept = static_cast<R*>(task.checkpoints) + first / CHUNK / CHECKPOINT * task.checkpoint_stride;
+        for (int d = 0; d < task.K; d++) copy(kept + int64_t(d) * task.V, S + int64_t(d) * V, task.V);
+      }
+      read_tokens(c, task, dt_bias, first);
+      prepare<R, Products>(c, task);
+      write(task, first);
+      if (task.o) output(task, first);
+      Products::product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
+    }
+    State<R>::write(task, S, task.final);
+  }
+
+ private:
+  // u, and q_start S in the first rows of from_state.
+  void write(const LinearTask& task, int64_t first) {
+    if (!task.erases) {
+      for (int i = 0; i < c.rows; i++)
+        if (i < c.tokens)
+          read_row(task.v, first + i, u + i * V, task.v_columns, V);
+        else
+          zero(u + i * V, V);
+      return;
+    }
+    // q and k lie behind each other; without outputs k alone is wanted.
+    R* r = from_state + c.rows * V;
+    if (task.o)
+      Products::product(2 * c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+    else
+      Products::product(c.rows, V, c.K, {c.k, c.K, 1}, S, V, r, V, Into::replace);
+    for (int i = 0; i < c.tokens; i++) {
+      R* v = u + i * V;  // as a buffer
+      read_row(task.v, first + i, v, task.v_columns, V);
+      for (int d = 0; d < V; d += LANES<R>) store<R>(r + i * V + d, load(v + d) - load(r + i * V + d));
+    }
+    solve<R, Products>(c, r, u, V);
+    if (task.z)
+      for (int i = 0; i < c.tokens; i++) write_row(task.z, first + i, r + i * V, task.V);
+  }
+
+  void output(const LinearTask& task, int64_t first) {
+    if (!task.erases) Products::product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+    for (int a = 0; a < c.rows; a += BLOCK)
+      Products::product(BLOCK, V, a + BLOCK, {c.qk + a * CHUNK, CHUNK, 1}, u, V, from_state + a * V, V, Into::add);
+    for (int i = 0; i < c.tokens; i++) write_row(task.o, first + i, from_state + i * V, task.V);
+  }
+};
+
+}  // namespace intarsia::INTARSIA_ISA

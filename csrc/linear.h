@@ -1,0 +1,32 @@
+// The operators of the linear family over whole tensors.
+#pragma once
+
+#include <vector>
+
+#include "array.h"
+#include "linear_task.h"
+
+namespace intarsia {
+
+// `q`, `k` [B, T, H, K]; `v`, `o` [B, T, HV, V]; `g` by `decay`: absent, [B, T, HV] (or [HV]), [B, T, HV, K]; `beta`
+// [B, T, HV], absent for a rule that does not erase. The last dimension of what has K or V numbers lies without
+// gaps. `initial`, `final` [N, HV, K, V]. `edges`: the N + 1 edges of sequences packed into one row, or empty.
+struct LinearCall {
+  Array q, k, v, g, beta, o, initial, final;
+  Array z, checkpoints;  // [B, T, HV, V] and [checkpoint_count, HV, K, V], or absent
+  Array A_log, dt_bias;  // [HV] and [HV * K] or [HV]
+  std::vector<int64_t> edges;
+  double scale;
+  Decay decay;
+  bool normalize;
+  Gate gate;
+  double lower_bound;
+  double beta_scale;
+};
+
+// How many states `checkpoints` holds.
+int64_t checkpoint_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length);
+
+void linear_forward(const LinearCall& call, const LinearKernels& kernels, int threads);
+
+}  // namespace intarsia
