@@ -6,10 +6,10 @@ namespace intarsia {
 
 namespace {
 
-LinearCall linear_call(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& g,
-                                 const MaybeTensor& beta, const MaybeTensor& A_log, const MaybeTensor& dt_bias,
-                                 const MaybeTensor& initial, std::vector<int64_t> edges, double scale, bool normalize,
-                                 bool gated, double lower_bound, double beta_scale) {
+LinearCall linear_call(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& g, const MaybeTensor& beta,
+                       const MaybeTensor& A_log, const MaybeTensor& dt_bias, const MaybeTensor& initial,
+                       std::vector<int64_t> edges, double scale, bool normalize, bool gated, double lower_bound,
+                       double beta_scale) {
   LinearCall call{};
   call.q = array_of(q), call.k = array_of(k), call.v = array_of(v);
   call.g = array_of(g), call.beta = array_of(beta), call.initial = array_of(initial);
@@ -37,8 +37,8 @@ void bind_linear(nb::module_& m) {
          double scale, bool normalize, bool gated, double lower_bound, double beta_scale, const Tensor& o,
          const MaybeTensor& final, const MaybeTensor& z, const MaybeTensor& checkpoints, const std::string& isa,
          int threads) {
-        LinearCall call = linear_call(q, k, v, g, beta, A_log, dt_bias, initial, std::move(edges), scale,
-                                                normalize, gated, lower_bound, beta_scale);
+        LinearCall call = linear_call(q, k, v, g, beta, A_log, dt_bias, initial, std::move(edges), scale, normalize,
+                                      gated, lower_bound, beta_scale);
         call.o = array_of(o), call.final = array_of(final);
         call.z = array_of(z), call.checkpoints = array_of(checkpoints);
         const LinearKernels& kernels = kernels_of(isa).linear;

@@ -1,5 +1,6 @@
 // The Python module. Its functions release the interpreter's lock while they compute.
 #include "bindings.h"
+
 #include "dispatch.h"
 
 NB_MODULE(_native, m) {

@@ -29,19 +29,19 @@ constexpr int padded(int n) {
 
 template <class R>
 struct Chunk {
-  int K;       // padded
-  int tokens;  // that exist
-  int rows;    // tokens rounded up to whole blocks; those that do not exist have q = k = 0 and do not decay
-  R *q, *k;    // [rows, K] each, k behind q
-  R* alpha;    // decay factors: [CHUNK, K], or [CHUNK] for a decay per head
-  R* kT;       // [K, CHUNK]
-  R *qk, *kk;  // [CHUNK, CHUNK]
-  R* total;    // [K]
-  R* beta;     // [CHUNK]
-  R* block_k;  // [BLOCK, K]: keys decayed to the end of their block
-  R* block_totals;  // [CHUNK / BLOCK, K]
-  R* decays;        // [CHUNK, CHUNK], for a decay per head
-  R* from_start;    // [CHUNK]
+  int K;                   // padded
+  int tokens;              // that exist
+  int rows;                // tokens rounded up to whole blocks; those that do not exist have q = k = 0 and do not decay
+  R *q, *k;                // [rows, K] each, k behind q
+  R* alpha;                // decay factors: [CHUNK, K], or [CHUNK] for a decay per head
+  R* kT;                   // [K, CHUNK]
+  R *qk, *kk;              // [CHUNK, CHUNK]
+  R* total;                // [K]
+  R* beta;                 // [CHUNK]
+  R* block_k;              // [BLOCK, K]: keys decayed to the end of their block
+  R* block_totals;         // [CHUNK / BLOCK, K]
+  R* decays;               // [CHUNK, CHUNK], for a decay per head
+  R* from_start;           // [CHUNK]
   R *q_length, *k_length;  // [CHUNK]: one over the length that q and k were divided by
   char* products;          // workspace
 
@@ -258,8 +258,7 @@ void prepare_head(Chunk<R>& c, bool erases, bool decays) {
   constexpr int N = LANES<R>;
   const int K = c.K;
   decays_between(c);
-  for (int first = 0; first < c.rows; first += BLOCK)
-    transpose<R>(c.k + first * K, K, c.kT + first, CHUNK, BLOCK, K);
+  for (int first = 0; first < c.rows; first += BLOCK) transpose<R>(c.k + first * K, K, c.kT + first, CHUNK, BLOCK, K);
   for (int first = 0; first < c.rows; first += BLOCK) {
     const int columns = first + BLOCK;
     Products::product(BLOCK, columns, K, {c.q + first * K, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK,

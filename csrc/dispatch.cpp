@@ -5,9 +5,9 @@
 namespace intarsia {
 
 // Each family of kernels has its table in the namespace of every instruction set.
-#define INTARSIA_KERNELS(isa)                  \
-  namespace isa {                              \
-  extern const LinearKernels linear_kernels;   \
+#define INTARSIA_KERNELS(isa)                         \
+  namespace isa {                                     \
+  extern const LinearKernels linear_kernels;          \
   static const Kernels kernels{#isa, linear_kernels}; \
   }
 

@@ -155,9 +155,9 @@ INLINE Vec<float> exp_small(Vec<float> r) {
   return p;
 }
 INLINE Vec<double> exp_small(Vec<double> r) {
-  constexpr double c[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                          1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,
-                          1.0};
+  constexpr double c[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
   Vec<double> p = splat<double>(1.0 / 6227020800);
   for (double x : c) p = p * r + x;
   return p;
