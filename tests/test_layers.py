@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "intarsia"
 # From the top to the bottom.
-LAYERS = ["cli", "ladder", "inference", "training", "data", "checkpoints", "model", "mixers", "ops"]
+LAYERS = [
+    "cli",
+    "ladder",
+    "inference",
+    "training",
+    "data",
+    "checkpoints",
+    "model",
+    "mixers",
+    "integrations",
+    "compat",
+    "ops",
+]
 # `__main__.py` is the door to the top floor.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__main__.py"})
 

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces over Intarsia's operators: `intarsia.compat.fla`."""
