@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make test     another interpreter (the pinned versions need 3.11 or newer)
 #   make demo QUICK=1               the same path with a budget of seconds, to see that it works
 #   make test ARGS='tests/ops -k delta'    hand arguments to pytest
+#   INTARSIA_NATIVE=off make test   without the C++ kernels; what else the variable can say: docs/install.md
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -14,13 +15,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # A stamp is remade when a file that decides what is installed changes, so that nothing is installed twice.
 TORCH_STAMP := $(VENV)/.installed-torch
+BUILD_STAMP := $(VENV)/.installed-build
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
+
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp)
+PACKAGE := pyproject.toml csrc/CMakeLists.txt $(CXX_FILES)
+# Compiled with the pinned tools of .venv and not in an environment of its own, which would be another at each build:
+# then a change of one C++ file compiles one file.
+INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
 
 # One thread a worker: two workers on two cores are faster than four threads that fight for them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all lint typecheck format bench figure clean
+.PHONY: help demo test test-all native sanitize lint typecheck format bench figure clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,15 +43,21 @@ $(TORCH_STAMP): constraints.txt
 	@$(PIP) install -c constraints.txt torch
 	@touch $@
 
-$(DEMO_STAMP): $(TORCH_STAMP) pyproject.toml
-	@echo "Installing intarsia into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e .
+$(BUILD_STAMP): $(TORCH_STAMP)
+	@$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
 	@touch $@
 
-$(DEV_STAMP): $(TORCH_STAMP) pyproject.toml
-	@echo "Installing intarsia and its development tools into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+# To look at the demonstration one needs no compiler, to work on the package one does.
+$(DEMO_STAMP): $(BUILD_STAMP) $(PACKAGE)
+	@echo "Installing intarsia into $(VENV) ..."
+	@$(INSTALL) -e .
+	@$(BIN)/python -c 'from intarsia.ops import native; native.warn_if_missing()'
 	@touch $@
+
+$(DEV_STAMP): $(BUILD_STAMP) $(PACKAGE)
+	@echo "Installing intarsia and its development tools into $(VENV) ..."
+	@INTARSIA_NATIVE=$${INTARSIA_NATIVE:-required} $(INSTALL) -e '.[dev]'
+	@touch $(DEMO_STAMP) $@
 
 demo: $(DEMO_STAMP)  ## compare three architectures, trained from scratch (6 minutes on 2 cores)
 	@$(BIN)/intarsia compare examples/demo.toml $(if $(QUICK),--quick --out runs/demo-quick,--out runs/demo)
@@ -54,13 +68,31 @@ test: $(DEV_STAMP)  ## the test suite, without what is marked slow
 test-all: $(DEV_STAMP)  ## the whole test suite
 	@$(PYTEST) $(ARGS)
 
-lint: $(DEV_STAMP)  ## ruff: style, imports and likely mistakes
+native: $(DEV_STAMP)  ## compile what changed in csrc/ and install it into .venv (`make test` does it too)
+
+# AddressSanitizer must be the first library in the process, hence LD_PRELOAD. The instrumented kernels stand in an
+# environment of their own, which finds everything else in .venv: a path there adds .venv's libraries, but not its
+# editable installation of this package.
+SANITIZE := build/sanitize
+sanitize: $(DEV_STAMP)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the kernels (gcc)
+	@test -d $(SANITIZE)/venv || $(BIN)/python -m venv --without-pip $(SANITIZE)/venv
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
+	@INTARSIA_NATIVE=required $(PIP) --python $(SANITIZE)/venv/bin/python install --no-build-isolation --no-deps \
+	  --force-reinstall -C build-dir=$(SANITIZE)/cmake -C cmake.define.INTARSIA_SANITIZE=ON -C install.strip=false .
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
+	  $(SANITIZE)/venv/bin/python -m pytest -n $(JOBS) -m 'not slow' $(or $(ARGS),tests/ops)
+
+lint: $(DEV_STAMP)  ## ruff: style, imports and likely mistakes; clang-format: the style of the C++
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: $(DEV_STAMP)  ## let ruff mend what it can
+format: $(DEV_STAMP)  ## let ruff and clang-format mend what they can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
 
 typecheck: $(DEV_STAMP)  ## mypy
 	@$(BIN)/mypy

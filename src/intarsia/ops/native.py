@@ -1,0 +1,78 @@
+"""The C++ kernels of `csrc/`: whether they are there, and for which instruction set of the processor.
+
+The only place that imports the extension module, and not before somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+from intarsia.errors import ConfigError, UnsupportedError
+
+MODULE = "intarsia.ops._native"
+ISA_VARIABLE = "INTARSIA_CPU_ISA"
+
+
+@functools.cache
+def _load() -> ModuleType | ImportError:
+    try:
+        return importlib.import_module(MODULE)
+    except ImportError as error:
+        return error
+
+
+def missing_reason() -> str | None:
+    """Why the kernels cannot be used and what to do about it, or None where they can."""
+    found = _load()
+    if isinstance(found, ModuleType):
+        return None
+    if isinstance(found, ModuleNotFoundError) and found.name == MODULE:
+        reason = "the C++ kernels were not compiled when Intarsia was installed"
+    else:
+        reason = f"the C++ kernels are there but do not load ({found})"
+    return (
+        f"{reason}; install it again with a C++20 compiler at hand and INTARSIA_NATIVE=required in the environment, "
+        "which shows why a build fails (docs/install.md)"
+    )
+
+
+def native() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        UnsupportedError: it is not installed, or it does not load here.
+    """
+    found = _load()
+    if isinstance(found, ModuleType):
+        return found
+    raise UnsupportedError(missing_reason()) from found
+
+
+@functools.cache
+def instruction_set() -> str:
+    """The instruction set whose kernels are used: the best that this machine has, or the one that the environment
+    variable INTARSIA_CPU_ISA names when this is first called.
+
+    Raises:
+        ConfigError: the variable names one that this machine cannot run or that was not compiled.
+        UnsupportedError: there are no kernels.
+    """
+    available: list[str] = native().available()
+    forced = os.environ.get(ISA_VARIABLE)
+    if not forced:
+        return available[0]
+    if forced not in available:
+        raise ConfigError(f"{ISA_VARIABLE}={forced!r}: there are {', '.join(available)} here")
+    return forced
+
+
+@functools.cache
+def warn_if_missing() -> None:
+    """Tell the user, once a process, that the operators run without the kernels."""
+    reason = missing_reason()
+    if reason is not None:
+        warnings.warn(f"the operators run in PyTorch, slower on a CPU: {reason}", stacklevel=2)
