@@ -63,7 +63,7 @@ from delta_rule import (
     raw_inputs,
     transformers,
 )
-from intarsia.errors import UnsupportedError
+from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.ops import explain, gated_delta_rule
 
 Row = dict[str, Any]
@@ -187,7 +187,7 @@ def serve(task: dict[str, Any]) -> None:
     call = ours(task["impl"])
     try:
         torch.save(forward(call, x), task["output"])
-    except UnsupportedError as error:
+    except (ConfigError, UnsupportedError) as error:  # no such instruction set here, or no kernels
         print(error, flush=True)
         return
     print("ready", flush=True)
