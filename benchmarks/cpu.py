@@ -273,6 +273,7 @@ def measure_forward(options: argparse.Namespace, rates: Row) -> Iterator[list[Ro
                     "form": form,
                     "implementation": name,
                     "milliseconds": 1e3 * median(values),
+                    "fastest": 1e3 * min(values),
                     "ratio_to_ours": median(values) / median(times[form, best]),
                     "gflops_per_second": gflops,
                     "share_of_product": gflops / rates[f"{computed}_gflops_per_second"],
@@ -426,7 +427,7 @@ def measure_lengths(options: argparse.Namespace, rates: Row) -> Iterator[list[Ro
                     "T": length,
                     "milliseconds": 1e3 * seconds,
                     "microseconds_per_token": 1e6 * seconds / length,
-                    "ratio_to_shortest": seconds / length / shortest[name],
+                    "ratio_to_best_so_far": seconds / length / shortest[name],
                 }
                 for name, seconds in times.items()
             ]
