@@ -43,9 +43,9 @@ struct Chunk {
   R* decays;               // [CHUNK, CHUNK], for a decay per head
   R* from_start;           // [CHUNK]
   R *q_length, *k_length;  // [CHUNK]: one over the length that q and k were divided by
-  char* products;          // workspace
+  bool keeps_blocks;
 
-  Chunk(const LinearTask& task, Arena& arena) {
+  Chunk(const LinearTask& task, Arena& arena, bool keep_blocks = false) : keeps_blocks(keep_blocks) {
     K = padded<R>(task.K);
     q = arena.take<R>(2 * CHUNK * K);
     alpha = arena.take<R>(CHUNK * K);
@@ -54,7 +54,7 @@ struct Chunk {
     kk = arena.take<R>(CHUNK * CHUNK);
     total = arena.take<R>(K);
     beta = arena.take<R>(CHUNK);
-    block_k = arena.take<R>(BLOCK * K);
+    block_k = arena.take<R>((keep_blocks ? CHUNK : BLOCK) * K);
     block_totals = arena.take<R>(CHUNK / BLOCK * K);
     decays = arena.take<R>(CHUNK * CHUNK);
     from_start = arena.take<R>(CHUNK);
@@ -207,28 +207,36 @@ INLINE void decay_columns(R* kT, const R* decay, int K, int columns) {
     for (int j = 0; j < columns; j += LANES<R>) store<R>(kT + d * CHUNK + j, load(kT + d * CHUNK + j) * decay[d]);
 }
 
+// q and k decay from the start of their block; the rest is as a chunk has it. Without `scores` no products between
+// tokens are taken.
 template <class R, class Products>
-void prepare_channel(Chunk<R>& c, bool erases) {
-  constexpr int N = LANES<R>;
+void prepare_blocks(Chunk<R>& c, bool erases, bool scores = true) {
   const int K = c.K, blocks = c.rows / BLOCK;
   for (int a = 0; a < blocks; a++) {
     const int first = a * BLOCK;
     R *q = c.q + first * K, *k = c.k + first * K, *alpha = c.alpha + first * K, *total = c.block_totals + a * K;
-    block_products<R>(q, k, alpha, K, erases, c.qk + first * CHUNK + first, c.kk + first * CHUNK + first);
-    anchor_block<R>(q, k, alpha, c.block_k, total, K);
+    R* block_k = c.block_k + (c.keeps_blocks ? first * K : 0);
+    if (scores) block_products<R>(q, k, alpha, K, erases, c.qk + first * CHUNK + first, c.kk + first * CHUNK + first);
+    anchor_block<R>(q, k, alpha, block_k, total, K);
     // The columns so far have been decayed to the start of this block.
     if (a > 0) {
-      Products::product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
-      if (erases)
+      if (scores)
+        Products::product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
+      if (scores && erases)
         Products::product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
       decay_columns<R>(c.kT, total, K, first);
     }
-    transpose<R>(c.block_k, K, c.kT + first, CHUNK, BLOCK, K);
+    transpose<R>(block_k, K, c.kT + first, CHUNK, BLOCK, K);
   }
-  // From the start of the block to the start of the chunk.
+}
+
+// From the start of the block to the start of the chunk.
+template <class R>
+INLINE void anchor_chunk(Chunk<R>& c, bool erases) {
+  const int K = c.K;
   copy(c.total, c.block_totals, K);
-  for (int a = 1; a < blocks; a++)
-    for (int d = 0; d < K; d += N) {
+  for (int a = 1; a < c.rows / BLOCK; a++)
+    for (int d = 0; d < K; d += LANES<R>) {
       const Vec<R> before = load(c.total + d);
       for (int i = a * BLOCK; i < (a + 1) * BLOCK; i++) {
         store<R>(c.q + i * K + d, load(c.q + i * K + d) * before);
@@ -253,13 +261,14 @@ INLINE void decays_between(Chunk<R>& c) {
   for (int d = 0; d < c.K; d++) c.total[d] = start;
 }
 
+// q and k stay as they are.
 template <class R, class Products>
-void prepare_head(Chunk<R>& c, bool erases, bool decays) {
+void prepare_head(Chunk<R>& c, bool erases, bool decays, bool scores = true) {
   constexpr int N = LANES<R>;
   const int K = c.K;
   decays_between(c);
   for (int first = 0; first < c.rows; first += BLOCK) transpose<R>(c.k + first * K, K, c.kT + first, CHUNK, BLOCK, K);
-  for (int first = 0; first < c.rows; first += BLOCK) {
+  for (int first = 0; scores && first < c.rows; first += BLOCK) {
     const int columns = first + BLOCK;
     Products::product(BLOCK, columns, K, {c.q + first * K, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK,
                       Into::replace);
@@ -274,21 +283,28 @@ void prepare_head(Chunk<R>& c, bool erases, bool decays) {
       }
   }
   if (!decays) return;
-  for (int i = 0; i < c.rows; i++) {
-    multiply_row(c.q + i * K, c.from_start[i], K);
-    if (erases) multiply_row(c.k + i * K, c.from_start[i], K);
-  }
   const R* to_end = c.decays + (c.rows - 1) * CHUNK;
   for (int d = 0; d < K; d++)
     for (int j = 0; j < c.rows; j += N) store<R>(c.kT + d * CHUNK + j, load(c.kT + d * CHUNK + j) * load(to_end + j));
 }
 
+template <class R>
+INLINE void anchor_head(Chunk<R>& c, bool erases) {
+  for (int i = 0; i < c.rows; i++) {
+    multiply_row(c.q + i * c.K, c.from_start[i], c.K);
+    if (erases) multiply_row(c.k + i * c.K, c.from_start[i], c.K);
+  }
+}
+
 template <class R, class Products>
 INLINE void prepare(Chunk<R>& c, const LinearTask& task) {
-  if (task.decay == Decay::channel)
-    prepare_channel<R, Products>(c, task.erases);
-  else
+  if (task.decay == Decay::channel) {
+    prepare_blocks<R, Products>(c, task.erases);
+    anchor_chunk<R>(c, task.erases);
+  } else {
     prepare_head<R, Products>(c, task.erases, task.decay == Decay::head);
+    if (task.decay == Decay::head) anchor_head<R>(c, task.erases);
+  }
 }
 
 }  // namespace intarsia::INTARSIA_ISA

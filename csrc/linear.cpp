@@ -76,6 +76,21 @@ LinearTask task_of(const LinearCall& call, const Span& span, int64_t n, int64_t 
   return task;
 }
 
+LinearGradients gradients_of(const LinearGradientArrays& arrays, const Span& span, int64_t n, int64_t head) {
+  LinearGradients grads{};
+  grads.d_o = rows_of(arrays.d_o, span, head);
+  grads.d_final = arrays.d_final ? arrays.d_final.at(n, head) : nullptr;
+  grads.q = rows_of(arrays.q, span, head);
+  grads.k = rows_of(arrays.k, span, head);
+  grads.v = rows_of(arrays.v, span, head);
+  grads.g = rows_of(arrays.g, span, head);
+  grads.beta = rows_of(arrays.beta, span, head);
+  grads.d_initial = arrays.initial ? arrays.initial.at(n, head) : nullptr;
+  grads.d_rate = arrays.A_log ? arrays.A_log.at(n, head) : nullptr;
+  grads.d_bias = arrays.dt_bias ? arrays.dt_bias.at(n, head) : nullptr;
+  return grads;
+}
+
 }  // namespace
 
 int64_t checkpoint_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length) {
@@ -91,6 +106,19 @@ void linear_forward(const LinearCall& call, const LinearKernels& kernels, int th
   parallel(int64_t(spans.size()) * heads, threads, kernels.forward_scratch(any, wide), [&](int64_t i, char* scratch) {
     const int64_t n = i / heads, head = i % heads;
     kernels.forward(task_of(call, spans[size_t(n)], n, head), wide, narrow, scratch);
+  });
+}
+
+void linear_backward(const LinearCall& call, const LinearGradientArrays& grads, const LinearKernels& kernels,
+                     int threads) {
+  const bool wide = is_wide(call), narrow = call.q.dtype == Dtype::bfloat16;
+  const std::vector<Span> spans = spans_of(call.edges, call.q.shape[0], call.q.shape[1]);
+  const int64_t heads = call.v.shape[2];
+  const LinearTask any = task_of(call, spans[0], 0, 0);
+  parallel(int64_t(spans.size()) * heads, threads, kernels.backward_scratch(any, wide), [&](int64_t i, char* scratch) {
+    const int64_t n = i / heads, head = i % heads;
+    const Span& span = spans[size_t(n)];
+    kernels.backward(task_of(call, span, n, head), gradients_of(grads, span, n, head), wide, narrow, scratch);
   });
 }
 

@@ -27,6 +27,17 @@ struct LinearCall {
 // How many states `checkpoints` holds.
 int64_t checkpoint_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length);
 
+// Gradients in the shapes of what they belong to, but for each value head (`q` and `k` are [B, T, HV, K]) and for each
+// token (`g` is [B, T, HV] also where the decay is fixed); of A_log [N, HV], of dt_bias [N, HV, K] or [N, HV, 1].
+struct LinearGradientArrays {
+  Array d_o, d_final;
+  Array q, k, v, g, beta, initial, A_log, dt_bias;
+};
+
 void linear_forward(const LinearCall& call, const LinearKernels& kernels, int threads);
+
+// `call.z` (for a rule that erases) and `call.checkpoints` come from the forward pass.
+void linear_backward(const LinearCall& call, const LinearGradientArrays& grads, const LinearKernels& kernels,
+                     int threads);
 
 }  // namespace intarsia

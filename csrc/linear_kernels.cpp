@@ -1,29 +1,34 @@
 // The linear operators for one instruction set: this file is compiled once for each.
-#include "forward.h"
+#include "backward.h"
 
 namespace intarsia::INTARSIA_ISA {
 
 namespace {
 
-template <class R>
-int64_t forward_bytes(const LinearTask& task) {
+template <class Pass>
+int64_t scratch_of(const LinearTask& task) {
   Arena counter;
-  Forward<R, Exact<R>>(task, counter);
+  Pass(task, counter);
   return counter.used();
 }
 
-template <class R, class Products>
-void forward_with(const LinearTask& task, char* scratch) {
-  Arena arena(scratch);
-  Forward<R, Products>(task, arena).run(task);
-}
-
 int64_t forward_scratch(const LinearTask& task, bool wide) {
-  return wide ? forward_bytes<double>(task) : forward_bytes<float>(task);
+  return wide ? scratch_of<Forward<double, Exact<double>>>(task) : scratch_of<Forward<float, Exact<float>>>(task);
 }
 
 void forward(const LinearTask& task, bool wide, bool, char* scratch) {
-  wide ? forward_with<double, Exact<double>>(task, scratch) : forward_with<float, Exact<float>>(task, scratch);
+  Arena arena(scratch);
+  wide ? Forward<double, Exact<double>>(task, arena).run(task) : Forward<float, Exact<float>>(task, arena).run(task);
+}
+
+int64_t backward_scratch(const LinearTask& task, bool wide) {
+  return wide ? scratch_of<Backward<double, Exact<double>>>(task) : scratch_of<Backward<float, Exact<float>>>(task);
+}
+
+void backward(const LinearTask& task, const LinearGradients& grads, bool wide, bool, char* scratch) {
+  Arena arena(scratch);
+  wide ? Backward<double, Exact<double>>(task, arena).run(task, grads)
+       : Backward<float, Exact<float>>(task, arena).run(task, grads);
 }
 
 void add_product(int m, int n, int k, const void* A, const void* B, void* C, bool wide) {
@@ -45,6 +50,6 @@ void add_product(int m, int n, int k, const void* A, const void* B, void* C, boo
 
 }  // namespace
 
-extern const LinearKernels linear_kernels{forward_scratch, forward, nullptr, nullptr, add_product};
+extern const LinearKernels linear_kernels{forward_scratch, forward, backward_scratch, backward, add_product};
 
 }  // namespace intarsia::INTARSIA_ISA

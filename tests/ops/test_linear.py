@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops import explain, gated_delta_rule, linear_attention
+from intarsia.ops import Gate, explain, gated_delta_rule, linear_attention, native
 from support.budget import assert_within_budget
 from support.linear_inputs import DECAYS, REGIMES, linear_inputs
 
-IMPLEMENTATIONS = ["chunked"]
 OPERATORS = {"delta": gated_delta_rule, "additive": linear_attention}
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -34,7 +33,6 @@ def runner(operator: str, impl: str, cu_seqlens: Tensor | None = None) -> Any:
     return run
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 200])
@@ -46,7 +44,6 @@ def test_equals_the_reference(impl: str, operator: str, decay: str, T: int) -> N
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
@@ -58,14 +55,12 @@ def test_keeps_the_error_budget_at_any_decay(
     assert_within_budget(runner(operator, impl), runner(operator, "reference"), inputs, dtype)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_keeps_the_error_budget_over_a_thousand_tokens(impl: str, dtype: torch.dtype) -> None:
     inputs = linear_inputs(T=1000, K=64, V=64, decay="channel", beta_max=2.0)
     assert_within_budget(runner("delta", impl), runner("delta", "reference"), inputs, dtype)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @given(
     T=st.integers(1, 150),
     B=st.integers(1, 3),
@@ -90,7 +85,6 @@ def test_equals_the_reference_whatever_the_shape(
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("impl", [*IMPLEMENTATIONS, "reference"])
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5),
     operator=st.sampled_from(sorted(OPERATORS)),
@@ -100,6 +94,15 @@ def test_equals_the_reference_whatever_the_shape(
 def test_packed_sequences_do_not_see_each_other(
     impl: str, lengths: list[int], operator: str, decay: str, state: bool
 ) -> None:
+    check_packed(impl, lengths, operator, decay, state)
+
+
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5), decay=st.sampled_from(DECAYS))
+def test_packed_sequences_do_not_see_each_other_in_the_reference(lengths: list[int], decay: str) -> None:
+    check_packed("reference", lengths, "delta", decay, True)
+
+
+def check_packed(impl: str, lengths: list[int], operator: str, decay: str, state: bool) -> None:
     inputs = linear_inputs(T=sum(lengths), decay=decay, sequences=len(lengths), state=state)
     edges = torch.tensor([0, *lengths]).cumsum(0)
     o, final = runner(operator, impl, edges)(**inputs)
@@ -115,7 +118,6 @@ def test_packed_sequences_do_not_see_each_other(
         torch.testing.assert_close(final[n : n + 1], final_n, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @given(T=st.integers(2, 200), cut=st.integers(1, 199), operator=st.sampled_from(sorted(OPERATORS)))
 def test_a_sequence_can_be_split_anywhere(impl: str, T: int, cut: int, operator: str) -> None:
     cut = min(cut, T - 1)
@@ -129,7 +131,6 @@ def test_a_sequence_can_be_split_anywhere(impl: str, T: int, cut: int, operator:
     torch.testing.assert_close(final, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("decay", ["none", "head", "channel"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -155,7 +156,6 @@ def test_the_future_changes_no_bit_of_the_past(
     )
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("regime", ["kda", "minus five", "resets", "all lost"])
@@ -184,35 +184,120 @@ def test_gradients_equal_those_of_the_reference(
         )
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_gradients_keep_the_error_budget(impl: str, dtype: torch.dtype, regime: Any) -> None:
     def gradients(which: str, **inputs: Tensor) -> list[Tensor]:
         leaves = {n: x.clone().requires_grad_() for n, x in inputs.items()}
-        o, final = gated_delta_rule(**leaves, output_final_state=True, impl=which)
-        (o.square().sum() + final.square().sum()).backward()
+        outputs = gated_delta_rule(**leaves, output_final_state=True, impl=which)
+        # Weights that any dtype holds exactly.
+        weights = [torch.randint(-8, 9, x.shape, generator=torch.Generator().manual_seed(1)) for x in outputs]
+        sum((w * x.double()).sum() for w, x in zip(weights, outputs, strict=True)).backward()
         return [x.grad for x in leaves.values()]
 
     inputs = linear_inputs(T=130, K=32, V=32, regime=regime)
-    # Backward runs through the forward's products and as many again.
+    # Backward runs through the forward pass's four products and through two gradients of each.
     assert_within_budget(
-        functools.partial(gradients, impl), functools.partial(gradients, "reference"), inputs, dtype, stages=8
+        functools.partial(gradients, impl),
+        functools.partial(gradients, "reference"),
+        inputs,
+        dtype,
+        stages=12,
     )
 
 
-def test_gradcheck() -> None:
+def test_gradcheck(impl: str) -> None:
     inputs = {n: x.requires_grad_() for n, x in linear_inputs(T=9, H=1, HV=2, K=3, V=2).items()}
     assert torch.autograd.gradcheck(
-        lambda *a: gated_delta_rule(*a[:5], initial_state=a[5], output_final_state=True, impl="chunked"),
+        lambda *a: gated_delta_rule(*a[:5], initial_state=a[5], output_final_state=True, impl=impl),
         tuple(inputs.values()),
     )
 
 
+GATES = {
+    "none": lambda A_log, dt_bias: None,
+    "softplus": lambda A_log, dt_bias: Gate(A_log, dt_bias),
+    "softplus without bias": lambda A_log, dt_bias: Gate(A_log),
+    "bounded": lambda A_log, dt_bias: Gate(A_log, dt_bias, lower_bound=-5.0),
+}
+
+
+def raw_inputs(decay: str, T: int = 130, **shape: Any) -> dict[str, Tensor]:
+    """Inputs as projections give them, and the parameters of the gates: 2 query heads, 4 value heads."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = linear_inputs(T=T, H=2, HV=4, decay=decay, **shape)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    raw = {n: 3 * normal(*inputs[n].shape) for n in ("q", "k", "g", "beta")}
+    channels = 4 * inputs["g"].shape[3] if decay == "channel" else 4
+    return {**inputs, **raw, "A_log": 0.5 * normal(4), "dt_bias": normal(channels) - 2}
+
+
+def run_raw(
+    impl: str, gate: str, A_log: Tensor, dt_bias: Tensor, g: Tensor, **inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    made = GATES[gate](A_log, dt_bias)
+    return gated_delta_rule(
+        **inputs, g=g if made else -g.abs(), gate=made, normalize=True, beta_max=2.0, output_final_state=True,
+        impl=impl,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("decay", ["head", "channel"])
-def test_works_under_torch_compile(decay: str) -> None:
+def test_what_layers_leave_to_the_operator_equals_doing_it_before(impl: str, gate: str, decay: str) -> None:
+    inputs = raw_inputs(decay)
+    results, gradients = {}, {}
+    for which in (impl, "reference"):
+        leaves = {n: x.clone().requires_grad_() for n, x in inputs.items()}
+        results[which] = run_raw(which, gate, **leaves)
+        sum(((1 + torch.arange(x.numel()) % 7).view(x.shape) * x).sum() for x in results[which]).backward()
+        gradients[which] = {n: x.grad for n, x in leaves.items() if x.grad is not None}
+    for got, expected in zip(results[impl], results["reference"], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert set(gradients[impl]) == set(gradients["reference"])
+    for name, expected in gradients["reference"].items():
+        torch.testing.assert_close(
+            gradients[impl][name], expected, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_layers_leave_to_the_operator_keeps_the_error_budget(
+    impl: str, gate: str, dtype: torch.dtype
+) -> None:
+    assert_within_budget(
+        functools.partial(run_raw, impl, gate),
+        functools.partial(run_raw, "reference", gate),
+        raw_inputs("channel", T=200, K=32, V=32),
+        dtype,
+        float32=frozenset({"A_log", "dt_bias", "initial_state"}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": Gate(torch.zeros(3))}, "A_log must be"),
+        ({"gate": Gate(torch.zeros(2), torch.zeros(5))}, "dt_bias must be"),
+        ({"gate": Gate(torch.zeros(2), None, 1.0)}, "must be negative"),
+        ({"gate": Gate(torch.zeros(2)), "g": None}, "needs a raw g"),
+        ({"beta_max": 0.0}, "beta_max must be positive"),
+    ],
+)
+def test_gates_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+    inputs = {n: x.float() for n, x in linear_inputs(T=5).items()}
+    with pytest.raises((ShapeError, ConfigError), match=message):
+        gated_delta_rule(**{**inputs, **change})
+
+
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_works_under_torch_compile(impl: str, decay: str) -> None:
     inputs = {n: x.float() for n, x in linear_inputs(T=130, decay=decay).items()}
-    run = functools.partial(gated_delta_rule, output_final_state=True)
+    run = functools.partial(gated_delta_rule, output_final_state=True, impl=impl)
     leaves = [{n: x.clone().requires_grad_() for n, x in inputs.items()} for _ in range(2)]
     # aot_eager traces forward and backward as inductor does, without compiling C++ for each shape.
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
@@ -225,7 +310,50 @@ def test_works_under_torch_compile(decay: str) -> None:
         torch.testing.assert_close(leaves[1][name].grad, leaves[0][name].grad)
 
 
-def test_memory_grows_with_the_tokens_and_not_faster() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_strides_and_modes_do_not_matter(impl: str, mode: Any) -> None:
+    inputs = linear_inputs(B=2, T=70)
+    expected = runner("delta", impl)(**inputs)
+    strange = {
+        name: torch.stack([x, x], -1)[..., 0] if name in ("q", "beta") else x.mT.contiguous().mT
+        for name, x in inputs.items()
+    }
+    assert not any(x.is_contiguous() for x in strange.values())
+    with mode():
+        got = runner("delta", impl)(**strange)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_threads_change_no_bit(impl: str, packed: bool) -> None:
+    inputs = linear_inputs(T=300, H=1, HV=3, K=16, V=16, sequences=3 if packed else None)
+    edges = torch.tensor([0, 7, 200, 300]) if packed else None
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            leaves = {n: x.float().requires_grad_() for n, x in inputs.items()}
+            outputs = runner("delta", impl, edges)(**leaves)
+            sum(x.square().sum() for x in outputs).backward()
+            results.append([*outputs, *(x.grad for x in leaves.values())])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(results[1], results[2], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_custom_operators_are_registered_as_torch_expects() -> None:
+    if native.missing_reason():
+        pytest.skip("the native kernels are not installed")
+    x = {n: t.requires_grad_() for n, t in linear_inputs(T=70, H=1, HV=2, K=4, V=4).items()}
+    arguments = (x["q"], x["k"], x["v"], x["g"], x["beta"], None, None, x["initial_state"])
+    settings = ([], 0.5, True, 0.0, 0.0, True, True)
+    torch.library.opcheck(torch.ops.intarsia.linear_forward.default, (*arguments, *settings))
+
+
+def test_memory_grows_with_the_tokens_and_not_faster(impl: str) -> None:
     """No tensor inside is larger than a few times the inputs: nothing of size [T, C, K] or [T, T]."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -242,23 +370,23 @@ def test_memory_grows_with_the_tokens_and_not_faster() -> None:
     T, H, K = 4096, 1, 64
     inputs = {n: x.float().requires_grad_() for n, x in linear_inputs(T=T, H=H, HV=H, K=K, V=K).items()}
     with Largest() as largest:
-        o, _ = gated_delta_rule(**inputs)
+        o, _ = gated_delta_rule(**inputs, impl=impl)
         o.sum().backward()
     assert largest.elements <= 2 * T * H * K
 
 
-def test_state_and_output_dtypes() -> None:
+def test_state_and_output_dtypes(impl: str) -> None:
     for dtype, state in (
         (torch.bfloat16, torch.float32),
         (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ):
-        for impl in ("reference", "chunked"):
+        for which in ("reference", impl):
             inputs = {n: x.to(dtype) for n, x in linear_inputs(T=3).items()}
-            o, final = gated_delta_rule(**inputs, output_final_state=True, impl=impl)
+            o, final = gated_delta_rule(**inputs, output_final_state=True, impl=which)
             assert o.dtype == dtype
             assert final.dtype == state
-            assert gated_delta_rule(**inputs, impl=impl)[1] is None
+            assert gated_delta_rule(**inputs, impl=which)[1] is None
 
 
 def test_beta_defaults_to_one_and_scale_to_the_root_of_the_key_dimension() -> None:
@@ -293,19 +421,26 @@ def test_arguments_that_do_not_fit_are_named(change: dict[str, Tensor], message:
         gated_delta_rule(**{**inputs, **change})
 
 
-def test_implementations_that_do_not_exist_are_refused() -> None:
+def test_implementations_that_cannot_serve_are_refused() -> None:
     inputs = linear_inputs(T=2)
     with pytest.raises(UnsupportedError, match="not built yet"):
         gated_delta_rule(**inputs, impl="triton")
-    with pytest.raises(ConfigError, match="there are auto, chunked, reference"):
+    with pytest.raises(ConfigError, match="there are auto, cpu, chunked, reference"):
         gated_delta_rule(**inputs, impl="fastest")
+    if not native.missing_reason():
+        half = {n: x.half() for n, x in inputs.items()}
+        with pytest.raises(UnsupportedError, match=r"q is torch\.float16"):
+            gated_delta_rule(**half, impl="cpu")
 
 
 def test_explain_says_what_runs_and_why() -> None:
     inputs = linear_inputs(T=2)
     choice = explain(gated_delta_rule, **inputs)
-    assert choice.impl == "chunked"
+    missing = native.missing_reason()
+    assert choice.impl == ("chunked" if missing else "cpu")
     assert choice.rejected["reference"] == "only runs when named"
     assert "not built" in choice.rejected["triton"]
-    assert "chunked" in str(choice)
+    assert choice.rejected.get("cpu") == missing
+    assert choice.impl in str(choice)
+    assert explain(gated_delta_rule, **{n: x.half() for n, x in inputs.items()}).impl == "chunked"
     assert explain(gated_delta_rule, **inputs, impl="reference").impl == "reference"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia.mixers.base import Cost, GeneratorOf, Mixer
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.state import RecurrentState
-from intarsia.ops import Sequences, gated_delta_rule, l2norm, short_convolution
+from intarsia.ops import Gate, Sequences, gated_delta_rule, short_convolution
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
@@ -66,14 +66,9 @@ class DecayGate(KeepsFloat32):
         dt = self.dt_bias.uniform_(math.log(1e-3), math.log(1e-1), generator=generator_of("dt_bias")).exp_()
         dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def forward(self, f: Tensor) -> Tensor:
-        """`[B, T, heads * channels]` to `g` `[B, T, heads, channels]` in [-inf, 0], float32."""
-        f = widen(f) + self.dt_bias
-        f = f.unflatten(-1, (self.heads, self.channels))
-        rate = self.A_log.exp()[:, None]
-        if self.lower_bound is None:
-            return -rate * F.softplus(f)
-        return self.lower_bound * torch.sigmoid(rate * f)
+    def gate(self) -> Gate:
+        """What the operator needs to make the log-decay of the raw projection."""
+        return Gate(self.A_log, self.dt_bias, self.lower_bound)
 
 
 class GatedNorm(nn.Module):
@@ -166,13 +161,16 @@ class DeltaMixer(Mixer[RecurrentState]):
         if self.conv is not None:
             qkv, tail = self.conv(qkv, None if state is None else state.conv, seqs)
         q, k, v = qkv.split([math.prod(keys), math.prod(keys), math.prod(values)], dim=-1)
-        g = self.decay(self.decay_proj(x))
+        f = self.decay_proj(x)
         o, board = gated_delta_rule(
-            l2norm(q.unflatten(-1, keys)),
-            l2norm(k.unflatten(-1, keys)),
+            q.unflatten(-1, keys),
+            k.unflatten(-1, keys),
             v.unflatten(-1, values),
-            g.squeeze(-1) if self.decay.channels == 1 else g,
-            self.beta_max * torch.sigmoid(widen(self.beta_proj(x))),
+            f if self.decay.channels == 1 else f.unflatten(-1, (self.value_heads, self.key_dim)),
+            self.beta_proj(x),
+            normalize=True,
+            gate=self.decay.gate(),
+            beta_max=self.beta_max,
             initial_state=None if state is None else state.board,
             output_final_state=state is not None,
             cu_seqlens=seqs,

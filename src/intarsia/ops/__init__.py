@@ -1,8 +1,17 @@
 """The operators: one signature each, several implementations behind it."""
 
 from intarsia.ops.conv import short_convolution
+from intarsia.ops.gate import Gate
 from intarsia.ops.linear import explain, gated_delta_rule, linear_attention
 from intarsia.ops.norm import l2norm
 from intarsia.ops.sequences import Sequences
 
-__all__ = ["Sequences", "explain", "gated_delta_rule", "l2norm", "linear_attention", "short_convolution"]
+__all__ = [
+    "Gate",
+    "Sequences",
+    "explain",
+    "gated_delta_rule",
+    "l2norm",
+    "linear_attention",
+    "short_convolution",
+]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from intarsia.errors import ShapeError
+from intarsia.errors import ConfigError, ShapeError
+from intarsia.ops.gate import Gate
+from intarsia.ops.norm import l2norm
 from intarsia.ops.sequences import Sequences
 
 Decay = Literal["none", "fixed", "head", "channel"]
@@ -21,6 +23,10 @@ class Arguments:
     `q`, `k` `[B, T, H, K]`; `v` `[B, T, HV, V]`; `g` by `decay`: None, `[HV]`, `[B, T, HV]` or
     `[B, T, HV, K]`; `beta` `[B, T, HV]` or None (a rule that does not erase); `initial_state`
     `[N, HV, K, V]` or None with `N` the number of sequences: `B`, or those that `seqs` packs into one row.
+
+    Three things that layers do before the rule can be left to the operator, which spares passes over memory:
+    `normalize` (q and k come as they are and are divided by their length), `gate` (`g` is raw) and `beta_max`
+    (`beta` is raw: the write strength is `beta_max * sigmoid(beta)`). `plain()` does them in PyTorch.
     """
 
     q: Tensor
@@ -33,6 +39,22 @@ class Arguments:
     output_final_state: bool
     seqs: Sequences | None
     decay: Decay
+    normalize: bool = False
+    gate: Gate | None = None
+    beta_max: float | None = None
+
+    def plain(self) -> Arguments:
+        """The same call with nothing left to the operator but the rule."""
+        if not self.normalize and self.gate is None and self.beta_max is None:
+            return self
+        q, k, g, beta = self.q, self.k, self.g, self.beta
+        if self.normalize:
+            q, k = l2norm(q), l2norm(k)
+        if self.gate is not None and g is not None:
+            g = self.gate.log_decay(g)
+        if self.beta_max is not None and beta is not None:
+            beta = self.beta_max * torch.sigmoid(beta if beta.dtype == torch.float64 else beta.float())
+        return replace(self, q=q, k=k, g=g, beta=beta, normalize=False, gate=None, beta_max=None)
 
     @property
     def erases(self) -> bool:
@@ -66,6 +88,9 @@ def check(
     initial_state: Tensor | None,
     output_final_state: bool,
     cu_seqlens: Tensor | Sequences | None,
+    normalize: bool = False,
+    gate: Gate | None = None,
+    beta_max: float | None = None,
 ) -> Arguments:
     """Check the shapes, dtypes and devices of a call.
 
@@ -107,9 +132,28 @@ def check(
     for name, other in (("k", k), ("v", v), ("g", g), ("beta", beta), ("initial_state", initial_state)):
         if other is not None and other.device != q.device:
             raise ShapeError(f"{name} is on {other.device} and q on {q.device}")
+    if gate is not None:
+        _check_gate(gate, decay, HV, K)
+    if beta_max is not None and beta_max <= 0:
+        raise ConfigError(f"beta_max must be positive; got {beta_max}")
     return Arguments(
-        q, k, v, g, beta, K**-0.5 if scale is None else scale, initial_state, output_final_state, seqs, decay
-    )
+        q, k, v, g, beta, K**-0.5 if scale is None else scale, initial_state, output_final_state, seqs, decay,
+        normalize, gate, beta_max,
+    )  # fmt: skip
+
+
+def _check_gate(gate: Gate, decay: Decay, HV: int, K: int) -> None:
+    if decay not in ("head", "channel"):
+        raise ShapeError(f"a gate needs a raw g of [B, T, HV] or [B, T, HV, K]; the decay here is {decay!r}")
+    if gate.A_log.shape != (HV,):
+        raise ShapeError(f"A_log must be [HV] = {[HV]}; got {list(gate.A_log.shape)}")
+    channels = HV * K if decay == "channel" else HV
+    if gate.dt_bias is not None and gate.dt_bias.shape != (channels,):
+        raise ShapeError(
+            f"dt_bias must be {[channels]} for a decay of each {decay}; got {list(gate.dt_bias.shape)}"
+        )
+    if gate.lower_bound is not None and gate.lower_bound >= 0:
+        raise ConfigError(f"the lower bound of a gate must be negative; got {gate.lower_bound}")
 
 
 def _decay_of(g: Tensor | None, shape: tuple[int, int, int, int]) -> Decay:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.ops import native
 from intarsia.ops.arguments import Arguments
 from intarsia.ops.chunked import chunked
+from intarsia.ops.cpu import cpu, refuse
 from intarsia.ops.reference import reference
 
 Run = Callable[[Arguments], tuple[Tensor, "Tensor | None"]]
@@ -25,6 +28,8 @@ class Implementation:
     """Why it cannot serve a call, or None where it can."""
     automatic: bool = True
     """Whether `impl="auto"` may choose it."""
+    fused: bool = False
+    """Whether it normalises q and k and applies the gates itself."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,13 @@ class Choice:
 def implementations() -> tuple[Implementation, ...]:
     """All implementations that exist, the fastest first."""
     return (
+        Implementation("cpu", cpu, refuse, fused=True),
         Implementation("chunked", chunked, lambda call: None),
         Implementation("reference", reference, lambda call: None, automatic=False),
     )
 
 
 NOT_YET = {
-    "cpu": "native CPU kernels are not built yet",
     "triton": "Triton kernels are not built yet",
     "fla": "calling flash-linear-attention is not built yet",
 }
@@ -78,6 +83,8 @@ def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]
                 rejected[candidate.name] = refusal or (
                     "slower" if candidate.automatic else "only runs when named"
                 )
+        if call.q.device.type == "cpu" and not torch.compiler.is_compiling():
+            native.warn_if_missing()
         if chosen is None:
             raise UnsupportedError(f"no implementation serves this call: {rejected}")
         return chosen, Choice(chosen.name, "the fastest that serves this call", rejected)
@@ -92,3 +99,9 @@ def choose(call: Arguments, impl: str = "auto") -> tuple[Implementation, Choice]
             f"impl={impl!r}: {NOT_YET[impl]}; there are {', '.join(i.name for i in known)}"
         )
     raise ConfigError(f"there is no impl={impl!r}; there are auto, {', '.join(i.name for i in known)}")
+
+
+def run(call: Arguments, impl: str) -> tuple[Tensor, Tensor | None]:
+    """Compute a call by the implementation that `impl` names or that serves it fastest. Errors as `choose`."""
+    implementation, _ = choose(call, impl)
+    return implementation.run(call if implementation.fused else call.plain())

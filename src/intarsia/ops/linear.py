@@ -8,7 +8,8 @@ from torch import Tensor
 
 from intarsia.errors import ShapeError
 from intarsia.ops.arguments import Arguments, check
-from intarsia.ops.dispatch import Choice, choose
+from intarsia.ops.dispatch import Choice, choose, run
+from intarsia.ops.gate import Gate
 from intarsia.ops.sequences import Sequences
 
 
@@ -23,6 +24,9 @@ def gated_delta_rule(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
+    normalize: bool = False,
+    gate: Gate | None = None,
+    beta_max: float | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """The delta rule with decay: erase along the key, then write.
@@ -44,7 +48,11 @@ def gated_delta_rule(
         output_final_state: whether to return the state after the last token.
         cu_seqlens: `[N + 1]` cumulative lengths of the sequences packed into one row (`B == 1`), or a
             `Sequences`, which spares reading the lengths back from the device.
-        impl: `"auto"`, `"reference"` (float64, one token at a time) or `"chunked"` (plain PyTorch).
+        normalize: divide q and k by their length first, as `l2norm` does.
+        gate: `g` holds raw numbers, of which this gate makes the log-decay.
+        beta_max: `beta` holds raw numbers; the write strength is `beta_max * sigmoid(beta)`.
+        impl: `"auto"`, `"reference"` (float64, one token at a time), `"chunked"` (plain PyTorch) or `"cpu"`
+            (native kernels).
 
     Returns:
         `o` `[B, T, HV, V]` in the dtype of v, and the final state `[N, HV, K, V]`, float32 (float64 for
@@ -55,12 +63,12 @@ def gated_delta_rule(
         UnsupportedError: a named implementation that cannot serve the call.
     """
     if beta is None:
-        beta = v.new_ones(v.shape[:3])
+        beta, beta_max = v.new_ones(v.shape[:3]), None
     call = check(
         q, k, v, g, beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=cu_seqlens, normalize=normalize, gate=gate, beta_max=beta_max,
     )  # fmt: skip
-    return choose(call, impl)[0].run(call)
+    return run(call, impl)
 
 
 def linear_attention(
@@ -73,6 +81,8 @@ def linear_attention(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
+    normalize: bool = False,
+    gate: Gate | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """The additive rule with decay: only write.
@@ -85,9 +95,9 @@ def linear_attention(
     """
     call = check(
         q, k, v, g, None, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=cu_seqlens, normalize=normalize, gate=gate,
     )  # fmt: skip
-    return choose(call, impl)[0].run(call)
+    return run(call, impl)
 
 
 class Operator(Protocol):
@@ -103,8 +113,8 @@ def explain(operator: Operator, *args: Any, **kwargs: Any) -> Choice:
 
     >>> import torch
     >>> q = k = v = torch.randn(1, 8, 2, 16)
-    >>> explain(gated_delta_rule, q, k, v).impl
-    'chunked'
+    >>> explain(gated_delta_rule, q, k, v, impl="chunked").reason
+    'it was asked for by name'
     """
     return choose(*_bind(operator, *args, **kwargs))[1]
 
@@ -122,6 +132,9 @@ def _bind(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
+    normalize: bool = False,
+    gate: Gate | None = None,
+    beta_max: float | None = None,
 ) -> tuple[Arguments, str]:
     if operator is gated_delta_rule:
         beta = v.new_ones(v.shape[:3]) if beta is None else beta
@@ -131,6 +144,6 @@ def _bind(
         raise ShapeError("linear_attention takes no beta")
     call = check(
         q, k, v, g, beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=cu_seqlens, normalize=normalize, gate=gate, beta_max=beta_max,
     )  # fmt: skip
     return call, impl
