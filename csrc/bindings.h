@@ -42,6 +42,8 @@ inline Array array_of(const Tensor& tensor) {
 inline Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*tensor) : Array{}; }
 
 // Each family of operators adds its own functions to the module.
+void bind_conv(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_norm(nb::module_& m);
 
 }  // namespace intarsia

@@ -5,10 +5,12 @@
 namespace intarsia {
 
 // Each family of kernels has its table in the namespace of every instruction set.
-#define INTARSIA_KERNELS(isa)                         \
-  namespace isa {                                     \
-  extern const LinearKernels linear_kernels;          \
-  static const Kernels kernels{#isa, linear_kernels}; \
+#define INTARSIA_KERNELS(isa)                                                     \
+  namespace isa {                                                                 \
+  extern const LinearKernels linear_kernels;                                      \
+  extern const ConvKernels conv_kernels;                                          \
+  extern const NormKernels norm_kernels;                                          \
+  static const Kernels kernels{#isa, linear_kernels, conv_kernels, norm_kernels}; \
   }
 
 INTARSIA_KERNELS(portable)

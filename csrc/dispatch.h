@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "conv_task.h"
 #include "linear_task.h"
+#include "norm_task.h"
 
 namespace intarsia {
 
@@ -12,6 +14,8 @@ namespace intarsia {
 struct Kernels {
   const char* name;
   const LinearKernels& linear;
+  const ConvKernels& conv;
+  const NormKernels& norm;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

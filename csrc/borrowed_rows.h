@@ -1,0 +1,51 @@
+// Rows used where they lie if the kernel can read or write them as they are, and through a buffer if it cannot:
+// another type, or a length that does not fill whole vectors.
+#pragma once
+
+#include "rows.h"
+
+namespace intarsia::INTARSIA_ISA {
+
+// `count` numbers rounded up to whole vectors: how long buffers are.
+template <class R>
+constexpr int whole_vectors(int count) {
+  return (count + LANES<R> - 1) / LANES<R> * LANES<R>;
+}
+
+template <class R>
+constexpr Dtype DTYPE_OF = sizeof(R) == 8 ? Dtype::float64 : Dtype::float32;
+
+template <class R>
+INLINE bool lies_ready(const Rows& rows, int count) {
+  return rows.dtype == DTYPE_OF<R> && count % LANES<R> == 0;
+}
+
+// Row t to read: itself, or the buffer with zeros behind its `count` numbers.
+template <class R>
+INLINE const R* borrow_row(const Rows& rows, int64_t t, R* buffer, int count) {
+  if (lies_ready<R>(rows, count)) return reinterpret_cast<const R*>(rows.data + t * rows.stride);
+  read_row(rows, t, buffer, count, whole_vectors<R>(count));
+  return buffer;
+}
+
+// Where to write row t: into itself, or into the buffer, from where `return_row` brings it home.
+template <class R>
+INLINE R* room_for_row(const Rows& rows, int64_t t, R* buffer, int count) {
+  return lies_ready<R>(rows, count) ? reinterpret_cast<R*>(rows.data + t * rows.stride) : buffer;
+}
+template <class R>
+INLINE void return_row(const Rows& rows, int64_t t, const R* room, int count) {
+  if (!lies_ready<R>(rows, count)) write_row(rows, t, room, count);
+}
+
+// out[i] = the sum of `count` rows, first to last, `stride` numbers apart.
+template <class R>
+INLINE void add_rows(const R* rows, int64_t count, int64_t stride, int width, R* out) {
+  for (int d = 0; d < width; d += LANES<R>) {
+    Vec<R> total{};
+    for (int64_t i = 0; i < count; i++) total += load(rows + i * stride + d);
+    store<R>(out + d, total);
+  }
+}
+
+}  // namespace intarsia::INTARSIA_ISA
