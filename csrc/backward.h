@@ -37,13 +37,13 @@ INLINE void substitute_back(const R* kk, const R* beta, R* du, R* minus_dz, int 
 }
 
 template <class R, class Products>
-void solve_back(const Chunk<R>& c, R* du, R* minus_dz, int V) {
+void solve_back(const Chunk<R>& c, Products& products, R* du, R* minus_dz, int V) {
   constexpr int N = LANES<R>;
   for (int first = c.rows - BLOCK; first >= 0; first -= BLOCK) {
     const int next = first + BLOCK;
     if (next < c.rows)
-      Products::product(BLOCK, V, c.rows - next, {c.kk + next * CHUNK + first, 1, CHUNK}, minus_dz + next * V, V,
-                        du + first * V, V, Into::add);
+      products.product(BLOCK, V, c.rows - next, {c.kk + next * CHUNK + first, 1, CHUNK}, minus_dz + next * V, V,
+                       du + first * V, V, Into::add);
     const R* kk = c.kk + first * CHUNK + first;
     R *x = du + first * V, *y = minus_dz + first * V;
     int d = 0;
@@ -100,6 +100,7 @@ void block_products_back(const R* q, const R* k, const R* alpha, int K, bool era
 template <class R, class Products>
 struct Backward {
   Chunk<R> c;
+  Products products;
   int V;
   R *states, *D, *transposed, *raw, *blocks, *starts, *ends, *earlier;
   R* from_rows;  // [2 rows, V]: do, and behind it -dz
@@ -108,7 +109,8 @@ struct Backward {
   R* flow;     // [CHUNK, K], or [CHUNK] for a decay per head: the gradients of the log-decays
   R *bias, *grad_bias, *row, *dbeta, *passing;
 
-  Backward(const LinearTask& task, Arena& arena) : c(task, arena, true), V(padded<R>(task.V)) {
+  Backward(const LinearTask& task, Arena& arena)
+      : c(task, arena, true), products(longest_side<R>(task), arena), V(padded<R>(task.V)) {
     const int K = c.K, wider = K > V ? K : V;
     states = arena.take<R>(int64_t(CHECKPOINT) * K * V);
     D = arena.take<R>(int64_t(K) * V);
@@ -164,14 +166,14 @@ struct Backward {
       R* next = S + int64_t(c.K) * V;
       read_tokens(c, task, dt_bias, chunk * CHUNK);
       if (task.decay == Decay::channel) {
-        prepare_blocks<R, Products>(c, task.erases, false);
+        prepare_blocks<R>(c, products, task.erases, false);
         anchor_chunk<R>(c, false);
       } else {
-        prepare_head<R, Products>(c, task.erases, task.decay == Decay::head, false);
+        prepare_head<R>(c, products, task.erases, task.decay == Decay::head, false);
       }
       read_writes(task, chunk * CHUNK);
       copy(next, S, int64_t(c.K) * V);
-      Products::product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, next, V, Into::decay, c.total);
+      products.product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, next, V, Into::decay, c.total);
     }
   }
 
@@ -197,11 +199,11 @@ struct Backward {
     const int rows = c.rows, sides = task.erases ? 2 : 1;
     copy(raw, c.q, 2 * rows * K);
     if (task.decay == Decay::channel) {
-      prepare_blocks<R, Products>(c, task.erases);
+      prepare_blocks<R>(c, products, task.erases);
       copy(blocks, c.q, 2 * rows * K);
       anchor_chunk<R>(c, task.erases);
     } else {
-      prepare_head<R, Products>(c, task.erases, task.decay == Decay::head);
+      prepare_head<R>(c, products, task.erases, task.decay == Decay::head);
       if (task.decay == Decay::head) anchor_head<R>(c, task.erases);
     }
     read_writes(task, first);
@@ -219,7 +221,7 @@ struct Backward {
       for (int n = 0; n < V; n += LANES<R>) products += load(S + d * V + n) * load(D + d * V + n);
       to_total[d] = c.total[d] * sum<R>(products);
     }
-    Products::product(K, V, sides * rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
+    products.product(K, V, sides * rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
     if (task.decay == Decay::channel)
       scores_back_channel(task.erases, to_total);
     else
@@ -231,15 +233,15 @@ struct Backward {
   void gradients_of_writes(const LinearTask& task, const LinearGradients& grads, int64_t first) {
     const int rows = c.rows;
     for (int a = 0; a < rows; a += BLOCK)
-      Products::product(BLOCK, V, rows - a, {c.qk + a * CHUNK + a, 1, CHUNK}, from_rows + a * V, V, du + a * V, V,
-                        Into::replace);
-    Products::product(rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::add);
+      products.product(BLOCK, V, rows - a, {c.qk + a * CHUNK + a, 1, CHUNK}, from_rows + a * V, V, du + a * V, V,
+                       Into::replace);
+    products.product(rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::add);
     if (!task.erases) {
       for (int i = 0; i < c.tokens; i++) write_row(grads.v, first + i, du + i * V, task.V);
       return;
     }
     R* minus_dz = from_rows + rows * V;
-    solve_back<R, Products>(c, du, minus_dz, V);
+    solve_back<R>(c, products, du, minus_dz, V);
     for (int i = 0; i < c.tokens; i++) {
       Vec<R> products{};
       for (int d = 0; d < V; d += LANES<R>) {
@@ -256,20 +258,20 @@ struct Backward {
     const int rows = c.rows, K = c.K;
     transpose<R>(u, V, transposed, CHUNK, round_up(rows, LANES<R>), V);
     for (int a = 0; a < rows; a += BLOCK) {
-      Products::product(BLOCK, a + BLOCK, V, {from_rows + a * V, V, 1}, transposed, CHUNK, dqk + a * CHUNK, CHUNK,
-                        Into::replace);
+      products.product(BLOCK, a + BLOCK, V, {from_rows + a * V, V, 1}, transposed, CHUNK, dqk + a * CHUNK, CHUNK,
+                       Into::replace);
       if (sides == 2)
-        Products::product(BLOCK, a + BLOCK, V, {from_rows + (rows + a) * V, V, 1}, transposed, CHUNK, dkk + a * CHUNK,
-                          CHUNK, Into::replace);
+        products.product(BLOCK, a + BLOCK, V, {from_rows + (rows + a) * V, V, 1}, transposed, CHUNK, dkk + a * CHUNK,
+                         CHUNK, Into::replace);
       for (int i = a; i < a + BLOCK; i++) {
         for (int j = i + 1; j < a + BLOCK; j++) dqk[i * CHUNK + j] = 0;
         for (int j = i; j < a + BLOCK; j++) dkk[i * CHUNK + j] = 0;
       }
     }
     transpose<R>(S, V, transposed, K, K, V);
-    Products::product(sides * rows, K, V, {from_rows, V, 1}, transposed, K, starts, K, Into::replace);
+    products.product(sides * rows, K, V, {from_rows, V, 1}, transposed, K, starts, K, Into::replace);
     transpose<R>(D, V, transposed, K, K, V);
-    Products::product(rows, K, V, {u, V, 1}, transposed, K, ends, K, Into::replace);
+    products.product(rows, K, V, {u, V, 1}, transposed, K, ends, K, Into::replace);
   }
 
   void scores_back_channel(bool erases, const R* to_total) {
@@ -301,10 +303,9 @@ struct Backward {
       }
       if (first) {
         // With the keys of earlier blocks, which columns_back has left decayed to this block's start.
-        Products::product(BLOCK, K, first, {dqk + first * CHUNK, CHUNK, 1}, earlier, K, d_q + first * K, K, Into::add);
+        products.product(BLOCK, K, first, {dqk + first * CHUNK, CHUNK, 1}, earlier, K, d_q + first * K, K, Into::add);
         if (erases)
-          Products::product(BLOCK, K, first, {dkk + first * CHUNK, CHUNK, 1}, earlier, K, d_k + first * K, K,
-                            Into::add);
+          products.product(BLOCK, K, first, {dkk + first * CHUNK, CHUNK, 1}, earlier, K, d_k + first * K, K, Into::add);
       }
       rows_back(erases, first, alpha, across);
       block_products_back<R>(raw + first * K, raw + (rows + first) * K, alpha, K, erases, dqk + first * CHUNK + first,
@@ -330,10 +331,10 @@ struct Backward {
       }
       for (int i = 0; i < BLOCK; i++) store<R>(across + i * K + d, load(across + i * K + d) + flows);
     }
-    Products::product(first, K, BLOCK, {dqk + first * CHUNK, 1, CHUNK}, blocks + first * K, K, ends, K, Into::add);
+    products.product(first, K, BLOCK, {dqk + first * CHUNK, 1, CHUNK}, blocks + first * K, K, ends, K, Into::add);
     if (erases)
-      Products::product(first, K, BLOCK, {dkk + first * CHUNK, 1, CHUNK}, blocks + (rows + first) * K, K, ends, K,
-                        Into::add);
+      products.product(first, K, BLOCK, {dkk + first * CHUNK, 1, CHUNK}, blocks + (rows + first) * K, K, ends, K,
+                       Into::add);
   }
 
   // From the rows' and columns' sides of a block, decayed from its start and to its end, to q, k and the log-decays.
@@ -408,11 +409,11 @@ struct Backward {
       for (int i = 0; i < rows * K; i += N) store<R>(dk + i, load(dk + i) + load(starts + rows * K + i));
     const R *q = raw, *k = raw + rows * K;
     for (int a = 0; a < rows; a += BLOCK) {
-      Products::product(BLOCK, K, a + BLOCK, {dqk + a * CHUNK, CHUNK, 1}, k, K, dq + a * K, K, Into::add);
-      Products::product(BLOCK, K, rows - a, {dqk + a * CHUNK + a, 1, CHUNK}, q + a * K, K, dk + a * K, K, Into::add);
+      products.product(BLOCK, K, a + BLOCK, {dqk + a * CHUNK, CHUNK, 1}, k, K, dq + a * K, K, Into::add);
+      products.product(BLOCK, K, rows - a, {dqk + a * CHUNK + a, 1, CHUNK}, q + a * K, K, dk + a * K, K, Into::add);
       if (!task.erases) continue;
-      Products::product(BLOCK, K, a + BLOCK, {dkk + a * CHUNK, CHUNK, 1}, k, K, dk + a * K, K, Into::add);
-      Products::product(BLOCK, K, rows - a, {dkk + a * CHUNK + a, 1, CHUNK}, k + a * K, K, dk + a * K, K, Into::add);
+      products.product(BLOCK, K, a + BLOCK, {dkk + a * CHUNK, CHUNK, 1}, k, K, dk + a * K, K, Into::add);
+      products.product(BLOCK, K, rows - a, {dkk + a * CHUNK + a, 1, CHUNK}, k + a * K, K, dk + a * K, K, Into::add);
     }
   }
 

@@ -27,6 +27,13 @@ constexpr int padded(int n) {
   return round_up(n, LANES<R>);
 }
 
+// The longest side of the matrices that are multiplied.
+template <class R>
+INLINE int longest_side(const LinearTask& task) {
+  const int K = padded<R>(task.K), V = padded<R>(task.V), wider = K > V ? K : V;
+  return wider > 2 * CHUNK ? wider : 2 * CHUNK;
+}
+
 template <class R>
 struct Chunk {
   int K;                   // padded
@@ -210,7 +217,7 @@ INLINE void decay_columns(R* kT, const R* decay, int K, int columns) {
 // q and k decay from the start of their block; the rest is as a chunk has it. Without `scores` no products between
 // tokens are taken.
 template <class R, class Products>
-void prepare_blocks(Chunk<R>& c, bool erases, bool scores = true) {
+void prepare_blocks(Chunk<R>& c, Products& products, bool erases, bool scores = true) {
   const int K = c.K, blocks = c.rows / BLOCK;
   for (int a = 0; a < blocks; a++) {
     const int first = a * BLOCK;
@@ -220,10 +227,9 @@ void prepare_blocks(Chunk<R>& c, bool erases, bool scores = true) {
     anchor_block<R>(q, k, alpha, block_k, total, K);
     // The columns so far have been decayed to the start of this block.
     if (a > 0) {
-      if (scores)
-        Products::product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
+      if (scores) products.product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
       if (scores && erases)
-        Products::product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
+        products.product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
       decay_columns<R>(c.kT, total, K, first);
     }
     transpose<R>(block_k, K, c.kT + first, CHUNK, BLOCK, K);
@@ -263,18 +269,18 @@ INLINE void decays_between(Chunk<R>& c) {
 
 // q and k stay as they are.
 template <class R, class Products>
-void prepare_head(Chunk<R>& c, bool erases, bool decays, bool scores = true) {
+void prepare_head(Chunk<R>& c, Products& products, bool erases, bool decays, bool scores = true) {
   constexpr int N = LANES<R>;
   const int K = c.K;
   decays_between(c);
   for (int first = 0; first < c.rows; first += BLOCK) transpose<R>(c.k + first * K, K, c.kT + first, CHUNK, BLOCK, K);
   for (int first = 0; scores && first < c.rows; first += BLOCK) {
     const int columns = first + BLOCK;
-    Products::product(BLOCK, columns, K, {c.q + first * K, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK,
-                      Into::replace);
+    products.product(BLOCK, columns, K, {c.q + first * K, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK,
+                     Into::replace);
     if (erases)
-      Products::product(BLOCK, columns, K, {c.k + first * K, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK,
-                        Into::replace);
+      products.product(BLOCK, columns, K, {c.k + first * K, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK,
+                       Into::replace);
     for (int i = first; i < first + BLOCK; i++)
       for (int j = 0; j < columns; j += N) {
         const Vec<R> decay = load(c.decays + i * CHUNK + j);
@@ -297,12 +303,12 @@ INLINE void anchor_head(Chunk<R>& c, bool erases) {
 }
 
 template <class R, class Products>
-INLINE void prepare(Chunk<R>& c, const LinearTask& task) {
+INLINE void prepare(Chunk<R>& c, Products& products, const LinearTask& task) {
   if (task.decay == Decay::channel) {
-    prepare_blocks<R, Products>(c, task.erases);
+    prepare_blocks<R>(c, products, task.erases);
     anchor_chunk<R>(c, task.erases);
   } else {
-    prepare_head<R, Products>(c, task.erases, task.decay == Decay::head);
+    prepare_head<R>(c, products, task.erases, task.decay == Decay::head);
     if (task.decay == Decay::head) anchor_head<R>(c, task.erases);
   }
 }

@@ -2,6 +2,14 @@
 
 #include <stdexcept>
 
+#ifdef INTARSIA_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace intarsia {
 
 // Each family of kernels has its table in the namespace of every instruction set.
@@ -17,9 +25,56 @@ INTARSIA_KERNELS(portable)
 #ifdef INTARSIA_X86
 INTARSIA_KERNELS(avx2)
 INTARSIA_KERNELS(avx512)
+
+// Those that add products of bfloat16 to AVX-512.
+#define INTARSIA_NARROW_KERNELS(isa)                                                              \
+  namespace isa {                                                                                 \
+  extern const LinearKernels linear_kernels;                                                      \
+  static const Kernels kernels{#isa, linear_kernels, avx512::conv_kernels, avx512::norm_kernels}; \
+  }
+
+INTARSIA_NARROW_KERNELS(avx512_bf16)
+INTARSIA_NARROW_KERNELS(amx)
+#ifdef INTARSIA_EMULATE_AMX
+INTARSIA_NARROW_KERNELS(amx_emulated)
+#endif
 #endif
 
 namespace {
+
+#ifdef INTARSIA_X86
+
+// The levels x86-64-v3 and v4, which the kernels are compiled for.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+struct Features {  // of cpuid's leaf 7
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  explicit Features(unsigned subleaf) { __get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+
+bool has_avx512_bf16() { return has_avx512() && (Features(1).eax >> 5 & 1); }
+
+bool has_amx() {
+  const unsigned edx = Features(0).edx;
+  if (!has_avx512_bf16() || !(edx >> 22 & 1) || !(edx >> 24 & 1)) return false;  // amx-bf16, amx-tile
+#ifdef __linux__
+  // Linux lets a process use the tiles when it has asked for them, once for all its threads.
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
+#endif
 
 struct Entry {
   const Kernels* kernels;
@@ -28,18 +83,13 @@ struct Entry {
 
 const Entry ENTRIES[] = {
 #ifdef INTARSIA_X86
-    // x86-64-v4 and v3, the levels that the kernels are compiled for.
-    {&avx512::kernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-     }},
-    {&avx2::kernels,
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-              __builtin_cpu_supports("bmi2");
-     }},
+    {&amx::kernels, has_amx},
+    {&avx512_bf16::kernels, has_avx512_bf16},
+    {&avx512::kernels, has_avx512},
+    {&avx2::kernels, has_avx2},
+#ifdef INTARSIA_EMULATE_AMX
+    {&amx_emulated::kernels, has_avx512_bf16},
+#endif
 #endif
     {&portable::kernels, [] { return true; }},
 };

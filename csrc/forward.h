@@ -46,11 +46,11 @@ INLINE void substitute(const R* kk, const R* beta, R* r, R* u, int V) {
 
 // The errors and writes of a chunk from r = v - k_start S.
 template <class R, class Products>
-void solve(const Chunk<R>& c, R* r, R* u, int V) {
+void solve(const Chunk<R>& c, Products& products, R* r, R* u, int V) {
   constexpr int N = LANES<R>;
   for (int first = 0; first < c.rows; first += BLOCK) {
     if (first)
-      Products::product(BLOCK, V, first, {c.kk + first * CHUNK, CHUNK, 1}, u, V, r + first * V, V, Into::subtract);
+      products.product(BLOCK, V, first, {c.kk + first * CHUNK, CHUNK, 1}, u, V, r + first * V, V, Into::subtract);
     const R* kk = c.kk + first * CHUNK + first;
     int d = 0;
     for (; d + 8 * N <= V; d += 8 * N) substitute<R, 8>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
@@ -72,10 +72,12 @@ const R* read_bias(const LinearTask& task, R* to) {
 template <class R, class Products>
 struct Forward {
   Chunk<R> c;
+  Products products;
   int V;
   R *S, *from_state, *u, *bias;
 
-  Forward(const LinearTask& task, Arena& arena) : c(task, arena), V(padded<R>(task.V)) {
+  Forward(const LinearTask& task, Arena& arena)
+      : c(task, arena), products(longest_side<R>(task), arena), V(padded<R>(task.V)) {
     S = arena.take<R>(int64_t(c.K) * V);
     from_state = arena.take<R>(2 * CHUNK * V);
     u = arena.take<R>(CHUNK * V);
@@ -91,15 +93,36 @@ struct Forward {
         for (int d = 0; d < task.K; d++) copy(kept + int64_t(d) * task.V, S + int64_t(d) * V, task.V);
       }
       read_tokens(c, task, dt_bias, first);
-      prepare<R, Products>(c, task);
+      fetch_values(task, first);
+      prepare<R>(c, products, task);
+      fetch_outputs(task, first);
       write(task, first);
+      fetch_inputs(task, first + CHUNK);
       if (task.o) output(task, first);
-      Products::product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
+      products.product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
     }
     State<R>::write(task, S, task.final);
   }
 
  private:
+  // Rows are fetched shortly before they are used: those of one head fall into few sets of the cache, from where
+  // they would soon be gone.
+  void fetch_inputs(const LinearTask& task, int64_t first) {
+    products.ahead.begin(first, first + CHUNK < task.tokens ? first + CHUNK : task.tokens);
+    products.ahead.add(task.q, task.K);
+    products.ahead.add(task.k, task.K);
+    if (task.decay == Decay::channel) products.ahead.add(task.g, task.K);
+  }
+  void fetch_values(const LinearTask& task, int64_t first) {
+    products.ahead.begin(first, first + c.tokens);
+    products.ahead.add(task.v, task.v_columns);
+  }
+  void fetch_outputs(const LinearTask& task, int64_t first) {
+    products.ahead.begin(first, first + c.tokens);
+    products.ahead.add(task.o, task.V);
+    products.ahead.add(task.z, task.V);
+  }
+
   // u, and q_start S in the first rows of from_state.
   void write(const LinearTask& task, int64_t first) {
     if (!task.erases) {
@@ -113,23 +136,23 @@ struct Forward {
     // q and k lie behind each other; without outputs k alone is wanted.
     R* r = from_state + c.rows * V;
     if (task.o)
-      Products::product(2 * c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+      products.product(2 * c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
     else
-      Products::product(c.rows, V, c.K, {c.k, c.K, 1}, S, V, r, V, Into::replace);
+      products.product(c.rows, V, c.K, {c.k, c.K, 1}, S, V, r, V, Into::replace);
     for (int i = 0; i < c.tokens; i++) {
       R* v = u + i * V;  // as a buffer
       read_row(task.v, first + i, v, task.v_columns, V);
       for (int d = 0; d < V; d += LANES<R>) store<R>(r + i * V + d, load(v + d) - load(r + i * V + d));
     }
-    solve<R, Products>(c, r, u, V);
+    solve<R>(c, products, r, u, V);
     if (task.z)
       for (int i = 0; i < c.tokens; i++) write_row(task.z, first + i, r + i * V, task.V);
   }
 
   void output(const LinearTask& task, int64_t first) {
-    if (!task.erases) Products::product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+    if (!task.erases) products.product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
     for (int a = 0; a < c.rows; a += BLOCK)
-      Products::product(BLOCK, V, a + BLOCK, {c.qk + a * CHUNK, CHUNK, 1}, u, V, from_state + a * V, V, Into::add);
+      products.product(BLOCK, V, a + BLOCK, {c.qk + a * CHUNK, CHUNK, 1}, u, V, from_state + a * V, V, Into::add);
     for (int i = 0; i < c.tokens; i++) write_row(task.o, first + i, from_state + i * V, task.V);
   }
 };

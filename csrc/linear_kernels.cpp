@@ -37,7 +37,8 @@ void add_product(int m, int n, int k, const void* A, const void* B, void* C, boo
     using R = __typeof__(+*c);
     const R *a = static_cast<const R*>(A), *b = static_cast<const R*>(B);
     const int whole = n / LANES<R> * LANES<R>;
-    if (whole) Exact<R>::product(m, whole, k, {a, k, 1}, b, n, c, n, Into::add);
+    Arena nothing;
+    if (whole) Exact<R>(0, nothing).product(m, whole, k, {a, k, 1}, b, n, c, n, Into::add);
     for (int i = 0; i < m; i++)
       for (int j = whole; j < n; j++) {
         R x = 0;

@@ -1,6 +1,7 @@
 // Products of small matrices that lie in the cache.
 #pragma once
 
+#include "ahead.h"
 #include "simd.h"
 
 namespace intarsia::INTARSIA_ISA {
@@ -24,14 +25,33 @@ constexpr int TILE_ROWS = 6, TILE_VECTORS = 2;  // 12 of 16
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;  // 8 of 16
 #endif
 
+// Some rows of the result, from the sums of products: `acc` holds MR rows of NV vectors.
+template <class R, int MR, int NV>
+INLINE void put(const Vec<R> (&acc)[MR][NV], R* C, int ldc, Into into, const R* keep) {
+  for (int i = 0; i < MR; i++) {
+    R* c = C + int64_t(i) * ldc;
+    for (int j = 0; j < NV; j++, c += LANES<R>) {
+      switch (into) {
+        case Into::replace: store(c, acc[i][j]); break;
+        case Into::add: store<R>(c, load(c) + acc[i][j]); break;
+        case Into::subtract: store<R>(c, load(c) - acc[i][j]); break;
+        case Into::decay: store<R>(c, load(c) * keep[i] + acc[i][j]); break;
+      }
+    }
+  }
+}
+
 // Products computed in the numbers' own type.
 template <class R>
-struct Exact {
-  static constexpr int64_t workspace(int, int) { return 0; }
+class Exact {
+ public:
+  // For matrices whose sides are at most `side`.
+  Exact(int side, Arena&) { (void)side; }
+
+  Ahead ahead;
 
   // C[m, n] with A[m, k] and B[k, n]; n a multiple of the vector's lanes.
-  static void product(int m, int n, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into,
-                      const R* keep = nullptr) {
+  void product(int m, int n, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep = nullptr) {
     constexpr int N = LANES<R>;
     if (!keep) keep = C;  // which is not read then
     int j = 0;
@@ -44,7 +64,7 @@ struct Exact {
 
  private:
   template <int NV>
-  static INLINE void columns(int m, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep) {
+  INLINE void columns(int m, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep) {
     int i = 0;
     for (; i + TILE_ROWS <= m; i += TILE_ROWS) tile<TILE_ROWS, NV>(i, k, A, B, ldb, C, ldc, into, keep);
     for (; i + 2 <= m; i += 2) tile<2, NV>(i, k, A, B, ldb, C, ldc, into, keep);
@@ -52,7 +72,8 @@ struct Exact {
   }
 
   template <int MR, int NV>
-  static void tile(int first, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep) {
+  void tile(int first, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep) {
+    ahead.fetch();
     Vec<R> acc[MR][NV];
     for (int i = 0; i < MR; i++)
       for (int j = 0; j < NV; j++) acc[i][j] = Vec<R>{};
@@ -65,17 +86,7 @@ struct Exact {
         for (int j = 0; j < NV; j++) acc[i][j] += x * b[j];
       }
     }
-    for (int i = 0; i < MR; i++) {
-      R* c = C + int64_t(first + i) * ldc;
-      for (int j = 0; j < NV; j++, c += LANES<R>) {
-        switch (into) {
-          case Into::replace: store(c, acc[i][j]); break;
-          case Into::add: store<R>(c, load(c) + acc[i][j]); break;
-          case Into::subtract: store<R>(c, load(c) - acc[i][j]); break;
-          case Into::decay: store<R>(c, load(c) * keep[first + i] + acc[i][j]); break;
-        }
-      }
-    }
+    put<R>(acc, C + int64_t(first) * ldc, ldc, into, keep + first);
   }
 };
 
