@@ -6,13 +6,12 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.mixers.base import Cost, GeneratorOf, Mixer
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.state import RecurrentState
-from intarsia.ops import Gate, Sequences, gated_delta_rule, short_convolution
+from intarsia.ops import Gate, Sequences, gated_delta_rule, gated_rms_norm, short_convolution
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
@@ -84,12 +83,9 @@ class GatedNorm(nn.Module):
 
     def forward(self, o: Tensor, z: Tensor | None) -> Tensor:
         """`o` and the raw gate `z` (None where `gate` is "none"), both `[B, T, HV, V]`; the result in o's dtype."""
-        wide = widen(o)
-        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
-        if z is not None:
-            z = z.to(y.dtype)
-            y = y * (torch.sigmoid(z) if self.gate == "sigmoid" else F.silu(z))
-        return y.to(o.dtype)
+        return gated_rms_norm(
+            o, z, self.weight, eps=self.eps, gate=None if self.gate == "none" else self.gate
+        )
 
 
 def low_rank(d_in: int, d_out: int, rank: int | None) -> nn.Module:
@@ -103,11 +99,6 @@ def delta_rule_flops(heads: int, key_dim: int, value_dim: int, chunk: int = 64) 
     """FLOPs per token of the chunkwise delta rule: the Kimi Linear report's equation 13,
     `6 d² + 3 C d + C²` a head, with `K V` for `d²` and `(2 K + V)` for `3 d`."""
     return heads * (6 * key_dim * value_dim + chunk * (2 * key_dim + value_dim) + chunk * chunk)
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class DeltaMixer(Mixer[RecurrentState]):

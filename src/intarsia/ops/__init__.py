@@ -3,7 +3,7 @@
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.gate import Gate
 from intarsia.ops.linear import explain, gated_delta_rule, linear_attention
-from intarsia.ops.norm import l2norm
+from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.sequences import Sequences
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Sequences",
     "explain",
     "gated_delta_rule",
+    "gated_rms_norm",
     "l2norm",
     "linear_attention",
     "short_convolution",

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
+from intarsia.ops.cpu_common import prefers_kernels
+from intarsia.ops.cpu_conv import cpu_conv, refuse_conv
 from intarsia.ops.sequences import Sequences
 
 Activation = Literal["silu"]
@@ -22,6 +24,7 @@ def short_convolution(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Mix each channel with its own last few inputs: `y_t = sum_w weight[:, w] x_{t - W + 1 + w}`.
 
@@ -33,6 +36,8 @@ def short_convolution(
         output_final_state: whether to return the last `W - 1` inputs.
         cu_seqlens: sequences packed into one row, which do not see each other; cumulative lengths or a
             `Sequences`.
+        impl: `"cpu"` (native kernels: float32 inside, one rounding), `"torch"` (plain PyTorch in the dtype of x,
+            on any device) or `"auto"`: the kernels for tensors on the CPU that they can read.
 
     Returns:
         `y` `[B, T, D]` in the dtype of x, and the final state `[N, D, W - 1]`, float32 (float64 for float64
@@ -40,6 +45,8 @@ def short_convolution(
 
     Raises:
         ShapeError: arguments that do not fit together.
+        ConfigError: an unknown `activation` or `impl`.
+        UnsupportedError: `impl="cpu"` for a call that the kernels cannot serve.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
         raise ShapeError(
@@ -59,11 +66,24 @@ def short_convolution(
             f"initial_state must be {[count, x.shape[2], past]}; got {list(initial_state.shape)}"
         )
 
-    # Each sequence is laid behind its own past, and all are convolved as one row: nothing reaches from one
-    # into the next but outputs at places of the past, which are cut out.
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if prefers_kernels(impl, refuse_conv(x, weight, initial_state), x):
+        lengths = [] if seqs is None else list(seqs.lengths)
+        return cpu_conv(x, weight, activation == "silu", initial_state, output_final_state, lengths)
+    y, final = _in_torch(x, weight, initial_state, output_final_state, seqs)
+    return F.silu(y) if activation == "silu" else y, final
+
+
+def _in_torch(
+    x: Tensor, weight: Tensor, initial_state: Tensor | None, output_final_state: bool, seqs: Sequences | None
+) -> tuple[Tensor, Tensor | None]:
+    """The convolution in plain PyTorch, without the activation.
+
+    Each sequence is laid behind its own past, and all are convolved as one row: nothing reaches from one into the
+    next but outputs at places of the past, which are cut out.
+    """
+    past = weight.shape[1] - 1
     if initial_state is None:
-        initial_state = x.new_zeros(count, x.shape[2], past)
+        initial_state = x.new_zeros(x.shape[0] if seqs is None else seqs.count, x.shape[2], past)
     pasts = initial_state.mT.to(x.dtype)
     if seqs is None:
         row = torch.cat([pasts, x], dim=1)
@@ -80,8 +100,7 @@ def short_convolution(
         )
         between = [n for length in seqs.lengths for n in (length, past)][:-1]
         y = torch.cat(_convolve(row, weight.to(x.dtype)).split(between, dim=1)[::2], dim=1)
-    if activation == "silu":
-        y = F.silu(y)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return y, final.mT.to(dtype) if output_final_state else None
 
 

@@ -12,23 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from intarsia.ops import native
+from intarsia.ops import cpu_common, native
 from intarsia.ops.arguments import Arguments
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+from intarsia.ops.cpu_common import Optional, compute_dtype, detached, differentiable_once, edges_of, rows
 
 
 def refuse(call: Arguments) -> str | None:
     """Why the kernels cannot serve a call, or None where they can."""
-    if call.q.device.type != "cpu":
-        return f"the tensors are on {call.q.device}"
-    if call.q.dtype not in DTYPES:
-        return f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}; q is {call.q.dtype}"
-    return _missing_reason()
-
-
-# torch.compile need not trace how a module is looked for.
-_missing_reason = torch.compiler.assume_constant_result(native.missing_reason)
+    return cpu_common.refuse("q", call.q)
 
 
 def cpu(call: Arguments) -> tuple[Tensor, Tensor | None]:
@@ -36,10 +27,10 @@ def cpu(call: Arguments) -> tuple[Tensor, Tensor | None]:
     dtype = call.compute_dtype
     gate = call.gate
     tensors = [
-        _rows(call.q),
-        _rows(call.k),
-        _rows(call.v),
-        None if call.g is None else _rows(_readable(call.g, dtype)),
+        rows(call.q),
+        rows(call.k),
+        rows(call.v),
+        None if call.g is None else rows(_readable(call.g, dtype)),
         None if call.beta is None else _readable(call.beta, dtype),
         None if gate is None else gate.A_log.to(dtype).contiguous(),
         None if gate is None or gate.dt_bias is None else gate.dt_bias.to(dtype).contiguous(),
@@ -64,12 +55,6 @@ def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype or (dtype == torch.float32 and x.dtype == torch.bfloat16) else x.to(dtype)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """`x` with its last dimension without gaps; any other strides are the kernels' business."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-Optional = Tensor | None
 OptionalTensors = list[Optional]
 
 _INPUTS = (
@@ -86,22 +71,11 @@ _library.define(
 )
 
 
-def _edges(lengths: list[int]) -> list[int]:
-    edges = [0]
-    for length in lengths:
-        edges.append(edges[-1] + length)
-    return edges if lengths else []
-
-
-def _compute_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 def _outputs(
     q: Tensor, v: Tensor, beta: Optional, lengths: list[int], output_final_state: bool, checkpoints: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for the results of the forward pass; what is not asked for is empty."""
-    dtype = _compute_dtype(q)
+    dtype = compute_dtype(q)
     sequences = len(lengths) or q.shape[0]
     state = (v.shape[2], q.shape[3], v.shape[3])
     keeps_z = beta is not None and checkpoints
@@ -111,11 +85,6 @@ def _outputs(
         v.new_empty(v.shape if keeps_z else (0,), dtype=dtype),
         q.new_empty((checkpoints, *state) if checkpoints else (0,), dtype=dtype),
     )
-
-
-def _detached(tensors: tuple[Optional, ...]) -> OptionalTensors:
-    """Without autograd's marks, which DLPack refuses."""
-    return [None if x is None else x.detach() for x in tensors]
 
 
 @torch.library.impl(_library, "linear_forward", "CPU")
@@ -137,11 +106,11 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = native.native()
-    edges = _edges(lengths)
+    edges = edges_of(lengths)
     count = kernels.checkpoint_count(edges, q.shape[0], q.shape[1]) if keep else 0
     o, final, z, checkpoints = _outputs(q, v, beta, lengths, output_final_state, count)
     kernels.linear_forward(
-        *_detached((q, k, v, g, beta, A_log, dt_bias, initial_state)),
+        *detached((q, k, v, g, beta, A_log, dt_bias, initial_state)),
         edges,
         scale,
         normalize,
@@ -198,7 +167,7 @@ def _gradient_room(
     lengths: list[int],
 ) -> OptionalTensors:
     """Room for the gradients as the kernels give them: of each value head, token and sequence."""
-    dtype = _compute_dtype(q)
+    dtype = compute_dtype(q)
     B, T, HV = v.shape[:3]
     K = q.shape[3]
     shared = q.shape[2] != HV
@@ -262,14 +231,14 @@ def _backward(
     room = _gradient_room(q, k, v, g, beta, A_log, dt_bias, lengths)
     d_q, d_k, d_v, d_g, d_beta, d_A_log, d_dt_bias, d_initial = room
     native.native().linear_backward(
-        *_detached((q, k, v, g, beta, A_log, dt_bias, initial_state)),
-        _edges(lengths),
+        *detached((q, k, v, g, beta, A_log, dt_bias, initial_state)),
+        edges_of(lengths),
         scale,
         normalize,
         A_log is not None,
         lower_bound,
         beta_max,
-        *_detached((z if z.numel() else None, checkpoints, _rows(d_o))),
+        *detached((z if z.numel() else None, checkpoints, rows(d_o))),
         None if d_final_state is None else d_final_state.detach().contiguous(),
         d_q,
         d_k,
@@ -331,6 +300,7 @@ def _differentiate(ctx: Any, d_o: Optional, d_final: Optional, *_: Any) -> tuple
 torch.library.register_autograd(
     "intarsia::linear_forward", _differentiate, setup_context=_setup_context, lib=_library
 )
+differentiable_once(_library, "intarsia::linear_backward", "the linear operators")
 
 
 @register_flop_formula(torch.ops.intarsia.linear_forward)

@@ -1,0 +1,111 @@
+"""The native gated RMSNorm as `torch.library` custom operators; the kernels are in `csrc/norm*`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.ops import native
+from intarsia.ops.cpu_common import (
+    DTYPES,
+    Optional,
+    compute_dtype,
+    detached,
+    differentiable_once,
+    refuse,
+    rows,
+)
+
+
+def refuse_norm(o: Tensor, z: Tensor | None, weight: Tensor) -> str | None:
+    """Why the kernels cannot serve a call, or None where they can."""
+    for tensor in (weight, z):
+        if tensor is not None and tensor.device != o.device:
+            return f"o is on {o.device} and another argument on {tensor.device}"
+    if o.numel() == 0:
+        return f"there is nothing to compute; o is {list(o.shape)}"
+    return refuse("o", o)
+
+
+def cpu_norm(o: Tensor, z: Tensor | None, weight: Tensor, eps: float, gate: str | None) -> Tensor:
+    """Run the norm natively; the arguments are those of `gated_rms_norm`, checked."""
+    dtype = compute_dtype(o)
+    return torch.ops.intarsia.norm_forward(
+        _four(o),
+        None if z is None else _four(z if z.dtype in DTYPES else z.to(dtype)),
+        (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
+        eps,
+        gate or "none",
+    ).view(o.shape)
+
+
+def _four(x: Tensor) -> Tensor:
+    """`[..., V]` in four dimensions, as the kernels take it, without a copy where the strides allow it."""
+    x = rows(x)
+    if x.dim() > 4:
+        return x.flatten(0, -4)
+    return x[(None,) * (4 - x.dim())] if x.dim() < 4 else x
+
+
+_library = torch.library.Library("intarsia", "FRAGMENT")
+_INPUTS = "Tensor o, Tensor? z, Tensor weight, float eps, str gate"
+_library.define(f"norm_forward({_INPUTS}) -> Tensor")
+_library.define(f"norm_backward({_INPUTS}, Tensor d_y) -> (Tensor d_o, Tensor d_z, Tensor d_weight)")
+
+
+@torch.library.impl(_library, "norm_forward", "CPU")
+def _forward(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
+    y = o.new_empty(o.shape)
+    native.native().norm_forward(
+        *detached((o, z, weight)), eps, gate, y, native.instruction_set(), torch.get_num_threads()
+    )
+    return y
+
+
+@torch.library.register_fake("intarsia::norm_forward", lib=_library)
+def _forward_fake(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
+    return o.new_empty(o.shape)
+
+
+def _gradient_room(o: Tensor, z: Optional, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients; without a gate there is none of z."""
+    d_z = o.new_empty(0) if z is None else z.new_empty(z.shape)
+    return o.new_empty(o.shape), d_z, weight.new_empty(weight.shape)
+
+
+@torch.library.impl(_library, "norm_backward", "CPU")
+def _backward(
+    o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str, d_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_o, d_z, d_weight = room = _gradient_room(o, z, weight)
+    native.native().norm_backward(
+        *detached((o, z, weight)), eps, gate, rows(d_y).detach(), d_o, None if z is None else d_z, d_weight,
+        native.instruction_set(), torch.get_num_threads(),
+    )  # fmt: skip
+    return room
+
+
+@torch.library.register_fake("intarsia::norm_backward", lib=_library)
+def _backward_fake(
+    o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str, d_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradient_room(o, z, weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    o, z, weight, ctx.eps, ctx.gate = inputs
+    ctx.save_for_backward(o, z, weight)
+
+
+def _differentiate(ctx: Any, d_y: Tensor) -> tuple[Optional, ...]:
+    o, z, weight = ctx.saved_tensors
+    d_o, d_z, d_weight = torch.ops.intarsia.norm_backward(o, z, weight, ctx.eps, ctx.gate, d_y)
+    return d_o, None if z is None else d_z, d_weight, None, None
+
+
+torch.library.register_autograd(
+    "intarsia::norm_forward", _differentiate, setup_context=_setup_context, lib=_library
+)
+differentiable_once(_library, "intarsia::norm_backward", "the gated RMSNorm")
