@@ -43,6 +43,7 @@ inline Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*ten
 
 // Each family of operators adds its own functions to the module.
 void bind_conv(nb::module_& m);
+void bind_decode(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_norm(nb::module_& m);
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "conv_task.h"
+#include "decode_task.h"
 #include "linear_task.h"
 #include "norm_task.h"
 
@@ -16,6 +17,7 @@ struct Kernels {
   const LinearKernels& linear;
   const ConvKernels& conv;
   const NormKernels& norm;
+  const DecodeKernels& decode;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

@@ -133,7 +133,7 @@ def check(
         if other is not None and other.device != q.device:
             raise ShapeError(f"{name} is on {other.device} and q on {q.device}")
     if gate is not None:
-        _check_gate(gate, decay, HV, K)
+        check_gate(gate, decay, HV, K)
     if beta_max is not None and beta_max <= 0:
         raise ConfigError(f"beta_max must be positive; got {beta_max}")
     return Arguments(
@@ -142,7 +142,8 @@ def check(
     )  # fmt: skip
 
 
-def _check_gate(gate: Gate, decay: Decay, HV: int, K: int) -> None:
+def check_gate(gate: Gate, decay: Decay, HV: int, K: int) -> None:
+    """Raise ShapeError or ConfigError unless the gate is one for HV heads of K channels."""
     if decay not in ("head", "channel"):
         raise ShapeError(f"a gate needs a raw g of [B, T, HV] or [B, T, HV, K]; the decay here is {decay!r}")
     if gate.A_log.shape != (HV,):

@@ -1,0 +1,324 @@
+// The decode step for one instruction set: this file is compiled once for each.
+//
+// A layer's token after its projections: convolution, SiLU, lengths of q and k, gates, the rule, gated RMSNorm. The
+// rule is written so that the board S is read once and written once:
+//
+//   p = Sᵀ (e^g k)    u = beta (v - p)    o = Sᵀ (e^g q) + (q k) u    S' = e^g S + k u
+//
+// The board is worked on in slices of columns, as wide as the registers hold sums for: the wider, the more the
+// memory is read in its own order. What the first pass reads is still in the caches for the second. All tokens that
+// are at hand go over a slice before the next one has its turn.
+#include "borrowed_rows.h"
+#include "decode_task.h"
+
+namespace intarsia::INTARSIA_ISA {
+
+namespace {
+
+INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
+// Vectors side by side in the widest slice.
+constexpr int SLICE = VECTOR_BYTES == 64 ? 8 : 4;
+
+// `[count, EACH]` numbers to EACH rows of `width`, and back.
+template <class R, int EACH>
+INLINE void to_rows(const R* from, int count, R* to, int width) {
+  for (int c = 0; c < count; c++)
+    for (int i = 0; i < EACH; i++) to[i * width + c] = from[c * EACH + i];
+}
+template <class R, int EACH>
+INLINE void from_rows(const R* from, int width, int count, R* to) {
+  for (int c = 0; c < count; c++)
+    for (int i = 0; i < EACH; i++) to[c * EACH + i] = from[i * width + c];
+}
+template <class R>
+void to_rows(int each, const R* from, int count, R* to, int width) {
+  switch (each) {
+    case 2: return to_rows<R, 2>(from, count, to, width);
+    case 3: return to_rows<R, 3>(from, count, to, width);
+    case 4: return to_rows<R, 4>(from, count, to, width);
+  }
+  for (int c = 0; c < count; c++)
+    for (int i = 0; i < each; i++) to[i * width + c] = from[c * each + i];
+}
+template <class R>
+void from_rows(int each, const R* from, int width, int count, R* to) {
+  switch (each) {
+    case 2: return from_rows<R, 2>(from, width, count, to);
+    case 3: return from_rows<R, 3>(from, width, count, to);
+  }
+  for (int c = 0; c < count; c++)
+    for (int i = 0; i < each; i++) to[c * each + i] = from[i * width + c];
+}
+
+template <class R>
+INLINE R dot(const R* a, const R* b, int width) {
+  Vec<R> sums{};
+  for (int d = 0; d < width; d += LANES<R>) sums += load(a + d) * load(b + d);
+  return sum<R>(sums);
+}
+template <class R>
+INLINE void multiply(R* x, R factor, int width) {
+  for (int d = 0; d < width; d += LANES<R>) store<R>(x + d, load(x + d) * factor);
+}
+
+// One token as the rule takes it.
+template <class R>
+struct Token {
+  const R *k, *alpha, *k_decayed, *q_decayed;  // [K]
+  const R* v;                                  // [V]
+  R* o;                                        // [V]
+  R qk, beta;
+};
+
+// A token goes over WIDTH vectors of columns of the board.
+template <class R, int WIDTH, bool ERASES>
+INLINE void update(const Token<R>& token, int column, const R* from, R* to, int64_t stride, int K) {
+  // Few columns have the sums of some rows apart, so that additions need not wait for each other.
+  constexpr int N = LANES<R>, PARTS = WIDTH < 4 ? 4 / WIDTH : 1;
+  Vec<R> recalled[PARTS][WIDTH] = {}, read[PARTS][WIDTH] = {};
+  const auto read_row = [&](int d, int part) {
+    const R *row = from + d * stride, k = token.k_decayed[d], q = token.q_decayed[d];
+    for (int w = 0; w < WIDTH; w++) {
+      const Vec<R> S = load(row + w * N);
+      if (ERASES) recalled[part][w] += S * k;
+      read[part][w] += S * q;
+    }
+  };
+  int d = 0;
+  for (; d + PARTS <= K; d += PARTS)
+    for (int part = 0; part < PARTS; part++) read_row(d + part, part);
+  for (; d < K; d++) read_row(d, 0);
+
+  Vec<R> u[WIDTH];
+  for (int w = 0; w < WIDTH; w++) {
+    for (int part = 1; part < PARTS; part++) {
+      recalled[0][w] += recalled[part][w];
+      read[0][w] += read[part][w];
+    }
+    u[w] = load(token.v + column + w * N);
+    if (ERASES) u[w] = (u[w] - recalled[0][w]) * token.beta;
+    store<R>(token.o + column + w * N, read[0][w] + u[w] * token.qk);
+  }
+  for (d = 0; d < K; d++) {
+    const R alpha = token.alpha[d], k = token.k[d];
+    for (int w = 0; w < WIDTH; w++)
+      store<R>(to + d * stride + w * N, load(from + d * stride + w * N) * alpha + u[w] * k);
+  }
+}
+
+template <class R>
+struct Step {
+  static constexpr int N = LANES<R>;
+  const DecodeLayer& layer;
+  int K, V, wider, taps;                     // K and V in whole vectors
+  R *q, *k, *alpha, *k_decayed, *q_decayed;  // [DECODE_TOKENS, K]
+  R *v, *o;                                  // [DECODE_TOKENS, V]
+  R *z, *norm_weight;                        // [V]
+  R *beta, *qk;                              // [DECODE_TOKENS], then a vector of room
+  R* bias;                                   // [K]
+  R* rest;                                   // [K, N]: the columns that fill no vector
+  R* weight;                                 // [W, wider]
+  R* past;                                   // [W - 1 + DECODE_TOKENS, wider]
+  R* by_channel;                             // [wider, W]: buffer for weights and past inputs as they lie in memory
+
+  Step(const DecodeLayer& layer, Arena& arena)
+      : layer(layer),
+        K(whole_vectors<R>(layer.K)),
+        V(whole_vectors<R>(layer.V)),
+        wider(K > V ? K : V),
+        taps(layer.W),
+        q(arena.take<R>(DECODE_TOKENS * K)),
+        k(arena.take<R>(DECODE_TOKENS * K)),
+        alpha(arena.take<R>(DECODE_TOKENS * K)),
+        k_decayed(arena.take<R>(DECODE_TOKENS * K)),
+        q_decayed(arena.take<R>(DECODE_TOKENS * K)),
+        v(arena.take<R>(DECODE_TOKENS * V)),
+        o(arena.take<R>(DECODE_TOKENS * V)),
+        z(arena.take<R>(V)),
+        norm_weight(arena.take<R>(V)),
+        beta(arena.take<R>(DECODE_TOKENS + N)),
+        qk(arena.take<R>(DECODE_TOKENS)),
+        bias(arena.take<R>(K)),
+        rest(arena.take<R>(K * N)),
+        weight(arena.take<R>(taps * wider)),
+        past(arena.take<R>((taps + DECODE_TOKENS) * wider)),
+        by_channel(arena.take<R>(taps * wider)) {}
+
+  void run(const DecodeTask& task) {
+    if (layer.norm_weight) read_row(layer.norm_weight, 0, norm_weight, layer.V, V);
+    const R *board = static_cast<const R*>(task.board_from), *conv = static_cast<const R*>(task.conv_from);
+    R *board_to = static_cast<R*>(task.board_to), *conv_to = static_cast<R*>(task.conv_to);
+    for (int64_t first = 0; first < task.tokens; first += DECODE_TOKENS) {
+      const int tokens = int(task.tokens - first < DECODE_TOKENS ? task.tokens - first : DECODE_TOKENS);
+      const int key_channel = layer.H * layer.K + task.head * layer.K;
+      read_channels(task, first, tokens, task.head * layer.K, layer.K, K, conv, conv_to, q);
+      read_channels(task, first, tokens, key_channel, layer.K, K, conv, conv_to, k);
+      for (int t = 0; t < tokens; t++) qk[t] = lengths(q + t * K, k + t * K);
+      for (int i = 0; i < layer.group(); i++) {
+        const int head = task.head * layer.group() + i;
+        const int64_t offset = int64_t(head) * layer.K * layer.V;
+        const int channel = 2 * layer.H * layer.K + head * layer.V;
+        read_channels(task, first, tokens, channel, layer.V, V, conv, conv_to, v);
+        decays(task, first, tokens, head);
+        strengths(task, first, tokens, head);
+        if (!board) zero(board_to + offset, int64_t(layer.K) * layer.V);
+        over_board((board ? board : board_to) + offset, board_to + offset, tokens);
+        for (int t = 0; t < tokens; t++) write_output(task, first + t, head, o + t * V);
+      }
+      board = board_to, conv = conv_to;
+    }
+  }
+
+ private:
+  // `count` channels of some tokens behind the convolution, a row of `width` numbers each.
+  void read_channels(const DecodeTask& task, int64_t first, int tokens, int channel, int count, int width,
+                     const R* conv, R* conv_to, R* to) {
+    const Rows x = task.x.columns_from(channel);
+    if (!taps) {
+      for (int t = 0; t < tokens; t++) read_row(x, first + t, to + t * width, count, width);
+      return;
+    }
+    const Rows weights = layer.conv_weight.columns_from(int64_t(channel) * taps);
+    const R* taken = weights.dtype == DTYPE_OF<R> ? reinterpret_cast<const R*>(weights.data) : by_channel;
+    if (taken == by_channel) read_row(weights, 0, by_channel, count * taps, count * taps);
+    to_rows(taps, taken, count, weight, width);
+    const int64_t place = int64_t(channel) * (taps - 1);
+    if (conv)
+      to_rows(taps - 1, conv + place, count, past, width);
+    else
+      zero(past, int64_t(taps - 1) * width);
+    R* inputs = past + (taps - 1) * width;
+    for (int t = 0; t < tokens; t++) read_row(x, first + t, inputs + t * width, count, width);
+    from_rows(taps - 1, past + tokens * width, width, count, conv_to + place);
+    for (int t = 0; t < tokens; t++)
+      for (int c = 0; c < width; c += N) {
+        Vec<R> sum{};
+        for (int w = 0; w < taps; w++) sum += load(past + (t + w) * width + c) * load(weight + w * width + c);
+        store<R>(to + t * width + c, layer.silu ? sum * sigmoid<R>(sum) : sum);
+      }
+    // Rows of weights and past inputs end with whatever stood in memory.
+    for (int t = 0; t < tokens; t++)
+      for (int c = count; c < width; c++) to[t * width + c] = 0;
+  }
+
+  // Divide q and k by their lengths, scale q, and return their product.
+  INLINE R lengths(R* q, R* k) const {
+    R query = R(layer.scale);
+    if (layer.normalize) {
+      query /= square_root(dot(q, q, K) + R(L2NORM_EPS));
+      multiply(k, R(1) / square_root(dot(k, k, K) + R(L2NORM_EPS)), K);
+    }
+    multiply(q, query, K);
+    return dot(q, k, K);
+  }
+
+  // What remains of a value head's board after each token, and q and k behind that decay.
+  void decays(const DecodeTask& task, int64_t first, int tokens, int head) {
+    const bool by_channel = layer.decay == Decay::channel;
+    const int count = by_channel ? layer.K : 1, width = by_channel ? K : N;
+    R rate = 0;
+    if (layer.gate != Gate::none) {
+      rate = exp<R>(splat<R>(read_number<R>(layer.A_log.columns_from(head), 0)))[0];
+      if (layer.dt_bias)
+        read_row(layer.dt_bias.columns_from(int64_t(head) * count), 0, bias, count, width);
+      else
+        zero(bias, width);
+    }
+    for (int t = 0; t < tokens; t++) {
+      R *a = alpha + t * K, *kd = k_decayed + t * K, *qd = q_decayed + t * K;
+      if (layer.decay == Decay::none) {
+        for (int d = 0; d < K; d++) a[d] = 1;
+      } else {
+        R* g = by_channel ? a : z;  // a buffer that is free now
+        read_row(task.g.columns_from(int64_t(head) * count), first + t, g, count, width);
+        for (int d = 0; d < width; d += N) store<R>(g + d, factor(load(g + d), rate, load(bias + d)));
+        if (!by_channel)
+          for (int d = 0; d < K; d++) a[d] = g[0];
+      }
+      for (int d = 0; d < K; d += N) {
+        store<R>(kd + d, load(k + t * K + d) * load(a + d));
+        store<R>(qd + d, load(q + t * K + d) * load(a + d));
+      }
+    }
+  }
+  INLINE Vec<R> factor(Vec<R> g, R rate, Vec<R> bias) const {
+    switch (layer.gate) {
+      case Gate::none: return exp<R>(g);
+      case Gate::softplus: return exp<R>(softplus<R>(g + bias) * -rate);
+      case Gate::bounded: return exp<R>(sigmoid<R>((g + bias) * rate) * R(layer.bound));
+    }
+    return g;
+  }
+
+  void strengths(const DecodeTask& task, int64_t first, int tokens, int head) {
+    if (!layer.erases) return;
+    for (int t = 0; t < tokens; t++)
+      beta[t] = task.beta ? read_number<R>(task.beta.columns_from(head), first + t) : R(1);
+    if (layer.beta_scale > 0 && task.beta)
+      for (int t = 0; t < tokens; t += N) store<R>(beta + t, sigmoid<R>(load(beta + t)) * R(layer.beta_scale));
+  }
+
+  void over_board(const R* from, R* to, int tokens) {
+    int c = slices<SLICE>(from, to, 0, tokens);
+    c = slices<4>(from, to, c, tokens);
+    c = slices<2>(from, to, c, tokens);
+    c = slices<1>(from, to, c, tokens);
+    if (c == layer.V) return;
+    // The columns that fill no vector are copied together, with zeros behind.
+    const int left = layer.V - c;
+    for (int d = 0; d < layer.K; d++)
+      for (int i = 0; i < N; i++) rest[d * N + i] = i < left ? from[int64_t(d) * layer.V + c + i] : R(0);
+    for (int t = 0; t < tokens; t++) update_slice<1>(t, c, rest, rest, N);
+    for (int d = 0; d < layer.K; d++) copy(to + int64_t(d) * layer.V + c, rest + d * N, left);
+  }
+  // As many slices as fit; returns the column behind them.
+  template <int WIDTH>
+  INLINE int slices(const R* from, R* to, int column, int tokens) {
+    for (; column + WIDTH * N <= layer.V; column += WIDTH * N)
+      for (int t = 0; t < tokens; t++) update_slice<WIDTH>(t, column, (t ? to : from) + column, to + column, layer.V);
+    return column;
+  }
+  template <int WIDTH>
+  INLINE void update_slice(int t, int column, const R* from, R* to, int64_t stride) {
+    const Token<R> token{k + t * K, alpha + t * K, k_decayed + t * K, q_decayed + t * K, v + t * V, o + t * V,
+                         qk[t],     beta[t]};
+    layer.erases ? update<R, WIDTH, true>(token, column, from, to, stride, layer.K)
+                 : update<R, WIDTH, false>(token, column, from, to, stride, layer.K);
+  }
+
+  void write_output(const DecodeTask& task, int64_t t, int head, R* row) {
+    const int64_t column = int64_t(head) * layer.V;
+    if (layer.norm_weight) {
+      const R inverse = R(1) / square_root(dot(row, row, V) / R(layer.V) + R(layer.norm_eps));
+      if (layer.output_gate != OutputGate::none) read_row(task.z.columns_from(column), t, z, layer.V, V);
+      for (int d = 0; d < V; d += N) {
+        Vec<R> y = load(row + d) * inverse * load(norm_weight + d);
+        if (layer.output_gate != OutputGate::none) {
+          const Vec<R> raw = load(z + d), gate = sigmoid<R>(raw);
+          y *= layer.output_gate == OutputGate::swish ? raw * gate : gate;
+        }
+        store<R>(row + d, y);
+      }
+    }
+    write_row(task.o.columns_from(column), t, row, layer.V);
+  }
+};
+
+int64_t scratch(const DecodeLayer& layer, bool wide) {
+  Arena counter;
+  wide ? void(Step<double>(layer, counter)) : void(Step<float>(layer, counter));
+  return counter.used();
+}
+
+void step(const DecodeLayer& layer, const DecodeTask& task, bool wide, char* scratch) {
+  Arena arena(scratch);
+  wide ? Step<double>(layer, arena).run(task) : Step<float>(layer, arena).run(task);
+}
+
+}  // namespace
+
+extern const DecodeKernels decode_kernels{scratch, step};
+
+}  // namespace intarsia::INTARSIA_ISA

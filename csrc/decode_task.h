@@ -1,0 +1,50 @@
+// What the kernels of the decode step are given.
+#pragma once
+
+#include "linear_task.h"
+#include "norm_task.h"
+
+namespace intarsia {
+
+constexpr int DECODE_TOKENS = 8;  // of a sequence that go through the layer side by side
+
+// The layer: what all sequences have in common. Its channels are those of q, then of k, then of v.
+struct DecodeLayer {
+  int H, HV, K, V;
+  double scale;
+  bool erases, normalize;  // as in LinearTask
+  Decay decay;
+  Gate gate;
+  double bound;
+  double beta_scale;
+  Rows A_log, dt_bias;  // one row each, or absent
+  int W;                // taps of the convolution; 0 without one
+  bool silu;
+  Rows conv_weight;  // one row: W numbers for each channel, the last for the token itself
+  Rows norm_weight;  // one row of V numbers; absent without a norm
+  double norm_eps;
+  OutputGate output_gate;
+
+  INLINE int group() const { return HV / H; }
+  INLINE int channels() const { return 2 * H * K + HV * V; }
+};
+
+// One key head of one sequence and the value heads that it serves. The rows are those of the sequence's tokens, with
+// the numbers of all heads. The states are those of all heads, of the kernels' type: boards [HV, K, V] and past inputs
+// of the convolution [channels, W - 1]. `from` and `to` may be the same; without `from` the sequence begins.
+struct DecodeTask {
+  int head;
+  int64_t tokens;
+  Rows x, g, beta, z, o;
+  const void *board_from, *conv_from;
+  void *board_to, *conv_to;
+};
+
+// What one instruction set has for the decode step. `wide` says that the kernels compute in float64 and not in
+// float32; the states are of that type as well.
+struct DecodeKernels {
+  int64_t (*scratch)(const DecodeLayer&, bool wide);
+  void (*step)(const DecodeLayer&, const DecodeTask&, bool wide, char* scratch);
+};
+
+}  // namespace intarsia

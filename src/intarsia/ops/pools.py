@@ -1,0 +1,138 @@
+"""States of many sequences in one place, and which of them the sequences of a batch read and write."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from intarsia.errors import ConfigError, ShapeError
+
+NEW = -1
+"""The slot to read of a sequence that begins: its state is zero."""
+
+
+class StatePool:
+    """Room for the states of many sequences, one slot each; contiguous, of one dtype and on one device.
+
+    Attributes:
+        board: `[slots, HV, K, V]`, float32 (float64 for float64 inputs).
+        conv: the last `W - 1` inputs of the short convolution, oldest first, `[slots, channels, W - 1]`, or None
+            for a layer without convolution. A slot is both: what belongs together is kept together.
+    """
+
+    def __init__(self, board: Tensor, conv: Tensor | None = None) -> None:
+        self.board, self.conv = board, conv
+        self._check()
+        self.slots = board.shape[0]
+        self.form = (board.dtype, tuple(board.shape[1:]), None if conv is None else tuple(conv.shape[1:]))
+        """What all slots have in common: dtype, `(HV, K, V)`, `(channels, W - 1)`."""
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all slots."""
+        return self.board.nbytes + (0 if self.conv is None else self.conv.nbytes)
+
+    def _check(self) -> None:
+        board, conv = self.board, self.conv
+        if board.dim() != 4 or board.shape[0] == 0:
+            raise ShapeError(f"board must be [slots, HV, K, V] with a slot at least; got {list(board.shape)}")
+        if board.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(f"states are float32 (or float64); board is {board.dtype}")
+        if conv is not None and (conv.dim() != 3 or conv.shape[0] != board.shape[0]):
+            raise ShapeError(
+                f"conv must be [slots, channels, W - 1] with {board.shape[0]} slots, as board has; "
+                f"got {list(conv.shape)}"
+            )
+        if conv is not None and (conv.dtype, conv.device) != (board.dtype, board.device):
+            raise ShapeError(
+                f"conv must be {board.dtype} on {board.device}, as board is; got {conv.dtype} on {conv.device}"
+            )
+        for name, tensor in (("board", board), ("conv", conv)):
+            if tensor is not None and not tensor.is_contiguous():
+                raise ShapeError(f"{name} must be contiguous: slots lie behind each other")
+
+
+class Slots:
+    """The sequences of a batch: the slot that each one's state is read from, the slot that it is written to, and
+    how many tokens each brings. Made once for a batch, it serves every layer and every step; it never changes.
+
+    Attributes:
+        read, write, lengths: of each sequence.
+        tokens: of all sequences together.
+        addresses: of the cumulative lengths, the slots to read and the slots to write: int64 in the CPU's memory.
+    """
+
+    def __init__(
+        self, read: Sequence[int], write: Sequence[int] | None = None, lengths: Sequence[int] | None = None
+    ) -> None:
+        """
+        Args:
+            read: a slot of each sequence, or `NEW` for a sequence that begins. Several sequences may read one
+                slot: a shared prefix.
+            write: the same slots by default. Where it differs, what was read stays as it was: a snapshot.
+            lengths: one token of each sequence by default.
+
+        Raises:
+            ConfigError: a slot that cannot be, or that two sequences write; a length below one; no sequence.
+        """
+        self.read = tuple(int(slot) for slot in read)
+        self.write = self.read if write is None else tuple(int(slot) for slot in write)
+        self.lengths = (1,) * len(self.read) if lengths is None else tuple(int(n) for n in lengths)
+        self._check()
+        self.tokens = sum(self.lengths)
+        edges = accumulate(self.lengths, initial=0)
+        self._kept_alive = [torch.tensor(list(x)) for x in (edges, self.read, self.write)]
+        self.addresses = tuple(x.data_ptr() for x in self._kept_alive)
+        self._highest = max(self.read), max(self.write)
+        writer = {slot: n for n, slot in enumerate(self.write)}
+        # A slot that one sequence writes and another reads: an error where they are slots of the same pool.
+        self._contested = next((slot for n, slot in enumerate(self.read) if writer.get(slot, n) != n), None)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of_rows(batch: int, length: int = 1) -> Slots:
+        """The rows of a batch `[batch, length]`, each in the slot of its own number."""
+        return Slots(range(batch), lengths=[length] * batch)
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return len(self.read)
+
+    def check_pools(self, slots: int, slots_into: int, same: bool) -> None:
+        """Raise ConfigError unless these are slots of a pool that is read and of one that is written, or of one
+        pool that is the `same`."""
+        if self._highest[0] >= slots:
+            raise ConfigError(f"there is no slot {self._highest[0]} to read: the pool has {slots}")
+        if self._highest[1] >= slots_into:
+            raise ConfigError(f"there is no slot {self._highest[1]} to write: the pool has {slots_into}")
+        if same and self._contested is not None:
+            raise ConfigError(
+                f"slot {self._contested} is read by one sequence and written by another: which is first?"
+            )
+
+    def _check(self) -> None:
+        if not self.read:
+            raise ConfigError("a batch needs at least one sequence; got no slots")
+        if not len(self.read) == len(self.write) == len(self.lengths):
+            raise ConfigError(
+                "each sequence has one slot to read, one to write and one length; got "
+                f"{len(self.read)}, {len(self.write)} and {len(self.lengths)}"
+            )
+        if min(self.read) < NEW:
+            raise ConfigError(
+                f"there is no slot {min(self.read)} to read: slots begin at 0, {NEW} means none"
+            )
+        if min(self.write) < 0:
+            raise ConfigError(
+                f"there is no slot {min(self.write)} to write; for sequences that begin, say where to write"
+            )
+        if min(self.lengths) < 1:
+            raise ConfigError(f"every sequence brings at least one token; got {min(self.lengths)}")
+        if len(set(self.write)) < len(self.write):
+            twice = next(slot for n, slot in enumerate(self.write) if slot in self.write[:n])
+            raise ConfigError(f"slot {twice} is written by two sequences")
