@@ -8,33 +8,47 @@ namespace intarsia::INTARSIA_ISA {
 
 class Ahead {
  public:
-  // `numbers` of each row, beside what was added since `begin`.
-  INLINE void add(const Rows& rows, int numbers) {
-    if (rows) streams_[count_++] = {rows, int(numbers * size_of(rows.dtype))};
+  // What is added next are `count` rows side by side, to be fetched when all that came before has been.
+  INLINE void begin(int64_t count) {
+    if (size_ == GROUPS) first_ = (first_ + 1) % GROUPS, size_--;  // whose time is over
+    groups_[(first_ + size_++) % GROUPS] = {{}, 0, 0, count};
   }
-  // The rows `first .. last - 1` of what is added next; what was to be fetched before is dropped.
-  INLINE void begin(int64_t first, int64_t last) { next_ = first, last_ = last, count_ = 0; }
+  // `numbers` of each row.
+  INLINE void add(const Rows& rows, int64_t numbers) {
+    Group& group = groups_[(first_ + size_ - 1) % GROUPS];
+    if (rows) group.streams[group.streams_count++] = {rows, numbers * size_of(rows.dtype)};
+  }
 
-  // Fetches the next row.
+  // Fetches the next rows.
   INLINE void fetch() {
-    if (next_ >= last_) return;
-    for (int i = 0; i < count_; i++) {
-      const char* row = streams_[i].rows.data + next_ * streams_[i].rows.stride;
-      // Into the second level of the cache: the first holds the matrices.
-      for (int at = 0; at < streams_[i].bytes; at += LINE) __builtin_prefetch(row + at, 0, 3);
+    for (int lines = 0; size_ && lines < LINES_AT_ONCE;) {
+      Group& group = groups_[first_];
+      if (group.next >= group.count) {
+        first_ = (first_ + 1) % GROUPS, size_--;
+        continue;
+      }
+      for (int i = 0; i < group.streams_count; i++) {
+        const Stream& stream = group.streams[i];
+        const char* row = stream.rows.data + group.next * stream.rows.stride;
+        for (int64_t at = 0; at < stream.bytes; at += LINE, lines++) __builtin_prefetch(row + at);
+      }
+      group.next++;
     }
-    next_++;
   }
 
  private:
-  static constexpr int LINE = 64;
+  static constexpr int LINE = 64, LINES_AT_ONCE = 16, GROUPS = 4, STREAMS = 3;
   struct Stream {
     Rows rows;
-    int bytes;
+    int64_t bytes;
   };
-  Stream streams_[6];
-  int count_ = 0;
-  int64_t next_ = 0, last_ = 0;
+  struct Group {
+    Stream streams[STREAMS];
+    int streams_count;
+    int64_t next, count;
+  };
+  Group groups_[GROUPS];
+  int first_ = 0, size_ = 0;
 };
 
 }  // namespace intarsia::INTARSIA_ISA

@@ -1,6 +1,7 @@
 // The backward pass over one head of one sequence: from the last chunk to the first, with the gradient of the state
 // carried along. What the forward pass computed inside a chunk is computed again from the inputs, from the errors z
-// that it kept and from the states that it kept every CHECKPOINT chunks.
+// and from the state before the chunk, which it kept: a state takes as much room as a chunk's inputs, and computing it
+// again takes longer than reading it.
 //
 // With D the gradient of the state at the chunk's end and do that of the outputs:
 //
@@ -102,7 +103,7 @@ struct Backward {
   Chunk<R> c;
   Products products;
   int V;
-  R *states, *D, *transposed, *raw, *blocks, *starts, *ends, *earlier;
+  R *S, *D, *transposed, *raw, *blocks, *starts, *ends, *earlier;
   R* from_rows;  // [2 rows, V]: do, and behind it -dz
   R *u, *du, *z, *dqk, *dkk;
   R *dq, *dk;  // [CHUNK, K]
@@ -112,7 +113,7 @@ struct Backward {
   Backward(const LinearTask& task, Arena& arena)
       : c(task, arena, true), products(longest_side<R>(task), arena), V(padded<R>(task.V)) {
     const int K = c.K, wider = K > V ? K : V;
-    states = arena.take<R>(int64_t(CHECKPOINT) * K * V);
+    S = arena.take<R>(int64_t(K) * V);
     D = arena.take<R>(int64_t(K) * V);
     transposed = arena.take<R>(int64_t(wider) * (wider > CHUNK ? wider : CHUNK));
     raw = arena.take<R>(2 * CHUNK * K);
@@ -142,12 +143,7 @@ struct Backward {
     rate_gradient = 0;
     zero(grad_bias, c.K);
     State<R>::read(task, grads.d_final, D);
-    for (int64_t group = (chunks - 1) / CHECKPOINT; group >= 0; group--) {
-      const int64_t begin = group * CHECKPOINT, end = begin + CHECKPOINT < chunks ? begin + CHECKPOINT : chunks;
-      recompute_states(task, dt_bias, group, begin, end);
-      for (int64_t chunk = end - 1; chunk >= begin; chunk--)
-        chunk_back(task, grads, dt_bias, chunk * CHUNK, states + (chunk - begin) * int64_t(c.K) * V);
-    }
+    for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) chunk_back(task, grads, dt_bias, chunk * CHUNK);
     State<R>::write(task, D, grads.d_initial);
     if (grads.d_rate) *static_cast<R*>(grads.d_rate) = rate_gradient;
     if (grads.d_bias) copy(static_cast<R*>(grads.d_bias), grad_bias, task.decay == Decay::channel ? task.K : 1);
@@ -156,25 +152,32 @@ struct Backward {
  private:
   R rate_gradient;
 
-  // The states at the starts of the chunks from `begin` to `end`.
-  void recompute_states(const LinearTask& task, const R* dt_bias, int64_t group, int64_t begin, int64_t end) {
-    LinearTask kept = task;
-    kept.state_stride = task.V;
-    State<R>::read(kept, static_cast<const R*>(task.checkpoints) + group * task.checkpoint_stride, states);
-    for (int64_t chunk = begin; chunk + 1 < end; chunk++) {
-      R* S = states + (chunk - begin) * int64_t(c.K) * V;
-      R* next = S + int64_t(c.K) * V;
-      read_tokens(c, task, dt_bias, chunk * CHUNK);
-      if (task.decay == Decay::channel) {
-        prepare_blocks<R>(c, products, task.erases, false);
-        anchor_chunk<R>(c, false);
-      } else {
-        prepare_head<R>(c, products, task.erases, task.decay == Decay::head, false);
-      }
-      read_writes(task, chunk * CHUNK);
-      copy(next, S, int64_t(c.K) * V);
-      products.product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, next, V, Into::decay, c.total);
-    }
+  // The state before the chunk, where it lies if its rows are whole vectors.
+  const R* state_before(const LinearTask& task, int64_t chunk) {
+    const R* kept = static_cast<const R*>(task.chunk_states) + chunk * task.chunk_stride;
+    if (task.K == c.K && task.V == V) return kept;
+    LinearTask dense = task;
+    dense.state_stride = task.V;
+    State<R>::read(dense, kept, S);
+    return S;
+  }
+
+  void fetch(const Rows& x, const Rows& y, int numbers) {
+    products.ahead.begin(c.tokens);
+    products.ahead.add(x, numbers);
+    products.ahead.add(y, numbers);
+  }
+  void fetch_state(const LinearTask& task, int64_t chunk) {
+    R* kept = static_cast<R*>(task.chunk_states) + chunk * task.chunk_stride;
+    products.ahead.begin(task.K);
+    products.ahead.add({reinterpret_cast<char*>(kept), task.V * int64_t(sizeof(R)), Dtype::float32},
+                       task.V * int64_t(sizeof(R)) / 4);
+  }
+  void fetch_inputs(const LinearTask& task, int64_t first) {
+    products.ahead.begin(CHUNK);
+    products.ahead.add(task.q.rows_from(first), task.K);
+    products.ahead.add(task.k.rows_from(first), task.K);
+    if (task.decay == Decay::channel) products.ahead.add(task.g.rows_from(first), task.K);
   }
 
   // What the tokens wrote, u, and the errors z.
@@ -193,9 +196,12 @@ struct Backward {
     }
   }
 
-  void chunk_back(const LinearTask& task, const LinearGradients& grads, const R* dt_bias, int64_t first, const R* S) {
+  void chunk_back(const LinearTask& task, const LinearGradients& grads, const R* dt_bias, int64_t first) {
     const int K = c.K;
+    const R* before = state_before(task, first / CHUNK);
     read_tokens(c, task, dt_bias, first);
+    fetch(grads.d_o.rows_from(first), (task.erases ? task.z : task.v).rows_from(first), task.V);
+    fetch_state(task, first / CHUNK);
     const int rows = c.rows, sides = task.erases ? 2 : 1;
     copy(raw, c.q, 2 * rows * K);
     if (task.decay == Decay::channel) {
@@ -213,14 +219,18 @@ struct Backward {
       else
         zero(from_rows + i * V, V);
     }
+    fetch(grads.v.rows_from(first), {}, task.V);
     gradients_of_writes(task, grads, first);
-    gradients_of_matrices(S, sides);
+    fetch(grads.q.rows_from(first), grads.k.rows_from(first), task.K);
+    gradients_of_matrices(before, sides);
     R* to_total = row;  // what flows through the decay of the whole chunk
     for (int d = 0; d < K; d++) {
       Vec<R> products{};
-      for (int n = 0; n < V; n += LANES<R>) products += load(S + d * V + n) * load(D + d * V + n);
+      for (int n = 0; n < V; n += LANES<R>) products += load(before + d * V + n) * load(D + d * V + n);
       to_total[d] = c.total[d] * sum<R>(products);
     }
+    if (task.decay == Decay::channel) fetch(grads.g.rows_from(first), {}, task.K);
+    if (first) fetch_inputs(task, first - CHUNK);
     products.product(K, V, sides * rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
     if (task.decay == Decay::channel)
       scores_back_channel(task.erases, to_total);
@@ -254,7 +264,7 @@ struct Backward {
   }
 
   // dqk, dkk (below the diagonal), dq_start and dk_start into `starts`, dk_end into `ends`.
-  void gradients_of_matrices(const R* S, int sides) {
+  void gradients_of_matrices(const R* before, int sides) {
     const int rows = c.rows, K = c.K;
     transpose<R>(u, V, transposed, CHUNK, round_up(rows, LANES<R>), V);
     for (int a = 0; a < rows; a += BLOCK) {
@@ -268,7 +278,7 @@ struct Backward {
         for (int j = i; j < a + BLOCK; j++) dkk[i * CHUNK + j] = 0;
       }
     }
-    transpose<R>(S, V, transposed, K, K, V);
+    transpose<R>(before, V, transposed, K, K, V);
     products.product(sides * rows, K, V, {from_rows, V, 1}, transposed, K, starts, K, Into::replace);
     transpose<R>(D, V, transposed, K, K, V);
     products.product(rows, K, V, {u, V, 1}, transposed, K, ends, K, Into::replace);

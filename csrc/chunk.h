@@ -214,22 +214,20 @@ INLINE void decay_columns(R* kT, const R* decay, int K, int columns) {
     for (int j = 0; j < columns; j += LANES<R>) store<R>(kT + d * CHUNK + j, load(kT + d * CHUNK + j) * decay[d]);
 }
 
-// q and k decay from the start of their block; the rest is as a chunk has it. Without `scores` no products between
-// tokens are taken.
+// q and k decay from the start of their block; the rest is as a chunk has it.
 template <class R, class Products>
-void prepare_blocks(Chunk<R>& c, Products& products, bool erases, bool scores = true) {
+void prepare_blocks(Chunk<R>& c, Products& products, bool erases) {
   const int K = c.K, blocks = c.rows / BLOCK;
   for (int a = 0; a < blocks; a++) {
     const int first = a * BLOCK;
     R *q = c.q + first * K, *k = c.k + first * K, *alpha = c.alpha + first * K, *total = c.block_totals + a * K;
     R* block_k = c.block_k + (c.keeps_blocks ? first * K : 0);
-    if (scores) block_products<R>(q, k, alpha, K, erases, c.qk + first * CHUNK + first, c.kk + first * CHUNK + first);
+    block_products<R>(q, k, alpha, K, erases, c.qk + first * CHUNK + first, c.kk + first * CHUNK + first);
     anchor_block<R>(q, k, alpha, block_k, total, K);
     // The columns so far have been decayed to the start of this block.
     if (a > 0) {
-      if (scores) products.product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
-      if (scores && erases)
-        products.product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
+      products.product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
+      if (erases) products.product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
       decay_columns<R>(c.kT, total, K, first);
     }
     transpose<R>(block_k, K, c.kT + first, CHUNK, BLOCK, K);
@@ -269,12 +267,12 @@ INLINE void decays_between(Chunk<R>& c) {
 
 // q and k stay as they are.
 template <class R, class Products>
-void prepare_head(Chunk<R>& c, Products& products, bool erases, bool decays, bool scores = true) {
+void prepare_head(Chunk<R>& c, Products& products, bool erases, bool decays) {
   constexpr int N = LANES<R>;
   const int K = c.K;
   decays_between(c);
   for (int first = 0; first < c.rows; first += BLOCK) transpose<R>(c.k + first * K, K, c.kT + first, CHUNK, BLOCK, K);
-  for (int first = 0; scores && first < c.rows; first += BLOCK) {
+  for (int first = 0; first < c.rows; first += BLOCK) {
     const int columns = first + BLOCK;
     products.product(BLOCK, columns, K, {c.q + first * K, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK,
                      Into::replace);

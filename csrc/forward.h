@@ -88,8 +88,8 @@ struct Forward {
     const R* dt_bias = read_bias(task, bias);
     State<R>::read(task, task.initial, S);
     for (int64_t first = 0; first < task.tokens; first += CHUNK) {
-      if (task.checkpoints && first / CHUNK % CHECKPOINT == 0) {
-        R* kept = static_cast<R*>(task.checkpoints) + first / CHUNK / CHECKPOINT * task.checkpoint_stride;
+      if (task.chunk_states) {
+        R* kept = static_cast<R*>(task.chunk_states) + first / CHUNK * task.chunk_stride;
         for (int d = 0; d < task.K; d++) copy(kept + int64_t(d) * task.V, S + int64_t(d) * V, task.V);
       }
       read_tokens(c, task, dt_bias, first);
@@ -108,19 +108,19 @@ struct Forward {
   // Rows are fetched shortly before they are used: those of one head fall into few sets of the cache, from where
   // they would soon be gone.
   void fetch_inputs(const LinearTask& task, int64_t first) {
-    products.ahead.begin(first, first + CHUNK < task.tokens ? first + CHUNK : task.tokens);
-    products.ahead.add(task.q, task.K);
-    products.ahead.add(task.k, task.K);
-    if (task.decay == Decay::channel) products.ahead.add(task.g, task.K);
+    products.ahead.begin(first + CHUNK < task.tokens ? CHUNK : task.tokens - first);
+    products.ahead.add(task.q.rows_from(first), task.K);
+    products.ahead.add(task.k.rows_from(first), task.K);
+    if (task.decay == Decay::channel) products.ahead.add(task.g.rows_from(first), task.K);
   }
   void fetch_values(const LinearTask& task, int64_t first) {
-    products.ahead.begin(first, first + c.tokens);
-    products.ahead.add(task.v, task.v_columns);
+    products.ahead.begin(c.tokens);
+    products.ahead.add(task.v.rows_from(first), task.v_columns);
   }
   void fetch_outputs(const LinearTask& task, int64_t first) {
-    products.ahead.begin(first, first + c.tokens);
-    products.ahead.add(task.o, task.V);
-    products.ahead.add(task.z, task.V);
+    products.ahead.begin(c.tokens);
+    products.ahead.add(task.o.rows_from(first), task.V);
+    products.ahead.add(task.z.rows_from(first), task.V);
   }
 
   // u, and q_start S in the first rows of from_state.

@@ -8,24 +8,21 @@ namespace intarsia {
 
 namespace {
 
-int64_t checkpoints_of(int64_t tokens) {
-  const int64_t chunks = (tokens + CHUNK - 1) / CHUNK;
-  return (chunks + CHECKPOINT - 1) / CHECKPOINT;
-}
+int64_t chunks_of(int64_t tokens) { return (tokens + CHUNK - 1) / CHUNK; }
 
 // Where a sequence lies.
 struct Span {
-  int64_t row, first, tokens, first_checkpoint;
+  int64_t row, first, tokens, first_chunk;
 };
 
 std::vector<Span> spans_of(const std::vector<int64_t>& edges, int64_t batch, int64_t length) {
   std::vector<Span> spans;
-  int64_t checkpoint = 0;
+  int64_t chunk = 0;
   const int64_t count = edges.empty() ? batch : int64_t(edges.size()) - 1;
   for (int64_t n = 0; n < count; n++) {
     const int64_t tokens = edges.empty() ? length : edges[n + 1] - edges[n];
-    spans.push_back({edges.empty() ? n : 0, edges.empty() ? 0 : edges[n], tokens, checkpoint});
-    checkpoint += checkpoints_of(tokens);
+    spans.push_back({edges.empty() ? n : 0, edges.empty() ? 0 : edges[n], tokens, chunk});
+    chunk += chunks_of(tokens);
   }
   return spans;
 }
@@ -69,9 +66,9 @@ LinearTask task_of(const LinearCall& call, const Span& span, int64_t n, int64_t 
   task.initial = call.initial ? call.initial.at(n, head) : nullptr;
   task.final = call.final ? call.final.at(n, head) : nullptr;
   task.state_stride = task.V;
-  if (call.checkpoints) {
-    task.checkpoints = call.checkpoints.at(span.first_checkpoint, head);
-    task.checkpoint_stride = call.checkpoints.stride[0];
+  if (call.chunk_states) {
+    task.chunk_states = call.chunk_states.at(span.first_chunk, head);
+    task.chunk_stride = call.chunk_states.stride[0];
   }
   return task;
 }
@@ -93,9 +90,9 @@ LinearGradients gradients_of(const LinearGradientArrays& arrays, const Span& spa
 
 }  // namespace
 
-int64_t checkpoint_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length) {
+int64_t chunk_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length) {
   const Span last = spans_of(edges, batch, length).back();
-  return last.first_checkpoint + checkpoints_of(last.tokens);
+  return last.first_chunk + chunks_of(last.tokens);
 }
 
 void linear_forward(const LinearCall& call, const LinearKernels& kernels, int threads) {

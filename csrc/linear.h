@@ -13,8 +13,8 @@ namespace intarsia {
 // gaps. `initial`, `final` [N, HV, K, V]. `edges`: the N + 1 edges of sequences packed into one row, or empty.
 struct LinearCall {
   Array q, k, v, g, beta, o, initial, final;
-  Array z, checkpoints;  // [B, T, HV, V] and [checkpoint_count, HV, K, V], or absent
-  Array A_log, dt_bias;  // [HV] and [HV * K] or [HV]
+  Array z, chunk_states;  // [B, T, HV, V] and [chunk_count, HV, K, V], or absent
+  Array A_log, dt_bias;   // [HV] and [HV * K] or [HV]
   std::vector<int64_t> edges;
   double scale;
   Decay decay;
@@ -24,8 +24,8 @@ struct LinearCall {
   double beta_scale;
 };
 
-// How many states `checkpoints` holds.
-int64_t checkpoint_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length);
+// How many chunks the sequences have.
+int64_t chunk_count(const std::vector<int64_t>& edges, int64_t batch, int64_t length);
 
 // Gradients in the shapes of what they belong to, but for each value head (`q` and `k` are [B, T, HV, K]) and for each
 // token (`g` is [B, T, HV] also where the decay is fixed); of A_log [N, HV], of dt_bias [N, HV, K] or [N, HV, 1].
@@ -36,7 +36,7 @@ struct LinearGradientArrays {
 
 void linear_forward(const LinearCall& call, const LinearKernels& kernels, int threads);
 
-// `call.z` (for a rule that erases) and `call.checkpoints` come from the forward pass.
+// `call.z` (for a rule that erases) and `call.chunk_states` come from the forward pass.
 void linear_backward(const LinearCall& call, const LinearGradientArrays& grads, const LinearKernels& kernels,
                      int threads);
 

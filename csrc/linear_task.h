@@ -33,15 +33,14 @@ struct LinearTask {
   int64_t state_stride;
 
   // What the backward pass wants kept, or null: the errors z of every token, and the state at the start of every
-  // CHECKPOINT chunks, [K, V] without gaps, `checkpoint_stride` numbers apart.
+  // chunk, [K, V] without gaps, `chunk_stride` numbers apart.
   Rows z;
-  void* checkpoints;
-  int64_t checkpoint_stride;
+  void* chunk_states;
+  int64_t chunk_stride;
 };
 
-constexpr int CHUNK = 64;      // tokens that are worked on as matrices
-constexpr int BLOCK = 16;      // tokens between which decays are multiplied out pair by pair
-constexpr int CHECKPOINT = 8;  // chunks between two states that the backward pass starts from
+constexpr int CHUNK = 64;  // tokens that are worked on as matrices
+constexpr int BLOCK = 16;  // tokens between which decays are multiplied out pair by pair
 
 constexpr double L2NORM_EPS = 1e-6;
 

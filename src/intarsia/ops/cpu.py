@@ -64,26 +64,26 @@ _INPUTS = (
 _library = torch.library.Library("intarsia", "FRAGMENT")
 _library.define(
     f"linear_forward({_INPUTS}, bool output_final_state, bool keep)"
-    " -> (Tensor o, Tensor final_state, Tensor z, Tensor checkpoints)"
+    " -> (Tensor o, Tensor final_state, Tensor z, Tensor chunk_states)"
 )
 _library.define(
-    f"linear_backward({_INPUTS}, Tensor z, Tensor checkpoints, Tensor d_o, Tensor? d_final_state) -> Tensor[]"
+    f"linear_backward({_INPUTS}, Tensor z, Tensor chunk_states, Tensor d_o, Tensor? d_final_state) -> Tensor[]"
 )
 
 
 def _outputs(
-    q: Tensor, v: Tensor, beta: Optional, lengths: list[int], output_final_state: bool, checkpoints: int
+    q: Tensor, v: Tensor, beta: Optional, lengths: list[int], output_final_state: bool, chunks: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for the results of the forward pass; what is not asked for is empty."""
     dtype = compute_dtype(q)
     sequences = len(lengths) or q.shape[0]
     state = (v.shape[2], q.shape[3], v.shape[3])
-    keeps_z = beta is not None and checkpoints
+    keeps_z = beta is not None and chunks
     return (
         v.new_empty(v.shape),
         q.new_empty((sequences, *state) if output_final_state else (0,), dtype=dtype),
         v.new_empty(v.shape if keeps_z else (0,), dtype=dtype),
-        q.new_empty((checkpoints, *state) if checkpoints else (0,), dtype=dtype),
+        q.new_empty((chunks, *state) if chunks else (0,), dtype=dtype),
     )
 
 
@@ -107,8 +107,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = native.native()
     edges = edges_of(lengths)
-    count = kernels.checkpoint_count(edges, q.shape[0], q.shape[1]) if keep else 0
-    o, final, z, checkpoints = _outputs(q, v, beta, lengths, output_final_state, count)
+    count = kernels.chunk_count(edges, q.shape[0], q.shape[1]) if keep else 0
+    o, final, z, chunk_states = _outputs(q, v, beta, lengths, output_final_state, count)
     kernels.linear_forward(
         *detached((q, k, v, g, beta, A_log, dt_bias, initial_state)),
         edges,
@@ -120,11 +120,11 @@ def _forward(
         o,
         final if output_final_state else None,
         z if z.numel() else None,
-        checkpoints if count else None,
+        chunk_states if count else None,
         native.instruction_set(),
         torch.get_num_threads(),
     )
-    return o, final, z, checkpoints
+    return o, final, z, chunk_states
 
 
 @torch.library.register_fake("intarsia::linear_forward", lib=_library)
@@ -147,13 +147,12 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = 0
     if keep:
-        tokens = CHECKPOINT_TOKENS
-        count = sum(-(-n // tokens) for n in lengths) if lengths else q.shape[0] * -(-q.shape[1] // tokens)
+        count = sum(-(-n // CHUNK) for n in lengths) if lengths else q.shape[0] * -(-q.shape[1] // CHUNK)
     return _outputs(q, v, beta, lengths, output_final_state, count)
 
 
-CHECKPOINT_TOKENS = 512
-"""The kernels keep a state every so many tokens (`CHUNK * CHECKPOINT` in csrc) for the backward pass."""
+CHUNK = 64
+"""As in csrc/linear_task.h. For the backward pass the state before each chunk is kept."""
 
 
 def _gradient_room(
@@ -224,7 +223,7 @@ def _backward(
     lower_bound: float,
     beta_max: float,
     z: Tensor,
-    checkpoints: Tensor,
+    chunk_states: Tensor,
     d_o: Tensor,
     d_final_state: Optional,
 ) -> list[Tensor]:
@@ -238,7 +237,7 @@ def _backward(
         A_log is not None,
         lower_bound,
         beta_max,
-        *detached((z if z.numel() else None, checkpoints, rows(d_o))),
+        *detached((z if z.numel() else None, chunk_states, rows(d_o))),
         None if d_final_state is None else d_final_state.detach().contiguous(),
         d_q,
         d_k,
@@ -270,7 +269,7 @@ def _backward_fake(
     lower_bound: float,
     beta_max: float,
     z: Tensor,
-    checkpoints: Tensor,
+    chunk_states: Tensor,
     d_o: Tensor,
     d_final_state: Optional,
 ) -> list[Tensor]:
@@ -280,19 +279,19 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.settings, ctx.final = inputs[8:13], inputs[13]
     ctx.given = [x is not None for x in inputs[:8]]
-    _, _, z, checkpoints = output
-    ctx.save_for_backward(*(x for x in inputs[:8] if x is not None), z, checkpoints)
+    _, _, z, chunk_states = output
+    ctx.save_for_backward(*(x for x in inputs[:8] if x is not None), z, chunk_states)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, d_o: Optional, d_final: Optional, *_: Any) -> tuple[Optional, ...]:
-    *saved, z, checkpoints = ctx.saved_tensors
+    *saved, z, chunk_states = ctx.saved_tensors
     given = iter(saved)
     tensors: list[Any] = [next(given) if there else None for there in ctx.given]
     if d_o is None:
         d_o = torch.zeros_like(tensors[2])
     grads = torch.ops.intarsia.linear_backward(
-        *tensors, *ctx.settings, z, checkpoints, d_o, d_final if ctx.final else None
+        *tensors, *ctx.settings, z, chunk_states, d_o, d_final if ctx.final else None
     )
     return (*(grad if there else None for grad, there in zip(grads, ctx.given, strict=True)), *[None] * 7)
 
@@ -309,10 +308,9 @@ def _forward_flops(q: Any, k: Any, v: Any, g: Any, beta: Any, *_: Any, **__: Any
     nothing is erased."""
     B, T, HV, V = v
     K = q[3]
-    chunk = CHECKPOINT_TOKENS // 8
     if beta is None:
-        return B * T * HV * (4 * K * V + chunk * (K + V))
-    return B * T * HV * (6 * K * V + chunk * (2 * K + V) + chunk * chunk)
+        return B * T * HV * (4 * K * V + CHUNK * (K + V))
+    return B * T * HV * (6 * K * V + CHUNK * (2 * K + V) + CHUNK * CHUNK)
 
 
 @register_flop_formula(torch.ops.intarsia.linear_backward)
