@@ -1,0 +1,380 @@
+"""The linear-attention models of transformers on Intarsia's operators: same results, and back again."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import intarsia.integrations
+from intarsia.errors import MissingExtraError, UnsupportedError
+from support.budget import STAGES
+
+pytest.importorskip("transformers", minversion="5.15")
+from intarsia.integrations import transformers as integration
+
+VOCABULARY, T = 97, 70  # more than a chunk
+# All experts are chosen and all tokens attended to: choices between near equals would hide what is compared.
+ANY = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+ANY |= {"num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"]}
+ANY |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+GDN = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+GDN |= {"linear_key_head_dim": 8, "linear_value_head_dim": 12}
+KDA = {"linear_num_heads": 2, "linear_head_dim": 8}
+MLA = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "v_head_dim": 8}
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SHARED = {**MOE, "num_experts": 2, "shared_expert_intermediate_size": 16}
+INDEX = {"index_topk": 256, "index_head_dim": 8, "index_n_heads": 2}
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 256}
+VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+
+# Of each family: the class of its configuration, that of its model, and options.
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bailing_hybrid": (
+        "BailingHybridConfig", "BailingHybridForCausalLM",
+        {**ANY, **MLA, **MOE, "qk_rope_head_dim": 8, "head_dim": 16, "intermediate_size": 32,
+         "num_local_experts": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "glm5_next": (
+        "Glm5NextConfig", "Glm5NextForConditionalGeneration",
+        {"text_config": {**ANY, **KDA, **MLA, **MOE, **INDEX, "q_lora_rank": 16, "intermediate_size": 32,
+                         "n_routed_experts": 2, "hc_mult": 2},
+         "vision_config": {**VISION, "projection_intermediate_size": 16}},
+    ),
+    "kimi_linear": (
+        "KimiLinearConfig", "KimiLinearForCausalLM",
+        {**ANY, **KDA, **MLA, **MOE, "q_lora_rank": None, "qk_rope_head_dim": 8, "intermediate_size": 32,
+         "num_local_experts": 2},
+    ),
+    "olmo_hybrid": ("OlmoHybridConfig", "OlmoHybridForCausalLM", {**ANY, **GDN, "intermediate_size": 32}),
+    "qwen3_5": (
+        "Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {**ANY, **GDN, "head_dim": 16, "intermediate_size": 32}
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM", {**ANY, **GDN, **SHARED, "head_dim": 16}
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig", "Qwen3NextForCausalLM",
+        {**ANY, **GDN, **SHARED, "head_dim": 16, "intermediate_size": 32},
+    ),
+    "qwen4_exp": (
+        "Qwen4ExpTextConfig", "Qwen4ExpForCausalLM",
+        {**ANY, **GDN, **SHARED, **INDEXER, "head_dim": 16, "indexer_compress_ratio": 4, "hc_count": 2,
+         "hc_lowrank": 8},
+    ),
+}  # fmt: skip
+FAMILIES = [family for family in integration.FAMILIES if integration._module(family) is not None]
+ONE_OF_EACH = [family for family in ("olmo_hybrid", "kimi_linear") if family in FAMILIES]  # of each rule
+
+
+def module(family: str) -> ModuleType:
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def build(family: str) -> nn.Module:
+    config, model, options = MODELS[family]
+    configurations = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
+    made = getattr(module(family), model)(getattr(configurations, config)(**copy.deepcopy(options)))
+    made.set_experts_implementation("eager")  # in float64 too
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in made.named_parameters():
+        if parameter.dim() > 1 and "A_log" not in name:
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return made.eval()
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """The same model, so much wider that its results are exact."""
+    dtype = next(model.parameters()).dtype
+    return copy.deepcopy(model).to(torch.float64 if dtype == torch.float32 else torch.float32)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    logits = model(tokens()).logits
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def tokens(rows: int = 2, length: int = T) -> Tensor:
+    return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def within_budget(got: Tensor, original: Tensor, exact: Tensor, factor: float = 2) -> None:
+    """`got` may be `factor` times as far from `exact` as `original` or as a few roundings of the largest value."""
+    assert got.isfinite().all()
+
+    def rms(x: Tensor) -> float:
+        return (x.double() - exact.double()).square().mean().sqrt().item()
+
+    floor = 4 * torch.finfo(got.dtype).eps * exact.abs().max().item()
+    assert rms(got) <= factor * max(rms(original), floor), f"{rms(got):.2e}, the original {rms(original):.2e}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Any:
+    yield
+    assert not integration._REPLACEMENTS._calls
+    assert not integration._REPLACEMENTS._made
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call of our operator got."""
+    calls: list[int] = []
+    operator = integration.gated_delta_rule
+
+    def count(q: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(q.shape[1])
+        return operator(q, *args, **kwargs)
+
+    monkeypatch.setattr(integration, "gated_delta_rule", count)
+    return calls
+
+
+@pytest.mark.parametrize("family", integration.FAMILIES)
+def test_every_family_has_a_model_here(family: str) -> None:
+    assert family in MODELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_agree(family: str, dtype: torch.dtype, counted: list[int]) -> None:
+    model = build(family).to(dtype)
+    with torch.no_grad():
+        original = model(tokens()).logits
+        exact = widened(model)(tokens()).logits
+        assert not counted
+        with intarsia.integrations.accelerate_transformers():
+            got = model(tokens()).logits
+    assert counted == [T]
+    assert got.dtype == dtype
+    within_budget(got, original, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_generation_agrees(family: str, dtype: torch.dtype, counted: list[int]) -> None:
+    model = build(family).to(dtype)
+    prompt = tokens(length=20)
+    mask = torch.ones_like(prompt)
+    mask[1, :5] = 0  # a shorter prompt, padded on the left
+    forced = tokens(length=9).tolist()
+
+    def generate(model: nn.Module, given: bool) -> Any:
+        """Greedily, or with what is continued by each token `given`, so that roundings choose no token."""
+        choose = {"prefix_allowed_tokens_fn": lambda row, sofar: [forced[row][len(sofar) - 20]]}
+        return model.generate(
+            prompt, attention_mask=mask, max_new_tokens=8, do_sample=False, return_dict_in_generate=True,
+            output_logits=True, **(choose if given else {}),
+        )  # fmt: skip
+
+    original, exact = generate(model, True), generate(widened(model), True)
+    assert not counted
+    with intarsia.integrations.accelerate_transformers():
+        got = generate(model, True)
+        assert counted == [20] + [1] * 7
+        greedy = generate(model, False)
+    within_budget(*(torch.stack(result.logits) for result in (got, original, exact)))
+    if dtype == torch.float32:
+        assert greedy.sequences.tolist() == generate(model, False).sequences.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_agree(family: str, dtype: torch.dtype, counted: list[int]) -> None:
+    model = build(family).to(dtype).train()
+    original = gradients(model)
+    exact = gradients(widened(model))
+    assert not counted
+    with intarsia.integrations.accelerate_transformers():
+        got = gradients(model)
+    assert counted == [T]
+    assert got.keys() == original.keys()
+    for name, gradient in got.items():
+        # Some hold two numbers: their errors scatter. The operators' budget in float32 allows as much.
+        within_budget(gradient, original[name], exact[name], factor=2 * STAGES)
+
+
+def test_gradients_agree_with_checkpointing_and_autocast() -> None:
+    model = build("qwen3_next").train()
+    # The old name, from version 6 on the new one.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    exact = gradients(copy.deepcopy(model).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        original = gradients(model)
+        with intarsia.integrations.accelerate_transformers():
+            got = gradients(model)
+    for name, gradient in got.items():
+        error, budget = ((x[name] - exact[name]).norm() for x in (got, original))
+        assert error <= 2 * STAGES * budget, f"{name} {gradient.shape}"
+
+
+PACKED = [9, 30, 1, 30]
+PACKINGS = {
+    "cu_seq_lens_q": torch.tensor([0, *PACKED]).cumsum(0).int(),
+    "seq_idx": torch.repeat_interleave(torch.arange(len(PACKED)), torch.tensor(PACKED))[None].int(),
+}
+
+
+def packing(*names: str, **options: Any) -> dict[str, Any]:
+    """What a model is told of a packed row. `use_cache=False`: else their softmax attention mixes the sequences."""
+    positions = torch.cat([torch.arange(n) for n in PACKED])[None]
+    return {"position_ids": positions, "use_cache": False} | {n: PACKINGS[n] for n in names} | options
+
+
+@pytest.mark.parametrize("names", [("cu_seq_lens_q",), ("seq_idx",), ("cu_seq_lens_q", "seq_idx")])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in integration.MIXING])
+def test_packed_sequences_are_kept_apart(family: str, names: tuple[str, ...]) -> None:
+    model = build(family)
+    row = tokens(1, sum(PACKED))
+    with torch.no_grad():
+        apart = torch.cat([model(part).logits for part in row.split(PACKED, 1)], 1)
+        with intarsia.integrations.accelerate_transformers():
+            together = model(row, **packing(*names)).logits
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_sequences_are_kept_apart_in_training() -> None:
+    model = build("olmo_hybrid").train()
+    row = tokens(1, sum(PACKED))
+
+    def gradients_of(*logits: Tensor) -> Tensor:
+        model.zero_grad()
+        torch.cat(logits, 1).square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    apart = gradients_of(*(model(part).logits for part in row.split(PACKED, 1)))
+    with intarsia.integrations.accelerate_transformers():
+        together = gradients_of(model(row, **packing("cu_seq_lens_q")).logits)
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-5 * apart.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "seq_idx"])
+def test_what_would_mix_packed_sequences_is_refused(name: str) -> None:
+    row = tokens(1, sum(PACKED))
+    with intarsia.integrations.accelerate_transformers():
+        with pytest.raises(UnsupportedError, match="use_cache=False"):
+            build("qwen3_next")(row, **packing(name, use_cache=True))
+        for family in integration.MIXING & set(FAMILIES):
+            with pytest.raises(UnsupportedError, match=f"attention layers of {family}"):
+                build(family)(row, **packing(name))
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_one_sequence_is_not_a_packing(family: str) -> None:
+    model = build(family)
+    row = tokens(1, 20)
+    with torch.no_grad(), intarsia.integrations.accelerate_transformers():
+        got = model(row, cu_seq_lens_q=torch.tensor([0, 20]), seq_idx=torch.zeros(1, 20)).logits
+        torch.testing.assert_close(got, model(row).logits)
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_export_gets_the_original_and_compile_ours(family: str, counted: list[int]) -> None:
+    hf = module(family)
+    name = integration.FAMILIES[family][0]
+    q, k, v, beta = (torch.randn(1, 9, 2, 8) for _ in range(4))
+    g, beta = (torch.zeros(1, 9, 2, 8) if family == "kimi_linear" else torch.zeros(1, 9, 2)), beta[..., 0]
+
+    class Layer(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return getattr(hf, name)(*inputs[:3], g=inputs[3], beta=inputs[4], use_qk_l2norm_in_kernel=True)[
+                0
+            ]
+
+    expected = Layer()(q, k, v, g, beta)
+    with intarsia.integrations.accelerate_transformers():
+        exported = torch.export.export(Layer(), (q, k, v, g, beta))
+        assert not any("intarsia" in str(node.target) for node in exported.graph.nodes)
+        assert not counted
+        compiled = torch.compile(Layer(), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(q, k, v, g, beta), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exported.module()(q, k, v, g, beta), expected)
+    torch.testing.assert_close(
+        compiled(q, k, v, g, beta), expected
+    )  # compiled again: it sees what was undone
+
+
+def test_an_option_of_a_later_version_is_the_originals(counted: list[int]) -> None:
+    def original(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, gate: Any = None) -> str:
+        return "original"
+
+    rule = integration._rule(original, "qwen3_next")
+    x = torch.ones(1, 3, 1, 2)
+    g = torch.zeros(1, 3, 1)
+    assert rule(x, x, x, g=g, beta=g, gate=1) == "original"
+    assert rule(x, x, x, g=g, beta=g, gate=None) != "original"
+    assert counted == [3]
+
+
+def test_it_is_undone_to_the_very_objects() -> None:
+    names = {(family, name) for family in FAMILIES for name in integration.FAMILIES[family]}
+    before = {(family, name): getattr(module(family), name) for family, name in names}
+    with intarsia.integrations.accelerate_transformers() as outer:
+        assert set(outer.patched) == {f"{family}.{name}" for family, name in names}
+        assert f"{len(names)} functions" in repr(outer)
+        assert "qwen3_next" in repr(outer)
+        during = {(family, name): getattr(module(family), name) for family, name in names}
+        assert all(during[key] is not before[key] for key in names)
+        inner = intarsia.integrations.accelerate_transformers()
+        assert inner.patched == outer.patched
+        inner.undo()
+        inner.undo()  # does nothing: it is not the outer's turn
+        assert all(getattr(module(family), name) is during[family, name] for family, name in names)
+    assert all(getattr(module(family), name) is before[family, name] for family, name in names)
+    assert repr(outer) == "Acceleration(undone)"
+
+
+def test_an_error_in_the_block_undoes_it_too() -> None:
+    before = module("qwen3_next").torch_chunk_gated_delta_rule
+    with pytest.raises(KeyError), intarsia.integrations.accelerate_transformers():
+        raise KeyError
+    assert module("qwen3_next").torch_chunk_gated_delta_rule is before
+
+
+def test_what_others_put_in_the_place_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = module("qwen3_next")
+    monkeypatch.setattr(hf, "torch_chunk_gated_delta_rule", hf.torch_chunk_gated_delta_rule)
+    theirs = object()
+    with intarsia.integrations.accelerate_transformers():
+        hf.torch_chunk_gated_delta_rule = theirs
+    assert hf.torch_chunk_gated_delta_rule is theirs
+
+
+def test_other_devices_get_the_original(counted: list[int]) -> None:
+    with torch.device("meta"):
+        model = build("qwen3_5")
+    with intarsia.integrations.accelerate_transformers():
+        logits = model(tokens().to("meta")).logits
+    assert logits.shape == (2, T, VOCABULARY)
+    assert not counted
+
+
+def test_a_seq_idx_of_several_rows_is_refused() -> None:
+    with intarsia.integrations.accelerate_transformers(), pytest.raises(UnsupportedError, match="seq_idx"):
+        build("qwen3_next")(tokens(), seq_idx=torch.zeros(2, T, dtype=torch.int32))
+
+
+def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.14.2")
+    with pytest.raises(UnsupportedError, match=r"transformers>=5\.15"):
+        intarsia.integrations.accelerate_transformers()
+
+
+def test_no_transformers_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"intarsia\[hf\]"):
+        intarsia.integrations.accelerate_transformers()
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, intarsia.integrations; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
