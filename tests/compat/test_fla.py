@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from intarsia.compat import fla
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.ops import gated_delta_rule
+from support.budget import assert_within_budget
 
 B, T, H, HV, K, V = 2, 37, 2, 4, 8, 6
 
@@ -244,6 +247,92 @@ def test_gated_deltanet_makes_its_gate() -> None:
     close(fla.fused_recurrent_gated_delta_rule(*args, x["g"], beta=x["beta"], **gates)[0], expected)
 
 
+IN_KERNEL: dict[str, Any] = {
+    "use_qk_l2norm_in_kernel": True, "use_gate_in_kernel": True, "use_beta_sigmoid_in_kernel": True,
+    "allow_neg_eigval": True,
+}  # fmt: skip
+RAW = {"kda": "gk", "gated_delta_rule": "g", "gdn": "g"}
+
+
+def in_kernel(name: str, **x: Tensor) -> tuple[Tensor, Tensor]:
+    """The function `name` with everything left to it; `g` is the raw decay, of heads or channels."""
+    o, state = getattr(fla, name)(
+        x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"], A_log=x["A_log"], dt_bias=x["dt_bias"],
+        output_final_state=True, **IN_KERNEL,
+    )  # fmt: skip
+    return o, state
+
+
+def beforehand(**x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by the loop, from what flash-linear-attention documents."""
+
+    def unit(y: Tensor) -> Tensor:
+        return y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+    g = x["g"][..., None] if x["g"].dim() == 3 else x["g"]
+    raw = g + x["dt_bias"].view(HV, -1)
+    g = -x["A_log"].exp().view(HV, 1) * F.softplus(raw)
+    return loop(unit(x["q"]), unit(x["k"]), x["v"], g, 2 * torch.sigmoid(x["beta"]), None, K**-0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in NAMES if rule(name) in RAW])
+def test_what_is_done_in_kernel_keeps_the_budget(name: str, dtype: torch.dtype) -> None:
+    x = tensors()
+    raw = RAW[rule(name)]
+    inputs = {
+        "q": 3 * x["q"], "k": 3 * x["k"], "v": x["v"], "g": 2 * x[raw] + 1, "beta": 4 * x["beta"] - 2,
+        "A_log": torch.linspace(-1, 1, HV).double(),
+        "dt_bias": torch.linspace(-1, 1, HV * K if raw == "gk" else HV).double(),
+    }  # fmt: skip
+    assert_within_budget(
+        functools.partial(in_kernel, name), beforehand, inputs, dtype, float32=frozenset({"A_log", "dt_bias"})
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if takes(name, "use_gate_in_kernel")])
+def test_what_is_done_in_kernel_is_left_to_the_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def operator(*args: Any, **options: Any) -> Any:
+        given.update(options)
+        return gated_delta_rule(*args, **options)
+
+    monkeypatch.setattr(fla, "gated_delta_rule", operator)
+    x = tensors()
+    f, args = getattr(fla, name), (x["q"], x["k"], x["v"], x[RAW[rule(name)]])
+    rate = torch.zeros(1, 1, HV, 1)  # as the checkpoints have it
+    f(*args, beta=x["beta"], A_log=rate, **IN_KERNEL)
+    assert given["normalize"]
+    assert given["beta_max"] == 2
+    assert given["gate"].A_log.shape == (HV,)
+    f(*args, beta=x["beta"], use_beta_sigmoid_in_kernel=True)
+    assert not given["normalize"]
+    assert given["beta_max"] == 1
+    assert given["gate"] is None
+    f(*args, beta=x["beta"])
+    assert given["beta_max"] is None
+
+
+def test_a_gated_decay_of_each_head_besides_one_of_each_channel() -> None:
+    x = tensors()
+    A_log = torch.linspace(-1, 1, HV).double()
+    total = (-A_log.exp() * F.softplus(x["g"]))[..., None] + x["gk"]
+    o, _ = fla.fused_recurrent_gated_delta_rule(
+        x["q"], x["k"], x["v"], x["g"], gk=x["gk"], beta=x["beta"], use_gate_in_kernel=True, A_log=A_log
+    )
+    close(o, loop(x["q"], x["k"], x["v"], total, x["beta"], None, K**-0.5)[0])
+
+
+def test_gates_take_any_leading_dimensions() -> None:
+    x = tensors()
+    A_log = torch.linspace(-1, 1, HV)
+    for gate, raw in ((fla.fused_kda_gate, x["gk"]), (fla.fused_gdn_gate, x["g"])):
+        expected = gate(raw, A_log)
+        torch.testing.assert_close(gate(raw[0, 0], A_log), expected[0, 0])
+        torch.testing.assert_close(gate(raw[None], A_log), expected[None])
+
+
 def test_a_decay_of_each_channel_besides_one_of_each_head() -> None:
     x = tensors()
     for g, total in ((x["g"], x["g"][..., None] + x["gk"]), (None, x["gk"])):
@@ -289,19 +378,20 @@ def test_linear_attention_normalises_by_default_where_the_original_does() -> Non
     }  # fmt: skip
 
 
-def test_gradients_flow() -> None:
+@pytest.mark.parametrize("lower_bound", [None, -5.0])
+def test_gradients_flow(lower_bound: float | None) -> None:
     x = {n: t[:1, :9].requires_grad_() for n, t in tensors().items() if n not in ("g", "state")}
-    A_log = torch.zeros(HV, dtype=torch.float64, requires_grad=True)
+    A_log, dt_bias = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (HV, HV * K))
 
     def run(*args: Tensor) -> Tensor:
-        q, k, v, g, beta, rate = args
+        q, k, v, g, beta, rate, bias = args
         return fla.chunk_kda(
-            q, k, v, g, beta, use_gate_in_kernel=True, A_log=rate, use_beta_sigmoid_in_kernel=True,
-            use_qk_l2norm_in_kernel=True,
+            q, k, v, g, beta, use_gate_in_kernel=True, A_log=rate, dt_bias=bias, lower_bound=lower_bound,
+            use_beta_sigmoid_in_kernel=True, use_qk_l2norm_in_kernel=True,
         )[0]  # fmt: skip
 
     assert torch.autograd.gradcheck(
-        run, (*(x[n] for n in ("q", "k", "v", "gk", "beta")), A_log), fast_mode=True
+        run, (*(x[n] for n in ("q", "k", "v", "gk", "beta")), A_log, dt_bias), fast_mode=True
     )
 
 
@@ -361,6 +451,7 @@ REFUSALS = [
     (fla.chunk_kda, "kda", {"use_gate_in_kernel": True}, ConfigError, "A_log"),
     (fla.chunk_kda, "kda", {"use_gate_in_kernel": True, "A_log": torch.zeros(3)}, ShapeError, "A_log"),
     (fla.chunk_kda, "kda", {"use_gate_in_kernel": True, "safe_gate": True}, ConfigError, "lower_bound"),
+    (fla.chunk_kda, "kda", {"use_gate_in_kernel": True, "lower_bound": 5.0}, ConfigError, "negative"),
     (fla.chunk_kda, "kda", {"allow_neg_eigval": True}, ConfigError, "use_beta_sigmoid_in_kernel"),
     (fla.chunk_kda, "kda", {"cu_seqlens_cpu": torch.tensor([0, T])}, ConfigError, "cu_seqlens"),
     (fla.chunk_kda, "kda", {"state_v_first": True, "transpose_state_layout": True}, TypeError, "old name"),

@@ -6,7 +6,8 @@ The signatures are those of flash-linear-attention 0.6; keywords that older vers
 still have a meaning. `q`, `k` are `[B, T, H, K]`, `v` `[B, T, HV, V]`, decays natural logarithms, states
 `[N, HV, K, V]` float32 (`[N, HV, V, K]` with `state_v_first`), with N the batch or the number of sequences that
 `cu_seqlens` packs into one row. The `chunk_`, `fused_chunk_` and `fused_recurrent_` forms of a rule compute the
-same: which implementation runs is for the operators to choose. All are differentiable.
+same: which implementation runs is for the operators to choose. All are differentiable. What is asked for "in kernel"
+(the l2norm of q and k, the gate, the sigmoid of beta) is left to the operators, whose CPU kernels do it on the way.
 
 Options that only say how a GPU should work (`chunk_size`, `chunk_indices`, `disable_recompute`, `safe_gate`,
 `max_num_seqs`) change nothing here.
@@ -29,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops import Sequences, gated_delta_rule, linear_attention, short_convolution
-from intarsia.ops import l2norm as _l2norm
+from intarsia.ops import Gate, Sequences, gated_delta_rule, linear_attention, short_convolution
 
 __all__ = [
     "causal_conv1d",
@@ -109,15 +109,13 @@ def _sequences(cu_seqlens: Tensor | None, on_host: Tensor | None) -> Sequences |
 
 
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, beta: Tensor | None = None, erase: bool = False,
-    scale: float | None, initial_state: Tensor | None, output_final_state: bool, normalize_qk: bool = False,
-    state_v_first: bool = False, reverse: bool = False, cu_seqlens: Tensor | None,
-    cu_seqlens_cpu: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, gate: Gate | None = None, beta: Tensor | None = None,
+    beta_max: float | None = None, erase: bool = False, scale: float | None, initial_state: Tensor | None,
+    output_final_state: bool, normalize_qk: bool = False, state_v_first: bool = False, reverse: bool = False,
+    cu_seqlens: Tensor | None, cu_seqlens_cpu: Tensor | None = None,
 ) -> Result:  # fmt: skip
     """The delta rule (`erase`) or the additive rule, in the conventions of flash-linear-attention."""
     seqs = _sequences(cu_seqlens, cu_seqlens_cpu)
-    if normalize_qk:
-        q, k = _l2norm(q), _l2norm(k)
     if state_v_first and initial_state is not None:
         initial_state = initial_state.mT
     if reverse:
@@ -128,10 +126,10 @@ def _run(
         if seqs is not None:
             seqs = Sequences(seqs.lengths[::-1])
             initial_state = None if initial_state is None else initial_state.flip(0)
-    rule = functools.partial(gated_delta_rule, beta=beta) if erase else linear_attention
+    rule = functools.partial(gated_delta_rule, beta=beta, beta_max=beta_max) if erase else linear_attention
     o, state = rule(
         q, k, v, g, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        cu_seqlens=seqs,
+        cu_seqlens=seqs, normalize=normalize_qk, gate=gate,
     )  # fmt: skip
     if reverse:
         o = o.flip(1)
@@ -172,8 +170,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _gate(
     g: Tensor, A_log: Tensor | None, dt_bias: Tensor | None, lower_bound: float | None, dims: int
-) -> Tensor:
-    """The decay from its raw input `[..., HV]` (`dims` 1) or `[..., HV, K]` (`dims` 2), float32."""
+) -> Gate:
+    """What makes the decay of its raw input `g`, `[..., HV]` (`dims` 1) or `[..., HV, K]` (`dims` 2)."""
     if A_log is None and lower_bound is None:
         raise ConfigError("the gate needs A_log (or, for KDA, a lower_bound); give it")
     sizes = g.shape[-dims:]
@@ -182,15 +180,18 @@ def _gate(
             raise ShapeError(
                 f"{name} must hold {size} elements for g {list(g.shape)}; got {parameter.numel()}"
             )
-    x = _wide(g)
-    if dt_bias is not None:
-        x = x + dt_bias.to(x.dtype).reshape(sizes)
-    rate = 1.0 if A_log is None else A_log.to(x.dtype).exp().reshape(-1, *[1] * (dims - 1))
-    return -rate * F.softplus(x) if lower_bound is None else lower_bound * torch.sigmoid(rate * x)
+    dtype = _wide(g).dtype
+    rate = g.new_zeros(sizes[0], dtype=dtype) if A_log is None else A_log.to(dtype).reshape(-1)
+    return Gate(rate, None if dt_bias is None else dt_bias.to(dtype).reshape(-1), lower_bound)
 
 
-def _beta(beta: Tensor | None, logits: bool, negative: bool) -> Tensor | None:
-    """The write strength `[B, T, HV]`, from its logits where it is given so; up to 2 if `negative`."""
+def _decay(g: Tensor, gate: Gate, dims: int) -> Tensor:
+    """The decay itself, float32, in the shape of its raw input."""
+    return gate.log_decay(g.reshape(1, -1, *g.shape[-dims:])).view(g.shape)
+
+
+def _beta(beta: Tensor | None, logits: bool, negative: bool) -> dict[str, Any]:
+    """The write strength `[B, T, HV]` as the operators take it: itself, or logits and how far it may reach."""
     if negative and not logits:
         raise ConfigError(
             "allow_neg_eigval=True doubles the sigmoid: it needs use_beta_sigmoid_in_kernel=True"
@@ -199,9 +200,7 @@ def _beta(beta: Tensor | None, logits: bool, negative: bool) -> Tensor | None:
         raise UnsupportedError(
             "beta must be [B, T, HV]: the operators have no write strength of each channel"
         )
-    if beta is None or not logits:
-        return beta
-    return torch.sigmoid(_wide(beta)) * (2 if negative else 1)
+    return {"beta": beta, "beta_max": (2.0 if negative else 1.0) if logits else None}
 
 
 # The delta rule: KDA, Gated DeltaNet, DeltaNet
@@ -228,8 +227,8 @@ def chunk_kda(
         raise ConfigError(f"safe_gate=True needs a lower_bound in [-5, 0); got {lower_bound}")
     _of_channels("g", g)
     return _run(
-        q, k, v, _gate(g, A_log, dt_bias, lower_bound, dims=2) if use_gate_in_kernel else g,
-        beta=_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
+        q, k, v, g, gate=_gate(g, A_log, dt_bias, lower_bound, dims=2) if use_gate_in_kernel else None,
+        **_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
         initial_state=initial_state, output_final_state=output_final_state,
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
@@ -270,8 +269,8 @@ def chunk_gated_delta_rule(
     _refuse(cp_context=cp_context)
     _of_heads("g", g)
     return _run(
-        q, k, v, _gate(g, A_log, dt_bias, None, dims=1) if use_gate_in_kernel else g,
-        beta=_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
+        q, k, v, g, gate=_gate(g, A_log, dt_bias, None, dims=1) if use_gate_in_kernel else None,
+        **_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
         initial_state=initial_state, output_final_state=output_final_state,
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
@@ -294,14 +293,17 @@ def fused_recurrent_gated_delta_rule(
     _refuse(gv=gv)
     _of_heads("g", g)
     _of_channels("gk", gk)
+    gate = None
     if use_gate_in_kernel:
         if g is None:
             raise ConfigError("use_gate_in_kernel=True makes the decay of g; give g")
-        g = _gate(g, A_log, dt_bias, None, dims=1)
+        gate = _gate(g, A_log, dt_bias, None, dims=1)
     if gk is not None:
+        if gate is not None and g is not None:
+            g, gate = _decay(g, gate, dims=1), None
         g = gk if g is None else _wide(g)[..., None] + _wide(gk)
     return _run(
-        q, k, v, g, beta=_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
+        q, k, v, g, gate=gate, **_beta(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval), erase=True, scale=scale,
         initial_state=initial_state, output_final_state=output_final_state,
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
     )  # fmt: skip
@@ -315,7 +317,7 @@ def chunk_delta_rule(
 ) -> Result:  # fmt: skip
     """DeltaNet (`fla.ops.delta_rule`): the delta rule without decay, `beta` `[B, T, HV]`."""
     return _run(
-        q, k, v, None, beta=_beta(beta, False, False), erase=True, scale=scale, initial_state=initial_state,
+        q, k, v, None, **_beta(beta, False, False), erase=True, scale=scale, initial_state=initial_state,
         output_final_state=output_final_state, normalize_qk=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
         cu_seqlens_cpu=cu_seqlens_cpu,
     )  # fmt: skip
@@ -329,7 +331,7 @@ def fused_recurrent_delta_rule(
 ) -> Result:  # fmt: skip
     """DeltaNet (`fla.ops.delta_rule`); `beta` None means 1."""
     return _run(
-        q, k, v, None, beta=_beta(beta, False, False), erase=True, scale=scale, initial_state=initial_state,
+        q, k, v, None, **_beta(beta, False, False), erase=True, scale=scale, initial_state=initial_state,
         output_final_state=output_final_state, normalize_qk=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
     )  # fmt: skip
 
@@ -523,7 +525,7 @@ def fused_kda_gate(
 ) -> Tensor:  # fmt: skip
     """KDA's decay from its raw input `[..., H, K]` (`fla.ops.kda.gate`): `-exp(A_log) softplus(g + dt_bias)`, or
     `lower_bound sigmoid(exp(A_log) (g + dt_bias))`. `A_log` holds H elements, `dt_bias` H * K."""
-    return _gate(g, A_log, dt_bias, lower_bound, dims=2).to(output_dtype)
+    return _decay(g, _gate(g, A_log, dt_bias, lower_bound, dims=2), dims=2).to(output_dtype)
 
 
 def fused_gdn_gate(
@@ -531,7 +533,7 @@ def fused_gdn_gate(
 ) -> Tensor:
     """Gated DeltaNet's decay from its raw input `[..., HV]` (`fla.ops.gated_delta_rule.gate`):
     `-exp(A_log) softplus(g + dt_bias)`. `A_log` and `dt_bias` hold HV elements."""
-    return _gate(g, A_log, dt_bias, None, dims=1).to(output_dtype)
+    return _decay(g, _gate(g, A_log, dt_bias, None, dims=1), dims=1).to(output_dtype)
 
 
 def causal_conv1d(
