@@ -156,9 +156,7 @@ struct Backward {
   const R* state_before(const LinearTask& task, int64_t chunk) {
     const R* kept = static_cast<const R*>(task.chunk_states) + chunk * task.chunk_stride;
     if (task.K == c.K && task.V == V) return kept;
-    LinearTask dense = task;
-    dense.state_stride = task.V;
-    State<R>::read(dense, kept, S);
+    State<R>::read(task, kept, S);
     return S;
   }
 

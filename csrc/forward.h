@@ -90,7 +90,7 @@ struct Forward {
     for (int64_t first = 0; first < task.tokens; first += CHUNK) {
       if (task.chunk_states) {
         R* kept = static_cast<R*>(task.chunk_states) + first / CHUNK * task.chunk_stride;
-        for (int d = 0; d < task.K; d++) copy(kept + int64_t(d) * task.V, S + int64_t(d) * V, task.V);
+        for (int d = 0; d < task.K; d++) copy(kept + d * task.state_stride, S + int64_t(d) * V, task.V);
       }
       read_tokens(c, task, dt_bias, first);
       fetch_values(task, first);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "parallel.h"
+#include "split.h"
 
 namespace intarsia {
 
@@ -99,11 +100,10 @@ void linear_forward(const LinearCall& call, const LinearKernels& kernels, int th
   const bool wide = is_wide(call), narrow = call.q.dtype == Dtype::bfloat16;
   const std::vector<Span> spans = spans_of(call.edges, call.q.shape[0], call.q.shape[1]);
   const int64_t heads = call.v.shape[2];
-  const LinearTask any = task_of(call, spans[0], 0, 0);
-  parallel(int64_t(spans.size()) * heads, threads, kernels.forward_scratch(any, wide), [&](int64_t i, char* scratch) {
-    const int64_t n = i / heads, head = i % heads;
-    kernels.forward(task_of(call, spans[size_t(n)], n, head), wide, narrow, scratch);
-  });
+  std::vector<LinearTask> tasks;
+  for (size_t n = 0; n < spans.size(); n++)
+    for (int64_t head = 0; head < heads; head++) tasks.push_back(task_of(call, spans[n], int64_t(n), head));
+  run_forward(tasks, kernels, wide, narrow, threads);
 }
 
 void linear_backward(const LinearCall& call, const LinearGradientArrays& grads, const LinearKernels& kernels,

@@ -31,18 +31,18 @@ void backward(const LinearTask& task, const LinearGradients& grads, bool wide, b
        : Backward<float, Exact<float>>(task, arena).run(task, grads);
 }
 
-void add_product(int m, int n, int k, const void* A, const void* B, void* C, bool wide) {
+void add_product(int m, int n, int k, const void* A, int lda, const void* B, void* C, bool wide) {
   // Rows of any length: the columns that do not fill a vector are done one by one.
   const auto run = [&](auto* c) {
     using R = __typeof__(+*c);
     const R *a = static_cast<const R*>(A), *b = static_cast<const R*>(B);
     const int whole = n / LANES<R> * LANES<R>;
     Arena nothing;
-    if (whole) Exact<R>(0, nothing).product(m, whole, k, {a, k, 1}, b, n, c, n, Into::add);
+    if (whole) Exact<R>(0, nothing).product(m, whole, k, {a, lda, 1}, b, n, c, n, Into::add);
     for (int i = 0; i < m; i++)
       for (int j = whole; j < n; j++) {
         R x = 0;
-        for (int t = 0; t < k; t++) x += a[int64_t(i) * k + t] * b[int64_t(t) * n + j];
+        for (int t = 0; t < k; t++) x += a[int64_t(i) * lda + t] * b[int64_t(t) * n + j];
         c[int64_t(i) * n + j] += x;
       }
   };

@@ -27,13 +27,13 @@ struct LinearTask {
   const void* bias;   // dt_bias of the head, K numbers (one for a decay per head) of the kernel's type, or null
   double beta_scale;  // where positive: beta = beta_scale * sigmoid(beta)
 
-  // States [K, V] with rows `state_stride` numbers apart, of the kernel's type.
+  // States [K, V] with rows `state_stride` numbers apart, of the kernel's type, here and below.
   const void* initial;  // or null, for zero
   void* final;          // or null
   int64_t state_stride;
 
-  // What the backward pass wants kept, or null: the errors z of every token, and the state at the start of every
-  // chunk, [K, V] without gaps, `chunk_stride` numbers apart.
+  // What the backward pass wants kept, or null: the errors z of every token, and the state before every
+  // chunk, `chunk_stride` numbers apart.
   Rows z;
   void* chunk_states;
   int64_t chunk_stride;
@@ -61,8 +61,8 @@ struct LinearKernels {
   void (*forward)(const LinearTask&, bool wide, bool narrow_products, char* scratch);
   int64_t (*backward_scratch)(const LinearTask&, bool wide);
   void (*backward)(const LinearTask&, const LinearGradients&, bool wide, bool narrow_products, char* scratch);
-  // C[m, n] += A[m, k] B[k, n], rows without gaps.
-  void (*add_product)(int m, int n, int k, const void* A, const void* B, void* C, bool wide);
+  // C[m, n] += A[m, k] B[k, n]; the rows of A are `lda` numbers apart, the others lie without gaps.
+  void (*add_product)(int m, int n, int k, const void* A, int lda, const void* B, void* C, bool wide);
 };
 
 }  // namespace intarsia

@@ -49,8 +49,8 @@ void backward(const LinearTask& task, const LinearGradients& grads, bool wide, b
   Backward<float, Narrow>(task, arena).run(task, grads);
 }
 
-void add_product(int m, int n, int k, const void* A, const void* B, void* C, bool wide) {
-  exact().add_product(m, n, k, A, B, C, wide);
+void add_product(int m, int n, int k, const void* A, int lda, const void* B, void* C, bool wide) {
+  exact().add_product(m, n, k, A, lda, B, C, wide);
 }
 
 }  // namespace
