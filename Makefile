@@ -74,12 +74,13 @@ native: $(DEV_STAMP)  ## compile what changed in csrc/ and install it into .venv
 # environment of their own, which finds everything else in .venv: a path there adds .venv's libraries, but not its
 # editable installation of this package.
 SANITIZE := build/sanitize
-sanitize: $(DEV_STAMP)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the kernels (gcc)
+sanitize: $(DEV_STAMP)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the kernels, and AMX emulated (gcc)
 	@test -d $(SANITIZE)/venv || $(BIN)/python -m venv --without-pip $(SANITIZE)/venv
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
 	@INTARSIA_NATIVE=required $(PIP) --python $(SANITIZE)/venv/bin/python install --no-build-isolation --no-deps \
-	  --force-reinstall -C build-dir=$(SANITIZE)/cmake -C cmake.define.INTARSIA_SANITIZE=ON -C install.strip=false .
+	  --force-reinstall -C build-dir=$(SANITIZE)/cmake -C cmake.define.INTARSIA_SANITIZE=ON \
+	  -C cmake.define.INTARSIA_EMULATE_AMX=ON -C install.strip=false .
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  $(SANITIZE)/venv/bin/python -m pytest -n $(JOBS) -m 'not slow' $(or $(ARGS),tests/ops)

@@ -6,7 +6,8 @@ import runpy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "figures" / "demo.py"
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+SCRIPT = FIGURES / "demo.py"
 
 
 def estimate(value: float) -> dict[str, object]:
@@ -55,3 +56,9 @@ def test_the_table_has_a_row_for_each_model() -> None:
     assert len({line.count("|") for line in lines[:5]}) == 1
     assert "| `a` | kda kda kda mla | 1.03 M | 2.100 [2.080, 2.130] | 2,500 | 8.19 MB | 2.0 |" in lines
     assert "> " + str(VERDICT["sentence"]) in lines
+
+
+def test_the_figure_of_the_kernels_is_the_one_that_its_script_draws() -> None:
+    figure = str(runpy.run_path(str(FIGURES / "kernels.py"))["figure"]())
+    ElementTree.fromstring(figure)
+    assert (FIGURES / "kernels.svg").read_text(encoding="utf-8") == figure + "\n"
