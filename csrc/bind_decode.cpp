@@ -1,78 +1,131 @@
-#include <nanobind/stl/pair.h>
-
-#include "bindings.h"
 #include "decode.h"
 #include "dispatch.h"
+#include "exchange.h"
 
 namespace intarsia {
 
 namespace {
 
-// A step takes microseconds, and as many would go by if each tensor were handed over through DLPack. So Python, which
-// has checked them, gives their addresses, and a number for their dtype: that of `Dtype`, or -1 for no tensor.
-Rows rows_at(uintptr_t address, int dtype, int64_t numbers = 0) {
-  if (dtype < 0) return {};
-  const Dtype type = Dtype(dtype);
-  return {reinterpret_cast<char*>(address), numbers * size_of(type), type};
-}
+using Numbers = std::optional<nb::ndarray<const double, nb::device::cpu, nb::c_contig>>;
 
-struct DecodeStep {
+// The layer with its weights in one type.
+template <class R>
+class Layer {
+ public:
+  Layer(const DecodeLayer& form, const Numbers& rate, const Numbers& bias, const Numbers& conv, const Numbers& norm)
+      : layer(form) {
+    layer.rate = keep(rate), layer.bias = keep(bias), layer.conv_weight = keep(conv), layer.norm_weight = keep(norm);
+  }
   DecodeLayer layer;
-  int64_t decays;  // numbers of a token's decay; 0 where all tokens share one
-  const DecodeKernels& kernels;
-  bool wide;
+
+ private:
+  const R* keep(const Numbers& given) {
+    if (!given) return nullptr;
+    std::vector<R>& copy = kept_.emplace_back(given->data(), given->data() + given->size());
+    copy.resize(copy.size() + 64 / sizeof(R));  // room to read a whole vector behind the last number
+    return copy.data();
+  }
+  std::vector<std::vector<R>> kept_;
 };
 
-// An address and a dtype.
-using Place = std::pair<uintptr_t, int>;
-Rows rows_at(const Place& place) { return rows_at(place.first, place.second); }
+struct DecodeStep {
+  Layer<float> narrow;
+  Layer<double> wide;
+  bool fixed;  // all tokens share one decay of each head
+  const DecodeKernels& kernels;
+};
 
 void construct(DecodeStep* self, int H, int HV, int K, int V, double scale, bool erases, bool normalize, int decay,
-               int64_t decays, int gate, double bound, double beta_scale, Place A_log, Place dt_bias, int W, bool silu,
-               Place conv_weight, Place norm_weight, double norm_eps, int output_gate, bool wide,
+               bool fixed, int gate, double bound, double beta_scale, const Numbers& rate, const Numbers& bias, int W,
+               bool silu, const Numbers& conv_weight, const Numbers& norm_weight, double norm_eps, int output_gate,
                const std::string& isa) {
-  DecodeLayer layer{};
-  layer.H = H, layer.HV = HV, layer.K = K, layer.V = V;
-  layer.scale = scale, layer.erases = erases, layer.normalize = normalize;
-  layer.decay = Decay(decay), layer.gate = Gate(gate), layer.bound = bound, layer.beta_scale = beta_scale;
-  layer.A_log = rows_at(A_log), layer.dt_bias = rows_at(dt_bias);
-  layer.W = W, layer.silu = silu, layer.conv_weight = rows_at(conv_weight);
-  layer.norm_weight = rows_at(norm_weight), layer.norm_eps = norm_eps, layer.output_gate = OutputGate(output_gate);
-  new (self) DecodeStep{layer, decays, kernels_of(isa).decode, wide};
+  DecodeLayer form{};
+  form.H = H, form.HV = HV, form.K = K, form.V = V;
+  form.scale = scale, form.erases = erases, form.normalize = normalize;
+  form.decay = Decay(decay), form.gate = Gate(gate), form.bound = bound, form.beta_scale = beta_scale;
+  form.W = W, form.silu = silu, form.norm_eps = norm_eps, form.output_gate = OutputGate(output_gate);
+  new (self) DecodeStep{{form, rate, bias, conv_weight, norm_weight},
+                        {form, rate, bias, conv_weight, norm_weight},
+                        fixed,
+                        kernels_of(isa).decode};
 }
 
-void run(const DecodeStep& self, uintptr_t x, int x_dtype, uintptr_t g, int g_dtype, uintptr_t beta, int beta_dtype,
-         uintptr_t z, int z_dtype, uintptr_t o, int64_t sequences, uintptr_t edges, uintptr_t read, uintptr_t write,
-         uintptr_t board_from, uintptr_t conv_from, uintptr_t board_to, uintptr_t conv_to, int threads) {
-  const DecodeLayer& layer = self.layer;
-  const int64_t values = int64_t(layer.HV) * layer.V;
+// Whether a tensor can be read and is `shape` (where that is not -1) without gaps.
+bool view(nb::handle tensor, std::initializer_list<int64_t> shape, Array& array) {
+  if (!view_tensor(tensor, array) || array.dims != int(shape.size())) return false;
+  int64_t stride = 1;
+  bool dense = true;
+  for (int d = array.dims - 1; d >= 0; d--) {
+    const int64_t expected = shape.begin()[d];
+    if (expected >= 0 && array.shape[d] != expected) return false;
+    dense = dense && (array.shape[d] == 1 || array.stride[d] == stride);
+    stride *= array.shape[d];
+  }
+  return dense || stride == 0;  // nothing has no gaps
+}
+// The same for one that is there if `wanted`, or may be (`optional`).
+bool view_if(bool wanted, nb::handle tensor, std::initializer_list<int64_t> shape, Array& array,
+             bool optional = false) {
+  return tensor.is_none() ? !wanted || optional : wanted && view(tensor, shape, array);
+}
+
+Rows rows_of(const Array& array, int64_t numbers) { return {array.data, numbers * size_of(array.dtype), array.dtype}; }
+
+// Runs the step if everything fits together, or returns false and has done nothing: then Python finds out what is wrong
+// or can be helped. A step takes microseconds, as all these checks would in Python.
+bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, nb::handle z, nb::handle out,
+         nb::handle board_from, nb::handle conv_from, nb::handle board_to, nb::handle conv_to, int64_t sequences,
+         int64_t tokens, uintptr_t edges, uintptr_t read, uintptr_t write, int64_t highest_read, int64_t highest_write,
+         bool contested, int threads) {
+  const DecodeLayer& layer = self.narrow.layer;
+  const int64_t HV = layer.HV, K = layer.K, V = layer.V, channels = layer.channels(), past = layer.W - 1;
+  const int64_t decays = layer.decay == Decay::channel ? HV * K : HV;
+  const bool convolves = layer.W > 0, decaying = layer.decay != Decay::none;
+  Array x, decay, strength, gate, o, board, conv, new_board, new_conv;
+  if (!view(qkv, {tokens, channels}, x) || !view(out, {tokens, HV * V}, o) || o.dtype != x.dtype) return false;
+  if (!(self.fixed ? view_if(true, g, {HV}, decay) : view_if(decaying, g, {tokens, decays}, decay)) ||
+      !view_if(layer.erases, beta, {tokens, HV}, strength, true) ||
+      !view_if(layer.output_gate != OutputGate::none, z, {tokens, HV * V}, gate))
+    return false;
+  if (!view(board_from, {-1, HV, K, V}, board) || !view_if(convolves, conv_from, {-1, past, channels}, conv) ||
+      !view(board_to, {-1, HV, K, V}, new_board) || !view_if(convolves, conv_to, {-1, past, channels}, new_conv))
+    return false;
+  const bool wide = x.dtype == Dtype::float64;
+  const Dtype number = wide ? Dtype::float64 : Dtype::float32;
+  if (board.dtype != number || new_board.dtype != number) return false;
+  if (convolves && (conv.dtype != number || new_conv.dtype != number || conv.shape[0] != board.shape[0] ||
+                    new_conv.shape[0] != new_board.shape[0]))
+    return false;
+  if (highest_read >= board.shape[0] || highest_write >= new_board.shape[0]) return false;
+  if (contested && board.data == new_board.data) return false;
+
   const auto slots = [](uintptr_t address) { return reinterpret_cast<const int64_t*>(address); };
-  const auto pool = [](uintptr_t board, uintptr_t conv) {
-    return DecodePool{reinterpret_cast<char*>(board), reinterpret_cast<char*>(conv)};
-  };
-  const DecodeCall call{rows_at(x, x_dtype, layer.channels()),
-                        rows_at(g, g_dtype, self.decays),
-                        rows_at(beta, beta_dtype, layer.HV),
-                        rows_at(z, z_dtype, values),
-                        rows_at(o, x_dtype, values),
+  const DecodeCall call{rows_of(x, channels),
+                        rows_of(decay, self.fixed ? 0 : decays),
+                        rows_of(strength, HV),
+                        rows_of(gate, HV * V),
+                        rows_of(o, HV * V),
                         sequences,
                         slots(edges),
                         slots(read),
                         slots(write),
-                        pool(board_from, conv_from),
-                        pool(board_to, conv_to)};
+                        {board.data, conv.data},
+                        {new_board.data, new_conv.data}};
   nb::gil_scoped_release release;
-  decode(layer, call, self.kernels, self.wide, threads);
+  decode(wide ? self.wide.layer : layer, call, self.kernels, wide, threads);
+  return true;
 }
 
 }  // namespace
 
 void bind_decode(nb::module_& m) {
-  nb::class_<DecodeStep>(m, "DecodeStep", "A layer's decode step. It keeps addresses: the caller keeps the tensors.")
+  nb::class_<DecodeStep>(m, "DecodeStep", "A layer's decode step. With copies of its weights.")
       .def("__init__", &construct, "H"_a, "HV"_a, "K"_a, "V"_a, "scale"_a, "erases"_a, "normalize"_a, "decay"_a,
-           "decays"_a, "gate"_a, "bound"_a, "beta_scale"_a, "A_log"_a, "dt_bias"_a, "W"_a, "silu"_a, "conv_weight"_a,
-           "norm_weight"_a, "norm_eps"_a, "output_gate"_a, "wide"_a, "isa"_a)
-      .def("run", &run);
+           "fixed"_a, "gate"_a, "bound"_a, "beta_scale"_a, "rate"_a.none(), "bias"_a.none(), "W"_a, "silu"_a,
+           "conv_weight"_a.none(), "norm_weight"_a.none(), "norm_eps"_a, "output_gate"_a, "isa"_a)
+      .def("run", &run, "qkv"_a.none(), "g"_a.none(), "beta"_a.none(), "z"_a.none(), "out"_a.none(), "board"_a.none(),
+           "conv"_a.none(), "board_to"_a.none(), "conv_to"_a.none(), "sequences"_a, "tokens"_a, "edges"_a, "read"_a,
+           "write"_a, "highest_read"_a, "highest_write"_a, "contested"_a, "threads"_a);
 }
 
 }  // namespace intarsia

@@ -5,7 +5,7 @@
 
 namespace intarsia {
 
-// The slots of a pool lie behind each other without gaps: boards [HV, K, V], past inputs [channels, W - 1].
+// The slots of a pool lie behind each other without gaps: boards [HV, K, V], last inputs [W - 1, channels].
 struct DecodePool {
   char *board, *conv;
 };

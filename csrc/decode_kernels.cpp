@@ -21,43 +21,6 @@ INLINE double square_root(double x) { return __builtin_sqrt(x); }
 // Vectors side by side in the widest slice.
 constexpr int SLICE = VECTOR_BYTES == 64 ? 8 : 4;
 
-// `[count, EACH]` numbers to EACH rows of `width`, and back.
-template <class R, int EACH>
-INLINE void to_rows(const R* from, int count, R* to, int width) {
-  for (int c = 0; c < count; c++)
-    for (int i = 0; i < EACH; i++) to[i * width + c] = from[c * EACH + i];
-}
-template <class R, int EACH>
-INLINE void from_rows(const R* from, int width, int count, R* to) {
-  for (int c = 0; c < count; c++)
-    for (int i = 0; i < EACH; i++) to[c * EACH + i] = from[i * width + c];
-}
-template <class R>
-void to_rows(int each, const R* from, int count, R* to, int width) {
-  switch (each) {
-    case 2: return to_rows<R, 2>(from, count, to, width);
-    case 3: return to_rows<R, 3>(from, count, to, width);
-    case 4: return to_rows<R, 4>(from, count, to, width);
-  }
-  for (int c = 0; c < count; c++)
-    for (int i = 0; i < each; i++) to[i * width + c] = from[c * each + i];
-}
-template <class R>
-void from_rows(int each, const R* from, int width, int count, R* to) {
-  switch (each) {
-    case 2: return from_rows<R, 2>(from, width, count, to);
-    case 3: return from_rows<R, 3>(from, width, count, to);
-  }
-  for (int c = 0; c < count; c++)
-    for (int i = 0; i < each; i++) to[c * each + i] = from[i * width + c];
-}
-
-template <class R>
-INLINE R dot(const R* a, const R* b, int width) {
-  Vec<R> sums{};
-  for (int d = 0; d < width; d += LANES<R>) sums += load(a + d) * load(b + d);
-  return sum<R>(sums);
-}
 template <class R>
 INLINE void multiply(R* x, R factor, int width) {
   for (int d = 0; d < width; d += LANES<R>) store<R>(x + d, load(x + d) * factor);
@@ -115,13 +78,11 @@ struct Step {
   int K, V, wider, taps;                     // K and V in whole vectors
   R *q, *k, *alpha, *k_decayed, *q_decayed;  // [DECODE_TOKENS, K]
   R *v, *o;                                  // [DECODE_TOKENS, V]
-  R *z, *norm_weight;                        // [V]
+  R* z;                                      // [V]
   R *beta, *qk;                              // [DECODE_TOKENS], then a vector of room
-  R* bias;                                   // [K]
   R* rest;                                   // [K, N]: the columns that fill no vector
-  R* weight;                                 // [W, wider]
-  R* past;                                   // [W - 1 + DECODE_TOKENS, wider]
-  R* by_channel;                             // [wider, W]: buffer for weights and past inputs as they lie in memory
+  R* inputs;                                 // [DECODE_TOKENS, wider]
+  R* tail;                                   // [W - 1, N], twice: the channels that fill no vector
 
   Step(const DecodeLayer& layer, Arena& arena)
       : layer(layer),
@@ -137,17 +98,13 @@ struct Step {
         v(arena.take<R>(DECODE_TOKENS * V)),
         o(arena.take<R>(DECODE_TOKENS * V)),
         z(arena.take<R>(V)),
-        norm_weight(arena.take<R>(V)),
         beta(arena.take<R>(DECODE_TOKENS + N)),
         qk(arena.take<R>(DECODE_TOKENS)),
-        bias(arena.take<R>(K)),
         rest(arena.take<R>(K * N)),
-        weight(arena.take<R>(taps * wider)),
-        past(arena.take<R>((taps + DECODE_TOKENS) * wider)),
-        by_channel(arena.take<R>(taps * wider)) {}
+        inputs(arena.take<R>(DECODE_TOKENS * wider)),
+        tail(arena.take<R>(2 * taps * N)) {}
 
   void run(const DecodeTask& task) {
-    if (layer.norm_weight) read_row(layer.norm_weight, 0, norm_weight, layer.V, V);
     const R *board = static_cast<const R*>(task.board_from), *conv = static_cast<const R*>(task.conv_from);
     R *board_to = static_cast<R*>(task.board_to), *conv_to = static_cast<R*>(task.conv_to);
     for (int64_t first = 0; first < task.tokens; first += DECODE_TOKENS) {
@@ -180,66 +137,82 @@ struct Step {
       for (int t = 0; t < tokens; t++) read_row(x, first + t, to + t * width, count, width);
       return;
     }
-    const Rows weights = layer.conv_weight.columns_from(int64_t(channel) * taps);
-    const R* taken = weights.dtype == DTYPE_OF<R> ? reinterpret_cast<const R*>(weights.data) : by_channel;
-    if (taken == by_channel) read_row(weights, 0, by_channel, count * taps, count * taps);
-    to_rows(taps, taken, count, weight, width);
-    const int64_t place = int64_t(channel) * (taps - 1);
-    if (conv)
-      to_rows(taps - 1, conv + place, count, past, width);
-    else
-      zero(past, int64_t(taps - 1) * width);
-    R* inputs = past + (taps - 1) * width;
     for (int t = 0; t < tokens; t++) read_row(x, first + t, inputs + t * width, count, width);
-    from_rows(taps - 1, past + tokens * width, width, count, conv_to + place);
-    for (int t = 0; t < tokens; t++)
-      for (int c = 0; c < width; c += N) {
-        Vec<R> sum{};
-        for (int w = 0; w < taps; w++) sum += load(past + (t + w) * width + c) * load(weight + w * width + c);
-        store<R>(to + t * width + c, layer.silu ? sum * sigmoid<R>(sum) : sum);
-      }
-    // Rows of weights and past inputs end with whatever stood in memory.
-    for (int t = 0; t < tokens; t++)
-      for (int c = count; c < width; c++) to[t * width + c] = 0;
+    const R *weight = static_cast<const R*>(layer.conv_weight) + channel, *before = conv ? conv + channel : nullptr;
+    const int stride = layer.channels(), whole = count / N * N, left = count - whole, past = taps - 1;
+    taps == 4 ? convolve<4>(weight, before, conv_to + channel, stride, whole, inputs, width, tokens, to)
+              : convolve<0>(weight, before, conv_to + channel, stride, whole, inputs, width, tokens, to);
+    if (!left) return;
+    R *old_tail = tail, *new_tail = tail + past * N;
+    zero(tail, 2 * past * N);
+    for (int i = 0; before && i < past; i++) copy(old_tail + i * N, before + i * stride + whole, left);
+    convolve_vector<0>(weight + whole, old_tail, new_tail, stride, N, inputs + whole, width, tokens, to + whole);
+    for (int i = 0; i < past; i++) copy(conv_to + channel + i * stride + whole, new_tail + i * N, left);
+    for (int t = 0; t < tokens; t++) zero(to + t * width + count, width - count);
+  }
+
+  // With 0 for TAPS their number is known at run time only.
+  template <int TAPS>
+  void convolve(const R* weight, const R* before, R* after, int stride, int count, const R* x, int width, int tokens,
+                R* to) const {
+    for (int c = 0; c < count; c += N)
+      convolve_vector<TAPS>(weight + c, before ? before + c : nullptr, after + c, stride, stride, x + c, width, tokens,
+                            to + c);
+  }
+  template <int TAPS>
+  INLINE void convolve_vector(const R* weight, const R* before, R* after, int stride, int past_stride, const R* x,
+                              int width, int tokens, R* to) const {
+    const int taps = TAPS ? TAPS : this->taps, past = taps - 1;
+    const auto input = [&](int place) {  // counted from the oldest
+      if (place >= past) return load(x + (place - past) * width);
+      return before ? load(before + place * past_stride) : Vec<R>{};
+    };
+    for (int t = 0; t < tokens; t++) {
+      Vec<R> sum = input(t) * load(weight);
+      for (int w = 1; w < taps; w++) sum += input(t + w) * load(weight + w * stride);
+      store<R>(to + t * width, layer.silu ? sum * sigmoid<R>(sum) : sum);
+    }
+    for (int i = 0; i < past; i++) store<R>(after + i * past_stride, input(tokens + i));
   }
 
   // Divide q and k by their lengths, scale q, and return their product.
   INLINE R lengths(R* q, R* k) const {
-    R query = R(layer.scale);
-    if (layer.normalize) {
-      query /= square_root(dot(q, q, K) + R(L2NORM_EPS));
-      multiply(k, R(1) / square_root(dot(k, k, K) + R(L2NORM_EPS)), K);
+    Vec<R> sums[3] = {};
+    for (int d = 0; d < K; d += N) {
+      const Vec<R> a = load(q + d), b = load(k + d);
+      sums[0] += a * a, sums[1] += b * b, sums[2] += a * b;
     }
-    multiply(q, query, K);
-    return dot(q, k, K);
+    R of_q = R(layer.scale), of_k = 1;
+    if (layer.normalize) {
+      of_q /= square_root(sum<R>(sums[0]) + R(L2NORM_EPS));
+      of_k /= square_root(sum<R>(sums[1]) + R(L2NORM_EPS));
+      multiply(k, of_k, K);
+    }
+    multiply(q, of_q, K);
+    return sum<R>(sums[2]) * of_q * of_k;
   }
 
   // What remains of a value head's board after each token, and q and k behind that decay.
   void decays(const DecodeTask& task, int64_t first, int tokens, int head) {
     const bool by_channel = layer.decay == Decay::channel;
-    const int count = by_channel ? layer.K : 1, width = by_channel ? K : N;
-    R rate = 0;
-    if (layer.gate != Gate::none) {
-      rate = exp<R>(splat<R>(read_number<R>(layer.A_log.columns_from(head), 0)))[0];
-      if (layer.dt_bias)
-        read_row(layer.dt_bias.columns_from(int64_t(head) * count), 0, bias, count, width);
-      else
-        zero(bias, width);
-    }
+    const R rate = layer.gate == Gate::none ? R(0) : static_cast<const R*>(layer.rate)[head];
+    const R* bias =
+        layer.bias ? static_cast<const R*>(layer.bias) + int64_t(head) * (by_channel ? layer.K : 1) : nullptr;
     for (int t = 0; t < tokens; t++) {
-      R *a = alpha + t * K, *kd = k_decayed + t * K, *qd = q_decayed + t * K;
+      R* a = alpha + t * K;
       if (layer.decay == Decay::none) {
         for (int d = 0; d < K; d++) a[d] = 1;
+      } else if (by_channel) {
+        read_row(task.g.columns_from(int64_t(head) * layer.K), first + t, a, layer.K, K);
+        for (int d = 0; d < K; d += N) store<R>(a + d, factor(load(a + d), rate, bias ? load(bias + d) : Vec<R>{}));
       } else {
-        R* g = by_channel ? a : z;  // a buffer that is free now
-        read_row(task.g.columns_from(int64_t(head) * count), first + t, g, count, width);
-        for (int d = 0; d < width; d += N) store<R>(g + d, factor(load(g + d), rate, load(bias + d)));
-        if (!by_channel)
-          for (int d = 0; d < K; d++) a[d] = g[0];
+        const R g = read_number<R>(task.g.columns_from(head), first + t);
+        const R remains = factor(splat<R>(g), rate, splat<R>(bias ? bias[0] : R(0)))[0];
+        for (int d = 0; d < K; d++) a[d] = remains;
       }
       for (int d = 0; d < K; d += N) {
-        store<R>(kd + d, load(k + t * K + d) * load(a + d));
-        store<R>(qd + d, load(q + t * K + d) * load(a + d));
+        store<R>(k_decayed + t * K + d, load(k + t * K + d) * load(a + d));
+        store<R>(q_decayed + t * K + d, load(q + t * K + d) * load(a + d));
       }
     }
   }
@@ -291,7 +264,10 @@ struct Step {
   void write_output(const DecodeTask& task, int64_t t, int head, R* row) {
     const int64_t column = int64_t(head) * layer.V;
     if (layer.norm_weight) {
-      const R inverse = R(1) / square_root(dot(row, row, V) / R(layer.V) + R(layer.norm_eps));
+      const R* norm_weight = static_cast<const R*>(layer.norm_weight);
+      Vec<R> squares{};
+      for (int d = 0; d < V; d += N) squares += load(row + d) * load(row + d);
+      const R inverse = R(1) / square_root(sum<R>(squares) / R(layer.V) + R(layer.norm_eps));
       if (layer.output_gate != OutputGate::none) read_row(task.z.columns_from(column), t, z, layer.V, V);
       for (int d = 0; d < V; d += N) {
         Vec<R> y = load(row + d) * inverse * load(norm_weight + d);

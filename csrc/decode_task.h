@@ -8,7 +8,8 @@ namespace intarsia {
 
 constexpr int DECODE_TOKENS = 8;  // of a sequence that go through the layer side by side
 
-// The layer: what all sequences have in common. Its channels are those of q, then of k, then of v.
+// The layer: what all sequences have in common. Its channels are those of q, then of k, then of v. The weights are of
+// the kernels' type, and behind their last number there is room to read a whole vector.
 struct DecodeLayer {
   int H, HV, K, V;
   double scale;
@@ -17,11 +18,12 @@ struct DecodeLayer {
   Gate gate;
   double bound;
   double beta_scale;
-  Rows A_log, dt_bias;  // one row each, or absent
-  int W;                // taps of the convolution; 0 without one
+  const void* rate;  // [HV]: exp(A_log), or null without a gate
+  const void* bias;  // dt_bias [HV, K], or [HV] for a decay per head, or null
+  int W;             // taps of the convolution; 0 without one
   bool silu;
-  Rows conv_weight;  // one row: W numbers for each channel, the last for the token itself
-  Rows norm_weight;  // one row of V numbers; absent without a norm
+  const void* conv_weight;  // [W, channels], the last row for the token itself
+  const void* norm_weight;  // [V], or null without a norm
   double norm_eps;
   OutputGate output_gate;
 
@@ -30,8 +32,8 @@ struct DecodeLayer {
 };
 
 // One key head of one sequence and the value heads that it serves. The rows are those of the sequence's tokens, with
-// the numbers of all heads. The states are those of all heads, of the kernels' type: boards [HV, K, V] and past inputs
-// of the convolution [channels, W - 1]. `from` and `to` may be the same; without `from` the sequence begins.
+// the numbers of all heads. The states are those of all heads, of the kernels' type: boards [HV, K, V] and the last
+// inputs of the convolution [W - 1, channels]. `from` and `to` may be the same; without `from` the sequence begins.
 struct DecodeTask {
   int head;
   int64_t tokens;

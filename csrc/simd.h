@@ -106,13 +106,37 @@ INLINE Vec<R> sums_of(Vec<R>* rows) {
   }
 }
 
-template <class R>
+template <int... I>
+struct Numbers {};
+template <int COUNT, int... I>
+struct NumbersBelow : NumbersBelow<COUNT - 1, COUNT - 1, I...> {};
+template <int... I>
+struct NumbersBelow<0, I...> {
+  using type = Numbers<I...>;
+};
+
+// In lane i what stands in lane `from(i)` of a and b side by side. `from` captures nothing, so that the lanes are
+// constants: one or two instructions.
+template <class R, class From, int... I>
+INLINE Vec<R> pick(Vec<R> a, Vec<R> b, From, Numbers<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, From{}(I)...);
+#else
+  return __builtin_shuffle(a, b, IntVec<R>{From{}(I)...});
+#endif
+}
+template <class R, class From>
+INLINE Vec<R> pick(Vec<R> a, Vec<R> b, From from) {
+  return pick<R>(a, b, from, typename NumbersBelow<LANES<R>>::type());
+}
+
+// Halves are added to each other until one lane is left.
+template <class R, int STRIDE = LANES<R> / 2>
 INLINE R sum(Vec<R> v) {
-  R total = 0;
-  for (int stride = LANES<R> / 2; stride >= 1; stride /= 2)
-    for (int i = 0; i < stride; i++) v[i] += v[i + stride];
-  total = v[0];
-  return total;
+  if constexpr (STRIDE >= 1)
+    return sum<R, STRIDE / 2>(v + pick<R>(v, v, [](int i) { return (i + STRIDE) % LANES<R>; }));
+  else
+    return v[0];
 }
 
 // `to[c][r] = from[r][c]` for rows and columns that are multiples of the vector's lanes.

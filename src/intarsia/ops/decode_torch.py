@@ -41,9 +41,9 @@ def decode_in_torch(
         for row in (slice(t, t + 1) for t in range(first, first + length)):
             x = qkv[row].to(board.dtype)
             if past is not None and step.conv_weight is not None:
-                window = torch.cat([past, x[:, :, None]], dim=-1)
-                past = window[..., 1:]
-                x = (window * step.conv_weight.to(x.dtype)).sum(-1)
+                window = torch.cat([past, x[:, None]], dim=1)
+                past = window[:, 1:]
+                x = (window * step.conv_weight.to(x.dtype).mT).sum(1)
                 x = F.silu(x) if step.activation == "silu" else x
             decay = g if g is None or step.decay == "fixed" else g[row]
             strength = None if beta is None else beta[row].to(x.dtype)
@@ -87,5 +87,5 @@ def _output(step: DecodeStep, o: Tensor, z: Tensor | None) -> Tensor:
         o = o * torch.rsqrt(o.square().mean(-1, keepdim=True) + step.norm_eps) * step.norm_weight.to(o.dtype)
         if z is not None:
             z = z.view(o.shape)
-            o = o * (torch.sigmoid(z) if step.output_gate == "sigmoid" else F.silu(z))
+            o = o * (torch.sigmoid(z) if step.norm_gate == "sigmoid" else F.silu(z))
     return o.flatten(1)

@@ -20,8 +20,8 @@ class StatePool:
 
     Attributes:
         board: `[slots, HV, K, V]`, float32 (float64 for float64 inputs).
-        conv: the last `W - 1` inputs of the short convolution, oldest first, `[slots, channels, W - 1]`, or None
-            for a layer without convolution. A slot is both: what belongs together is kept together.
+        conv: the last `W - 1` inputs of the short convolution, the oldest first, `[slots, W - 1, channels]`, or
+            None for a layer without convolution. A slot is both: what belongs together is kept together.
     """
 
     def __init__(self, board: Tensor, conv: Tensor | None = None) -> None:
@@ -29,7 +29,7 @@ class StatePool:
         self._check()
         self.slots = board.shape[0]
         self.form = (board.dtype, tuple(board.shape[1:]), None if conv is None else tuple(conv.shape[1:]))
-        """What all slots have in common: dtype, `(HV, K, V)`, `(channels, W - 1)`."""
+        """What all slots have in common: dtype, `(HV, K, V)`, `(W - 1, channels)`."""
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +44,7 @@ class StatePool:
             raise ShapeError(f"states are float32 (or float64); board is {board.dtype}")
         if conv is not None and (conv.dim() != 3 or conv.shape[0] != board.shape[0]):
             raise ShapeError(
-                f"conv must be [slots, channels, W - 1] with {board.shape[0]} slots, as board has; "
+                f"conv must be [slots, W - 1, channels] with {board.shape[0]} slots, as board has; "
                 f"got {list(conv.shape)}"
             )
         if conv is not None and (conv.dtype, conv.device) != (board.dtype, board.device):
@@ -63,7 +63,9 @@ class Slots:
     Attributes:
         read, write, lengths: of each sequence.
         tokens: of all sequences together.
-        addresses: of the cumulative lengths, the slots to read and the slots to write: int64 in the CPU's memory.
+        numbers: as the kernels take all this: how many sequences and tokens, the addresses of the cumulative lengths
+            and of the slots to read and to write, the highest of each, and whether one that is written is read by
+            another sequence.
     """
 
     def __init__(
@@ -86,11 +88,13 @@ class Slots:
         self.tokens = sum(self.lengths)
         edges = accumulate(self.lengths, initial=0)
         self._kept_alive = [torch.tensor(list(x)) for x in (edges, self.read, self.write)]
-        self.addresses = tuple(x.data_ptr() for x in self._kept_alive)
-        self._highest = max(self.read), max(self.write)
         writer = {slot: n for n, slot in enumerate(self.write)}
         # A slot that one sequence writes and another reads: an error where they are slots of the same pool.
         self._contested = next((slot for n, slot in enumerate(self.read) if writer.get(slot, n) != n), None)
+        self.numbers = (
+            len(self.read), self.tokens, *(x.data_ptr() for x in self._kept_alive),
+            max(self.read), max(self.write), self._contested is not None,
+        )  # fmt: skip
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -98,18 +102,13 @@ class Slots:
         """The rows of a batch `[batch, length]`, each in the slot of its own number."""
         return Slots(range(batch), lengths=[length] * batch)
 
-    @property
-    def count(self) -> int:
-        """The number of sequences."""
-        return len(self.read)
-
     def check_pools(self, slots: int, slots_into: int, same: bool) -> None:
         """Raise ConfigError unless these are slots of a pool that is read and of one that is written, or of one
         pool that is the `same`."""
-        if self._highest[0] >= slots:
-            raise ConfigError(f"there is no slot {self._highest[0]} to read: the pool has {slots}")
-        if self._highest[1] >= slots_into:
-            raise ConfigError(f"there is no slot {self._highest[1]} to write: the pool has {slots_into}")
+        if max(self.read) >= slots:
+            raise ConfigError(f"there is no slot {max(self.read)} to read: the pool has {slots}")
+        if max(self.write) >= slots_into:
+            raise ConfigError(f"there is no slot {max(self.write)} to write: the pool has {slots_into}")
         if same and self._contested is not None:
             raise ConfigError(
                 f"slot {self._contested} is read by one sequence and written by another: which is first?"
