@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from intarsia.mixers.base import Cost, GeneratorOf, Mixer
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.state import RecurrentState
-from intarsia.ops import Gate, Sequences, gated_delta_rule, gated_rms_norm, short_convolution
+from intarsia.ops import (
+    DecodeStep,
+    Gate,
+    Sequences,
+    Slots,
+    StatePool,
+    gated_delta_rule,
+    gated_rms_norm,
+    native,
+    short_convolution,
+)
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
@@ -101,6 +111,26 @@ def delta_rule_flops(heads: int, key_dim: int, value_dim: int, chunk: int = 64) 
     return heads * (6 * key_dim * value_dim + chunk * (2 * key_dim + value_dim) + chunk * chunk)
 
 
+DECODED_TOKENS = 32
+"""Up to so many tokens of a sequence the decode step is faster than the operators one by one."""
+
+
+def _decodes(x: Tensor, state: RecurrentState) -> bool:
+    """Whether the decode step computes what follows a state: natively, outside of autograd and of torch.compile."""
+    return (
+        x.shape[1] <= DECODED_TOKENS
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and x.is_cpu
+        and state.board.is_cpu
+        and native.missing_reason() is None
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
 class DeltaMixer(Mixer[RecurrentState]):
     """What the mixers of the delta rule share; they differ in the decay and in the ranks of projections.
 
@@ -141,11 +171,14 @@ class DeltaMixer(Mixer[RecurrentState]):
         self.output_gate_proj = output_gate_proj
         self.norm = GatedNorm(value_dim, norm_eps, output_gate)
         self.o_proj = nn.Linear(value_heads * value_dim, d_model, bias=False)
+        self._step: tuple[list[Tensor], DecodeStep] | None = None
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        if state is not None and _decodes(x, state):
+            return self._decode(x, state)
         keys, values = (self.heads, self.key_dim), (self.value_heads, self.value_dim)
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         tail = None
@@ -171,6 +204,49 @@ class DeltaMixer(Mixer[RecurrentState]):
         if state is None or board is None:
             return y, None
         return y, RecurrentState(board, tail, state.tokens + x.shape[1])
+
+    def _decode(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """The same for a few tokens: all between the projections in one step, which reads each state once and
+        writes the next one."""
+        rows = x.flatten(0, 1)
+        pool = StatePool(state.board.contiguous(), None if state.conv is None else state.conv.mT.contiguous())
+        following = pool.new_like()
+        o = self._decode_step()(
+            torch.cat([self.q_proj(rows), self.k_proj(rows), self.v_proj(rows)], dim=-1),
+            pool,
+            Slots.of_rows(*x.shape[:2]),
+            g=self.decay_proj(rows),
+            beta=self.beta_proj(rows),
+            z=None if self.output_gate_proj is None else self.output_gate_proj(rows),
+            into=following,
+        )
+        tail = None if following.conv is None else following.conv.mT
+        y = self.o_proj(o).view(x.shape)
+        return y, RecurrentState(following.board, tail, state.tokens + x.shape[1])
+
+    def _decode_step(self) -> DecodeStep:
+        """The step for the weights as they are: a new one when they have changed."""
+        gate, norm = self.decay.gate(), self.norm
+        conv = None if self.conv is None else self.conv.weight
+        weights = [w.detach() for w in (gate.A_log, gate.dt_bias, norm.weight, conv) if w is not None]
+        if self._step is None or not all(map(_same, weights, self._step[0])):
+            step = DecodeStep(
+                heads=self.heads,
+                key_dim=self.key_dim,
+                value_heads=self.value_heads,
+                value_dim=self.value_dim,
+                decay="head" if self.decay.channels == 1 else "channel",
+                gate=gate,
+                beta_max=self.beta_max,
+                normalize=True,
+                conv_weight=conv,
+                activation="silu",
+                norm_weight=norm.weight,
+                norm_eps=norm.eps,
+                norm_gate=None if norm.gate == "none" else norm.gate,
+            )
+            self._step = [w.clone() for w in weights], step
+        return self._step[1]
 
     def init_state(self, batch_size: int) -> RecurrentState:
         weight = self.q_proj.weight

@@ -153,6 +153,13 @@ class DecodeStep:
         with torch.no_grad():
             return decode_in_torch(self, qkv, g, beta, z, pool, to, slots)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kernels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kernels = None if self.impl == "torch" else self._native_step()
+
     def _room(self, qkv: Tensor) -> Tensor:
         return qkv.new_empty((qkv.shape[0], self.values))
 

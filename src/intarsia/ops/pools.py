@@ -36,6 +36,12 @@ class StatePool:
         """The size of all slots."""
         return self.board.nbytes + (0 if self.conv is None else self.conv.nbytes)
 
+    def new_like(self) -> StatePool:
+        """A pool of the same form whose content is whatever stood in memory."""
+        return StatePool(
+            torch.empty_like(self.board), None if self.conv is None else torch.empty_like(self.conv)
+        )
+
     def _check(self) -> None:
         board, conv = self.board, self.conv
         if board.dim() != 4 or board.shape[0] == 0:
