@@ -5,7 +5,7 @@
     machine    what the machine can do: products of matrices in oneDNN, reading and writing memory
     forward    KDA (a decay of each channel) and Gated DeltaNet (of each head) beside every peer
     backward   forward and backward together, and as a multiple of forward
-    decode     one token, and many sequences a token each
+    decode     the step of one token, of one sequence and of many, whose states fill the memory
     float32    the kernels of each instruction set, float32
     bfloat16   the same, bfloat16
     scaling    one thread against more
@@ -48,6 +48,17 @@ from common import (
     table,
     write_results,
 )
+from decode import (
+    CHANNELS,
+    FORMS,
+    exact_outputs,
+    our_operators,
+    our_step,
+    parts,
+    step_inputs,
+    transformers_step,
+    vllm_step,
+)
 from delta_rule import (
     DIM,
     HEADS,
@@ -59,12 +70,11 @@ from delta_rule import (
     inputs,
     normalise,
     ours,
-    ours_with_l2norm,
     raw_inputs,
     transformers,
 )
 from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.ops import explain, gated_delta_rule
+from intarsia.ops import explain, gated_delta_rule, native
 
 Row = dict[str, Any]
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
@@ -241,7 +251,7 @@ def measure_forward(options: argparse.Namespace, rates: Row) -> Iterator[list[Ro
             **{(OPERATOR, name): ours(impl) for name, impl in available.items()},
             (OPERATOR, "transformers chunk"): transformers("chunk", decay),
             (OPERATOR, "transformers recurrent"): transformers("recurrent", decay),
-            (WITH_L2NORM, best): ours_with_l2norm(available[best]),
+            (WITH_L2NORM, best): ours(available[best], normalize=True),
         }
         if options.vllm and decay == "head" and dtype == torch.bfloat16:
             calls[WITH_L2NORM, "vLLM"] = vllm(options.vllm)
@@ -322,7 +332,69 @@ def measure_backward(options: argparse.Namespace, rates: Row) -> Iterator[list[R
 
 
 def measure_decode(options: argparse.Namespace, rates: Row) -> Iterator[list[Row]]:
-    raise UnsupportedError("not there yet: no operator of ours decodes a single token in place")
+    """Steps go on from their own states, so a run's time is also the time of reading and writing these."""
+    if why := native.missing_reason():
+        raise UnsupportedError(why)
+    for sequences in (1, 64 if options.quick else 1024):
+        for decay in options.decays:
+            for dtype in options.dtypes:
+                yield _measure_steps(sequences, decay, dtype, options)
+
+
+def _measure_steps(sequences: int, decay: str, dtype: torch.dtype, options: argparse.Namespace) -> list[Row]:
+    x = step_inputs(sequences, decay, dtype)
+    best, given = "intarsia step", {form: parts(x, decay, form) for form in FORMS}
+    steps: dict[tuple[str, str], Callable[[], Tensor]] = {(f, best): our_step(x, decay, f) for f in FORMS}
+    for form in ("rule", "layer") if sequences == 1 else ():
+        steps[form, "intarsia operators"] = our_operators(x, decay, form, "cpu")
+    if sequences == 1:
+        steps["rule", "transformers recurrent"] = transformers_step(x, decay)
+    if options.vllm and decay == "head" and dtype == torch.bfloat16:
+        steps["gates", "vLLM"] = vllm_step(options.vllm, x)
+    steps = {key: step for key, step in steps.items() if not skipped(key[1], options)}
+    errors, timers = {}, {}
+    with ExitStack() as stack:
+        for (form, name), step in steps.items():
+            expected = exact_outputs(x, decay, form, 2)
+            with torch.inference_mode():  # the second call is from a state that is not zero
+                errors[form, name] = max(
+                    checked_error(name, step().clone(), right, name_of(dtype)) for right in expected
+                )
+            timers[form, name] = stopwatch(_inferring(step))
+        key = "rule", "llama.cpp float32"
+        if options.llama and sequences == 1 and not skipped(key[1], options):
+            worker, output = stack.enter_context(llama(options.llama, given["rule"], options.threads))
+            errors[key] = checked_error(key[1], output, exact_outputs(x, decay, "rule", 1)[0], name_of(dtype))
+            timers[key] = worker.seconds
+        # A state is a board [H, D, D] and, of a layer, the convolution's last three inputs; read once, written once.
+        board, past = 4 * HEADS * DIM**2, 4 * 3 * CHANNELS
+        traffic = {form: 2 * sequences * (board + past * (form == "layer")) for form in FORMS}
+        memory = torch.zeros(sequences * board // 4)
+        timers["memory", "torch add_"] = stopwatch(memory.add_, 1.0)
+        traffic["memory"] = 2 * memory.nbytes
+        times = in_turn(timers, options.seconds, turn=0.1)
+    rate = traffic["memory"] / median(times["memory", "torch add_"])
+    return [
+        {
+            "decay": decay,
+            "dtype": name_of(dtype),
+            "sequences": sequences,
+            "form": form,
+            "implementation": name,
+            "microseconds": 1e6 * median(values),
+            "fastest": 1e6 * min(values),
+            "ratio_to_ours": median(values) / median(times[form, best]) if (form, best) in times else 1.0,
+            "gb_per_second": traffic[form] / median(values) / 1e9,
+            "share_of_memory": traffic[form] / median(values) / rate,
+            "error": errors.get((form, name), 0.0),
+            "runs": len(values),
+        }
+        for (form, name), values in times.items()
+    ]
+
+
+def _inferring(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return torch.inference_mode()(step)
 
 
 def measure_instruction_sets(

@@ -41,19 +41,16 @@ def inputs(length: int, decay: str, dtype: torch.dtype, heads: int = HEADS) -> I
     return normalise(raw_inputs(length, decay, dtype, heads))
 
 
-def ours(impl: str) -> Call:
+def ours(impl: str, normalize: bool = False) -> Call:
+    """With `normalize` from q and k before they are normalised."""
+
     def call(x: Inputs) -> Tensor:
         return gated_delta_rule(
-            x["q"], x["k"], x["v"], x["g"], x["beta"], output_final_state=True, impl=impl
-        )[0]
+            x["q"], x["k"], x["v"], x["g"], x["beta"],
+            normalize=normalize, output_final_state=True, impl=impl,
+        )[0]  # fmt: skip
 
     return call
-
-
-def ours_with_l2norm(impl: str) -> Call:
-    """From q and k before they are normalised."""
-    call = ours(impl)
-    return lambda x: call(normalise(x))
 
 
 def transformers(form: str, decay: str) -> Call:

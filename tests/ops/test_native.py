@@ -48,6 +48,21 @@ def test_the_environment_forces_an_instruction_set() -> None:
     assert f"ConfigError: INTARSIA_CPU_ISA='avx1024': there are {names} here" in wrong.stderr
 
 
+def test_the_environment_switches_the_kernels_off() -> None:
+    done = run(
+        "import torch\n"
+        "from intarsia.ops import explain, linear_attention, native\n"
+        "x = torch.zeros(1, 1, 1, 4)\n"
+        "linear_attention(x, x, x)\n"
+        "print(explain(linear_attention, x, x, x).impl, native.missing_reason())\n",
+        INTARSIA_CPU_ISA="off",
+    )
+    assert done.stdout.startswith("chunked the C++ kernels are switched off by INTARSIA_CPU_ISA=off"), (
+        done.stderr
+    )
+    assert "UserWarning" not in done.stderr
+
+
 @compiled
 def test_nothing_is_missing(recwarn: pytest.WarningsRecorder) -> None:
     assert native.missing_reason() is None

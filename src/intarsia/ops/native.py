@@ -15,10 +15,17 @@ from intarsia.errors import ConfigError, UnsupportedError
 
 MODULE = "intarsia.ops._native"
 ISA_VARIABLE = "INTARSIA_CPU_ISA"
+OFF = "off"
+
+
+class _SwitchedOffError(ImportError):
+    pass
 
 
 @functools.cache
 def _load() -> ModuleType | ImportError:
+    if os.environ.get(ISA_VARIABLE) == OFF:
+        return _SwitchedOffError()
     try:
         return importlib.import_module(MODULE)
     except ImportError as error:
@@ -30,6 +37,8 @@ def missing_reason() -> str | None:
     found = _load()
     if isinstance(found, ModuleType):
         return None
+    if isinstance(found, _SwitchedOffError):
+        return f"the C++ kernels are switched off by {ISA_VARIABLE}={OFF} in the environment"
     if isinstance(found, ModuleNotFoundError) and found.name == MODULE:
         reason = "the C++ kernels were not compiled when Intarsia was installed"
     else:
@@ -55,7 +64,7 @@ def native() -> ModuleType:
 @functools.cache
 def instruction_set() -> str:
     """The instruction set whose kernels are used: the best that this machine has, or the one that the environment
-    variable INTARSIA_CPU_ISA names when this is first called.
+    variable INTARSIA_CPU_ISA names when this is first called. ("off" does without the kernels altogether.)
 
     Raises:
         ConfigError: the variable names one that this machine cannot run or that was not compiled.
@@ -72,7 +81,7 @@ def instruction_set() -> str:
 
 @functools.cache
 def warn_if_missing() -> None:
-    """Tell the user, once a process, that the operators run without the kernels."""
+    """Tell the user, once a process, that the operators run without the kernels, unless that is what was asked for."""
     reason = missing_reason()
-    if reason is not None:
+    if reason is not None and not isinstance(_load(), _SwitchedOffError):
         warnings.warn(f"the operators run in PyTorch, slower on a CPU: {reason}", stacklevel=2)
