@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from intarsia.errors import UnsupportedError
 from intarsia.extras import require
-from intarsia.ops import Sequences, gated_delta_rule, native, short_convolution
+from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native, short_convolution
 
 Function = Callable[..., Any]
 
@@ -212,12 +212,60 @@ def _rule(original: Function, family: str) -> Function:
                 " call the model with use_cache=False, or give it the sequences as rows"
             )
         # Their l2norm, in float32 with 1e-6 under the root, is ours.
+        normalize = bool(options.get("use_qk_l2norm_in_kernel"))
+        state = options.get("initial_state")
+        if state is not None and query.shape[1] == 1 and not _recorded(query, key, value, g, beta, state):
+            if _kernels_missing() is not None:  # in PyTorch there is nothing to gain
+                return original(
+                    query, key, value, g=g, beta=beta, initial_state=state, output_final_state=keep,
+                    use_qk_l2norm_in_kernel=normalize,
+                )  # fmt: skip
+            o, state = _decode(query, key, value, g, beta, state, normalize)
+            return o, state if keep else None
         return gated_delta_rule(
-            query, key, value, g, beta, initial_state=options.get("initial_state"), output_final_state=keep,
-            cu_seqlens=packing, normalize=bool(options.get("use_qk_l2norm_in_kernel")),
+            query, key, value, g, beta, initial_state=state, output_final_state=keep, cu_seqlens=packing,
+            normalize=normalize,
         )  # fmt: skip
 
     return delta_rule
+
+
+def _recorded(*inputs: Tensor) -> bool:
+    """Whether autograd or torch.compile follows what is computed, which they cannot do in a decode step."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
+def _decode(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta_rule` of one token a sequence, by the kernel for that."""
+    B, _, H, K = q.shape
+    step = _decode_step(H, K, v.shape[2], v.shape[3], "channel" if g.dim() == 4 else "head", normalize)
+    read = StatePool(state.to(torch.promote_types(q.dtype, torch.float32)).contiguous())
+    written = StatePool(torch.empty_like(read.board))
+    qkv = torch.cat([x.flatten(1) for x in (q, k, v)], dim=1)
+    o = step(qkv, read, _slots(B), g=g.flatten(1), beta=beta.flatten(1), into=written)
+    return o.view(v.shape), written.board
+
+
+@functools.lru_cache
+def _decode_step(
+    heads: int,
+    key_dim: int,
+    value_heads: int,
+    value_dim: int,
+    decay: Literal["head", "channel"],
+    normalize: bool,
+) -> DecodeStep:
+    return DecodeStep(
+        heads=heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, decay=decay, normalize=normalize
+    )  # fmt: skip
+
+
+@functools.lru_cache
+def _slots(count: int) -> Slots:
+    """Each sequence has the slot of its row."""
+    return Slots(range(count))
 
 
 def _convolution(original: Function, family: str) -> Function:
