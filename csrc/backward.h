@@ -326,19 +326,27 @@ struct Backward {
     constexpr int N = LANES<R>;
     if (!first) return;
     const int rows = c.rows, K = c.K;
-    for (int d = 0; d < K; d += N) {
-      Vec<R> to_here = splat<R>(1), flows{};
+    by_channels<R>(K, [=, this](auto width, int d) {
+      constexpr int W = decltype(width)::value;
+      Vec<R> to_here[W], flows[W];
+      for (int w = 0; w < W; w++) to_here[w] = splat<R>(1), flows[w] = Vec<R>{};
       for (int b = first - BLOCK; b >= 0; b -= BLOCK) {
-        for (int j = b * K + d; j < (b + BLOCK) * K; j += K) {
-          const Vec<R> key = load(c.block_k + j) * to_here, grad = load(ends + j) * load(total + d);
-          store<R>(earlier + j, key);
-          store<R>(ends + j, grad);
-          flows += key * grad;
-        }
-        to_here *= load(c.block_totals + b / BLOCK * K + d);
+        for (int j = b; j < b + BLOCK; j++)
+          for (int w = 0; w < W; w++) {
+            const int at = j * K + d + w * N;
+            const Vec<R> key = load(c.block_k + at) * to_here[w], grad = load(ends + at) * load(total + d + w * N);
+            store<R>(earlier + at, key);
+            store<R>(ends + at, grad);
+            flows[w] += key * grad;
+          }
+        for (int w = 0; w < W; w++) to_here[w] *= load(c.block_totals + b / BLOCK * K + d + w * N);
       }
-      for (int i = 0; i < BLOCK; i++) store<R>(across + i * K + d, load(across + i * K + d) + flows);
-    }
+      for (int i = 0; i < BLOCK; i++)
+        for (int w = 0; w < W; w++) {
+          const int at = i * K + d + w * N;
+          store<R>(across + at, load(across + at) + flows[w]);
+        }
+    });
     products.product(first, K, BLOCK, {dqk + first * CHUNK, 1, CHUNK}, blocks + first * K, K, ends, K, Into::add);
     if (erases)
       products.product(first, K, BLOCK, {dkk + first * CHUNK, 1, CHUNK}, blocks + (rows + first) * K, K, ends, K,
@@ -349,26 +357,30 @@ struct Backward {
   void rows_back(bool erases, int first, const R* alpha, R* across) {
     constexpr int N = LANES<R>;
     const int rows = c.rows, K = c.K;
-    for (int d = 0; d < K; d += N) {
-      Vec<R> decay = splat<R>(1), flows{};
-      for (int i = 0; i < BLOCK; i++) {
-        const int at = (first + i) * K + d;
-        store<R>(across + i * K + d, load(across + i * K + d) + flows);  // of the columns before i
-        flows += load(c.block_k + at) * load(ends + at);
-        decay *= load(alpha + i * K + d);
-        store<R>(dq + at, load(starts + at) * decay);
-        store<R>(dk + at, erases ? load(starts + rows * K + at) * decay : Vec<R>{});
-      }
-      decay = splat<R>(1), flows = Vec<R>{};
-      for (int i = BLOCK - 1; i >= 0; i--) {
-        const int at = (first + i) * K + d;
-        flows += load(blocks + at) * load(starts + at);
-        if (erases) flows += load(blocks + rows * K + at) * load(starts + rows * K + at);
-        store<R>(across + i * K + d, load(across + i * K + d) + flows);  // of the rows from i on
-        store<R>(dk + at, load(dk + at) + load(ends + at) * decay);
-        decay *= load(alpha + i * K + d);
-      }
-    }
+    by_channels<R>(K, [=, this](auto width, int d) {
+      constexpr int W = decltype(width)::value;
+      Vec<R> decay[W], flows[W];
+      for (int w = 0; w < W; w++) decay[w] = splat<R>(1), flows[w] = Vec<R>{};
+      for (int i = 0; i < BLOCK; i++)
+        for (int w = 0; w < W; w++) {
+          const int in_block = i * K + d + w * N, at = first * K + in_block;
+          store<R>(across + in_block, load(across + in_block) + flows[w]);  // of the columns before i
+          flows[w] += load(c.block_k + at) * load(ends + at);
+          decay[w] *= load(alpha + in_block);
+          store<R>(dq + at, load(starts + at) * decay[w]);
+          store<R>(dk + at, erases ? load(starts + rows * K + at) * decay[w] : Vec<R>{});
+        }
+      for (int w = 0; w < W; w++) decay[w] = splat<R>(1), flows[w] = Vec<R>{};
+      for (int i = BLOCK - 1; i >= 0; i--)
+        for (int w = 0; w < W; w++) {
+          const int in_block = i * K + d + w * N, at = first * K + in_block;
+          flows[w] += load(blocks + at) * load(starts + at);
+          if (erases) flows[w] += load(blocks + rows * K + at) * load(starts + rows * K + at);
+          store<R>(across + in_block, load(across + in_block) + flows[w]);  // of the rows from i on
+          store<R>(dk + at, load(dk + at) + load(ends + at) * decay[w]);
+          decay[w] *= load(alpha + in_block);
+        }
+    });
   }
 
   static R dot(const R* x, const R* y, int count) {

@@ -188,24 +188,44 @@ void block_products(const R* q, const R* k, const R* alpha, int K, bool erases, 
   if (erases) transpose<R>(by_column[1], BLOCK, kk, CHUNK, BLOCK, BLOCK);
 }
 
+// Calls work(Width, d) for the channels from d on, some vectors at a time, so that walks over the tokens read lines of
+// the cache side by side.
+template <int WIDTH>
+struct Width {
+  static constexpr int value = WIDTH;
+};
+template <class R, class Work>
+INLINE void by_channels(int K, Work work) {
+  constexpr int N = LANES<R>, WIDTH = 4;
+  int d = 0;
+  for (; d + WIDTH * N <= K; d += WIDTH * N) work(Width<WIDTH>{}, d);
+  for (; d < K; d += N) work(Width<1>{}, d);
+}
+
 // q and k of a block decay from its start, the keys in block_k to its end.
 template <class R>
 INLINE void anchor_block(R* q, R* k, const R* alpha, R* block_k, R* total, int K) {
   constexpr int N = LANES<R>;
-  for (int d = 0; d < K; d += N) {
-    Vec<R> decay = splat<R>(1);
-    for (int i = BLOCK - 1; i >= 0; i--) {
-      store<R>(block_k + i * K + d, load(k + i * K + d) * decay);
-      decay *= load(alpha + i * K + d);
-    }
-    decay = splat<R>(1);
-    for (int i = 0; i < BLOCK; i++) {
-      decay *= load(alpha + i * K + d);
-      store<R>(q + i * K + d, load(q + i * K + d) * decay);
-      store<R>(k + i * K + d, load(k + i * K + d) * decay);
-    }
-    store<R>(total + d, decay);
-  }
+  by_channels<R>(K, [=](auto width, int first) {
+    constexpr int W = decltype(width)::value;
+    Vec<R> decay[W];
+    for (int w = 0; w < W; w++) decay[w] = splat<R>(1);
+    for (int i = BLOCK - 1; i >= 0; i--)
+      for (int w = 0; w < W; w++) {
+        const int at = i * K + first + w * N;
+        store<R>(block_k + at, load(k + at) * decay[w]);
+        decay[w] *= load(alpha + at);
+      }
+    for (int w = 0; w < W; w++) decay[w] = splat<R>(1);
+    for (int i = 0; i < BLOCK; i++)
+      for (int w = 0; w < W; w++) {
+        const int at = i * K + first + w * N;
+        decay[w] *= load(alpha + at);
+        store<R>(q + at, load(q + at) * decay[w]);
+        store<R>(k + at, load(k + at) * decay[w]);
+      }
+    for (int w = 0; w < W; w++) store<R>(total + first + w * N, decay[w]);
+  });
 }
 
 template <class R>
