@@ -10,6 +10,8 @@ namespace {
 
 // How many numbers of boards a thread should have at least: on fewer, waking it costs more than it brings.
 constexpr int64_t NUMBERS_OF_THREAD = 20000;
+// From how many sequences for each thread on a task is more than a head of one: then the memory is read in long pieces.
+constexpr int64_t MANY_SEQUENCES = 8;
 
 char* slot_of(char* pool, int64_t slot, int64_t bytes) { return pool && slot >= 0 ? pool + slot * bytes : nullptr; }
 
@@ -18,13 +20,15 @@ char* slot_of(char* pool, int64_t slot, int64_t bytes) { return pool && slot >= 
 void decode(const DecodeLayer& layer, const DecodeCall& call, const DecodeKernels& kernels, bool wide, int threads) {
   const int64_t number = wide ? 8 : 4, head_board = int64_t(layer.K) * layer.V * number;
   const int64_t board = layer.HV * head_board, conv = int64_t(layer.channels()) * std::max(layer.W - 1, 0) * number;
-  const int64_t tasks = call.sequences * layer.H;
-  const int64_t numbers = call.edges[call.sequences] * layer.HV * layer.K * layer.V;
+  const int64_t tokens = call.edges[call.sequences], numbers = tokens * layer.HV * layer.K * layer.V;
   const int useful = int(std::clamp<int64_t>(numbers / NUMBERS_OF_THREAD, 1, threads));
-  parallel_shares(tasks, useful, kernels.scratch(layer, wide), [&](int64_t i, char* scratch) {
-    const int64_t n = i / layer.H, first = call.edges[n];
+  const int heads = call.sequences >= MANY_SEQUENCES * useful ? std::min(layer.H, DECODE_ROWS) : 1;
+  const int64_t tasks_each = (layer.H + heads - 1) / heads;
+  parallel_shares(call.sequences * tasks_each, useful, kernels.scratch(layer, wide), [&](int64_t i, char* scratch) {
+    const int64_t n = i / tasks_each, first = call.edges[n];
     DecodeTask task;
-    task.head = int(i % layer.H);
+    task.head = int(i % tasks_each) * heads;
+    task.heads = std::min(heads, layer.H - task.head);
     task.tokens = call.edges[n + 1] - first;
     task.x = call.x.rows_from(first), task.g = call.g.rows_from(first), task.beta = call.beta.rows_from(first);
     task.z = call.z.rows_from(first), task.o = call.o.rows_from(first);

@@ -75,14 +75,15 @@ template <class R>
 struct Step {
   static constexpr int N = LANES<R>;
   const DecodeLayer& layer;
-  int K, V, wider, taps;                     // K and V in whole vectors
-  R *q, *k, *alpha, *k_decayed, *q_decayed;  // [DECODE_TOKENS, K]
-  R *v, *o;                                  // [DECODE_TOKENS, V]
-  R* z;                                      // [V]
-  R *beta, *qk;                              // [DECODE_TOKENS], then a vector of room
-  R* rest;                                   // [K, N]: the columns that fill no vector
-  R* inputs;                                 // [DECODE_TOKENS, wider]
-  R* tail;                                   // [W - 1, N], twice: the channels that fill no vector
+  int K, V, wider, taps;             // K and V in whole vectors
+  R *q, *k;                          // [DECODE_ROWS, K]
+  R *alpha, *k_decayed, *q_decayed;  // [DECODE_ROWS * group, K]
+  R *v, *o;                          // [DECODE_ROWS * group, V]
+  R* z;                              // [V]
+  R *beta, *qk;                      // [DECODE_ROWS * group] and [DECODE_ROWS]
+  R* rest;                           // [K, N]: the columns that fill no vector
+  R* inputs;                         // [DECODE_ROWS, wider]
+  R* tail;                           // [W - 1, N], twice: the channels that fill no vector
 
   Step(const DecodeLayer& layer, Arena& arena)
       : layer(layer),
@@ -90,45 +91,57 @@ struct Step {
         V(whole_vectors<R>(layer.V)),
         wider(K > V ? K : V),
         taps(layer.W),
-        q(arena.take<R>(DECODE_TOKENS * K)),
-        k(arena.take<R>(DECODE_TOKENS * K)),
-        alpha(arena.take<R>(DECODE_TOKENS * K)),
-        k_decayed(arena.take<R>(DECODE_TOKENS * K)),
-        q_decayed(arena.take<R>(DECODE_TOKENS * K)),
-        v(arena.take<R>(DECODE_TOKENS * V)),
-        o(arena.take<R>(DECODE_TOKENS * V)),
+        q(arena.take<R>(DECODE_ROWS * K)),
+        k(arena.take<R>(DECODE_ROWS * K)),
+        alpha(arena.take<R>(DECODE_ROWS * layer.group() * K)),
+        k_decayed(arena.take<R>(DECODE_ROWS * layer.group() * K)),
+        q_decayed(arena.take<R>(DECODE_ROWS * layer.group() * K)),
+        v(arena.take<R>(DECODE_ROWS * layer.group() * V)),
+        o(arena.take<R>(DECODE_ROWS * layer.group() * V)),
         z(arena.take<R>(V)),
-        beta(arena.take<R>(DECODE_TOKENS + N)),
-        qk(arena.take<R>(DECODE_TOKENS)),
+        beta(arena.take<R>(DECODE_ROWS * layer.group())),
+        qk(arena.take<R>(DECODE_ROWS)),
         rest(arena.take<R>(K * N)),
-        inputs(arena.take<R>(DECODE_TOKENS * wider)),
+        inputs(arena.take<R>(DECODE_ROWS * wider)),
         tail(arena.take<R>(2 * taps * N)) {}
 
   void run(const DecodeTask& task) {
+    const int group = layer.group(), most = task.heads > 1 ? 1 : DECODE_ROWS;
+    const int64_t size = int64_t(layer.K) * layer.V;
     const R *board = static_cast<const R*>(task.board_from), *conv = static_cast<const R*>(task.conv_from);
     R *board_to = static_cast<R*>(task.board_to), *conv_to = static_cast<R*>(task.conv_to);
-    for (int64_t first = 0; first < task.tokens; first += DECODE_TOKENS) {
-      const int tokens = int(task.tokens - first < DECODE_TOKENS ? task.tokens - first : DECODE_TOKENS);
-      const int key_channel = layer.H * layer.K + task.head * layer.K;
-      read_channels(task, first, tokens, task.head * layer.K, layer.K, K, conv, conv_to, q);
-      read_channels(task, first, tokens, key_channel, layer.K, K, conv, conv_to, k);
-      for (int t = 0; t < tokens; t++) qk[t] = lengths(q + t * K, k + t * K);
-      for (int i = 0; i < layer.group(); i++) {
-        const int head = task.head * layer.group() + i;
-        const int64_t offset = int64_t(head) * layer.K * layer.V;
-        const int channel = 2 * layer.H * layer.K + head * layer.V;
-        read_channels(task, first, tokens, channel, layer.V, V, conv, conv_to, v);
-        decays(task, first, tokens, head);
-        strengths(task, first, tokens, head);
-        if (!board) zero(board_to + offset, int64_t(layer.K) * layer.V);
-        over_board((board ? board : board_to) + offset, board_to + offset, tokens);
-        for (int t = 0; t < tokens; t++) write_output(task, first + t, head, o + t * V);
+    for (int64_t first = 0; first < task.tokens; first += most) {
+      const int tokens = int(task.tokens - first < most ? task.tokens - first : most);
+      // First what lies in small pieces all over the memory, then the boards, one behind the other. The rows of key
+      // head i are i * tokens, ...; those of its value heads in the same way.
+      for (int i = 0; i < task.heads; i++) prepare(task, first, tokens, task.head + i, i * tokens, conv, conv_to);
+      for (int j = 0; j < task.heads * group; j++) {
+        const int head = task.head * group + j;
+        R* to = board_to + head * size;
+        if (!board) zero(to, size);
+        over_board(board ? board + head * size : to, to, tokens, j / group * tokens, j * tokens);
+        for (int t = 0; t < tokens; t++) write_output(task, first + t, head, o + (j * tokens + t) * V);
       }
       board = board_to, conv = conv_to;
     }
   }
 
  private:
+  // A key head and its value heads; their rows begin at `row` and `row * group`.
+  void prepare(const DecodeTask& task, int64_t first, int tokens, int head, int row, const R* conv, R* conv_to) {
+    const int keys = layer.H * layer.K;
+    R *head_q = q + row * K, *head_k = k + row * K;
+    read_channels(task, first, tokens, head * layer.K, layer.K, K, conv, conv_to, head_q);
+    read_channels(task, first, tokens, keys + head * layer.K, layer.K, K, conv, conv_to, head_k);
+    for (int t = 0; t < tokens; t++) qk[row + t] = lengths(head_q + t * K, head_k + t * K);
+    for (int i = 0; i < layer.group(); i++) {
+      const int value_head = head * layer.group() + i, value_row = row * layer.group() + i * tokens;
+      read_channels(task, first, tokens, 2 * keys + value_head * layer.V, layer.V, V, conv, conv_to, v + value_row * V);
+      decays(task, first, tokens, value_head, row, value_row);
+      strengths(task, first, tokens, value_head, beta + value_row);
+    }
+  }
+
   // `count` channels of some tokens behind the convolution, a row of `width` numbers each.
   void read_channels(const DecodeTask& task, int64_t first, int tokens, int channel, int count, int width,
                      const R* conv, R* conv_to, R* to) {
@@ -193,13 +206,13 @@ struct Step {
   }
 
   // What remains of a value head's board after each token, and q and k behind that decay.
-  void decays(const DecodeTask& task, int64_t first, int tokens, int head) {
+  void decays(const DecodeTask& task, int64_t first, int tokens, int head, int key_row, int row) {
     const bool by_channel = layer.decay == Decay::channel;
     const R rate = layer.gate == Gate::none ? R(0) : static_cast<const R*>(layer.rate)[head];
     const R* bias =
         layer.bias ? static_cast<const R*>(layer.bias) + int64_t(head) * (by_channel ? layer.K : 1) : nullptr;
     for (int t = 0; t < tokens; t++) {
-      R* a = alpha + t * K;
+      R* a = alpha + (row + t) * K;
       if (layer.decay == Decay::none) {
         for (int d = 0; d < K; d++) a[d] = 1;
       } else if (by_channel) {
@@ -211,8 +224,8 @@ struct Step {
         for (int d = 0; d < K; d++) a[d] = remains;
       }
       for (int d = 0; d < K; d += N) {
-        store<R>(k_decayed + t * K + d, load(k + t * K + d) * load(a + d));
-        store<R>(q_decayed + t * K + d, load(q + t * K + d) * load(a + d));
+        store<R>(k_decayed + (row + t) * K + d, load(k + (key_row + t) * K + d) * load(a + d));
+        store<R>(q_decayed + (row + t) * K + d, load(q + (key_row + t) * K + d) * load(a + d));
       }
     }
   }
@@ -225,38 +238,39 @@ struct Step {
     return g;
   }
 
-  void strengths(const DecodeTask& task, int64_t first, int tokens, int head) {
-    if (!layer.erases) return;
-    for (int t = 0; t < tokens; t++)
-      beta[t] = task.beta ? read_number<R>(task.beta.columns_from(head), first + t) : R(1);
-    if (layer.beta_scale > 0 && task.beta)
-      for (int t = 0; t < tokens; t += N) store<R>(beta + t, sigmoid<R>(load(beta + t)) * R(layer.beta_scale));
+  void strengths(const DecodeTask& task, int64_t first, int tokens, int head, R* to) {
+    const Rows raw = task.beta.columns_from(head);
+    for (int t = 0; t < tokens && layer.erases; t++) {
+      to[t] = raw ? read_number<R>(raw, first + t) : R(1);
+      if (raw && layer.beta_scale > 0) to[t] = sigmoid<R>(splat<R>(to[t]))[0] * R(layer.beta_scale);
+    }
   }
 
-  void over_board(const R* from, R* to, int tokens) {
-    int c = slices<SLICE>(from, to, 0, tokens);
-    c = slices<4>(from, to, c, tokens);
-    c = slices<2>(from, to, c, tokens);
-    c = slices<1>(from, to, c, tokens);
+  void over_board(const R* from, R* to, int tokens, int key_row, int row) {
+    int c = slices<SLICE>(from, to, 0, tokens, key_row, row);
+    c = slices<4>(from, to, c, tokens, key_row, row);
+    c = slices<2>(from, to, c, tokens, key_row, row);
+    c = slices<1>(from, to, c, tokens, key_row, row);
     if (c == layer.V) return;
     // The columns that fill no vector are copied together, with zeros behind.
     const int left = layer.V - c;
     for (int d = 0; d < layer.K; d++)
       for (int i = 0; i < N; i++) rest[d * N + i] = i < left ? from[int64_t(d) * layer.V + c + i] : R(0);
-    for (int t = 0; t < tokens; t++) update_slice<1>(t, c, rest, rest, N);
+    for (int t = 0; t < tokens; t++) update_slice<1>(key_row + t, row + t, c, rest, rest, N);
     for (int d = 0; d < layer.K; d++) copy(to + int64_t(d) * layer.V + c, rest + d * N, left);
   }
   // As many slices as fit; returns the column behind them.
   template <int WIDTH>
-  INLINE int slices(const R* from, R* to, int column, int tokens) {
+  INLINE int slices(const R* from, R* to, int column, int tokens, int key_row, int row) {
     for (; column + WIDTH * N <= layer.V; column += WIDTH * N)
-      for (int t = 0; t < tokens; t++) update_slice<WIDTH>(t, column, (t ? to : from) + column, to + column, layer.V);
+      for (int t = 0; t < tokens; t++)
+        update_slice<WIDTH>(key_row + t, row + t, column, (t ? to : from) + column, to + column, layer.V);
     return column;
   }
   template <int WIDTH>
-  INLINE void update_slice(int t, int column, const R* from, R* to, int64_t stride) {
-    const Token<R> token{k + t * K, alpha + t * K, k_decayed + t * K, q_decayed + t * K, v + t * V, o + t * V,
-                         qk[t],     beta[t]};
+  INLINE void update_slice(int key_row, int row, int column, const R* from, R* to, int64_t stride) {
+    const Token<R> token{k + key_row * K, alpha + row * K, k_decayed + row * K, q_decayed + row * K,
+                         v + row * V,     o + row * V,     qk[key_row],         beta[row]};
     layer.erases ? update<R, WIDTH, true>(token, column, from, to, stride, layer.K)
                  : update<R, WIDTH, false>(token, column, from, to, stride, layer.K);
   }

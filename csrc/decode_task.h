@@ -6,7 +6,7 @@
 
 namespace intarsia {
 
-constexpr int DECODE_TOKENS = 8;  // of a sequence that go through the layer side by side
+constexpr int DECODE_ROWS = 8;  // tokens of a key head, or key heads of a token, that are worked on side by side
 
 // The layer: what all sequences have in common. Its channels are those of q, then of k, then of v. The weights are of
 // the kernels' type, and behind their last number there is room to read a whole vector.
@@ -31,11 +31,12 @@ struct DecodeLayer {
   INLINE int channels() const { return 2 * H * K + HV * V; }
 };
 
-// One key head of one sequence and the value heads that it serves. The rows are those of the sequence's tokens, with
-// the numbers of all heads. The states are those of all heads, of the kernels' type: boards [HV, K, V] and the last
-// inputs of the convolution [W - 1, channels]. `from` and `to` may be the same; without `from` the sequence begins.
+// Key heads of one sequence, DECODE_ROWS at most, and the value heads that they serve. The rows are those of the
+// sequence's tokens, with the numbers of all heads. The states are those of all heads, of the kernels' type: boards
+// [HV, K, V] and the last inputs of the convolution [W - 1, channels]. `from` and `to` may be the same; without `from`
+// the sequence begins.
 struct DecodeTask {
-  int head;
+  int head, heads;
   int64_t tokens;
   Rows x, g, beta, z, o;
   const void *board_from, *conv_from;

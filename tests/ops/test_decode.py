@@ -269,6 +269,21 @@ def test_a_sequence_does_not_depend_on_its_batch_nor_on_the_cuts(
             assert torch.equal(alone[write], all_of_them[write])
 
 
+@pytest.mark.parametrize("name", ["kda", "gdn", "retnet", "one tap"])
+@pytest.mark.parametrize("lengths", [None, [1, 9] * 20], ids=["a token each", "mixed"])
+def test_many_sequences_equal_one_at_a_time(impl: str, name: str, lengths: list[int] | None) -> None:
+    """To the bit; of many sequences several heads are worked on together."""
+    layer = replace(LAYERS[name], heads=9)
+    slots = Slots(list(reversed(range(40))), lengths=lengths)
+    x = rounded(layer.inputs(slots.tokens, slots=40), torch.bfloat16, FLOAT32)
+    together = run(layer, impl, slots, **x)
+    step, pool, outputs = layer.step(x, impl), pool_of(x), []
+    for slot, rows in zip(slots.read, torch.arange(slots.tokens).split(list(slots.lengths)), strict=True):
+        of_tokens = {n: r if layer.decay == "fixed" and n == "g" else r[rows] for n, r in rows_of(x).items()}
+        outputs.append(step(x["qkv"][rows], pool, Slots([slot], lengths=[len(rows)]), **of_tokens))
+    assert all(map(torch.equal, together, [torch.cat(outputs), *contents(pool)]))
+
+
 def test_only_the_slots_that_are_written_change(impl: str) -> None:
     layer = LAYERS["kda"]
     x = layer.inputs(SLOTS.tokens, slots=9)
