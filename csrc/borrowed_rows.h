@@ -38,6 +38,45 @@ INLINE void return_row(const Rows& rows, int64_t t, const R* room, int count) {
   if (!lies_ready<R>(rows, count)) write_row(rows, t, room, count);
 }
 
+// Numbers as they lie in memory, read and written as vectors of R: of R itself, or bfloat16 for float.
+template <class R>
+INLINE Vec<R> load_as(const R* p) {
+  return load(p);
+}
+template <class R>
+INLINE Vec<R> load_as(const uint16_t* p) {
+  return widen(*reinterpret_cast<const UnalignedNarrowVec*>(p));
+}
+template <class R>
+INLINE void store_as(R* p, Vec<R> x) {
+  store<R>(p, x);
+}
+template <class R>
+INLINE void store_as(uint16_t* p, Vec<R> x) {
+  *reinterpret_cast<UnalignedNarrowVec*>(p) = narrow(x);
+}
+
+// The same as above for rows of S. Without a buffer's help they must lie ready: in whole vectors of that type.
+template <class R, class S>
+INLINE const S* borrow_row_as(const Rows& rows, int64_t t, [[maybe_unused]] R* buffer, [[maybe_unused]] int count) {
+  if constexpr (sizeof(S) == sizeof(R))
+    return borrow_row(rows, t, buffer, count);
+  else
+    return reinterpret_cast<const S*>(rows.data + t * rows.stride);
+}
+template <class R, class S>
+INLINE S* room_for_row_as(const Rows& rows, int64_t t, [[maybe_unused]] R* buffer, [[maybe_unused]] int count) {
+  if constexpr (sizeof(S) == sizeof(R))
+    return room_for_row(rows, t, buffer, count);
+  else
+    return reinterpret_cast<S*>(rows.data + t * rows.stride);
+}
+template <class R, class S>
+INLINE void return_row_as([[maybe_unused]] const Rows& rows, [[maybe_unused]] int64_t t, [[maybe_unused]] const S* room,
+                          [[maybe_unused]] int count) {
+  if constexpr (sizeof(S) == sizeof(R)) return_row<R>(rows, t, room, count);
+}
+
 // out[i] = the sum of `count` rows, first to last, `stride` numbers apart.
 template <class R>
 INLINE void add_rows(const R* rows, int64_t count, int64_t stride, int width, R* out) {
