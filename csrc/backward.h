@@ -108,7 +108,7 @@ struct Backward {
   R *u, *du, *z, *dqk, *dkk;
   R *dq, *dk;  // [CHUNK, K]
   R* flow;     // [CHUNK, K], or [CHUNK] for a decay per head: the gradients of the log-decays
-  R *bias, *grad_bias, *row, *dbeta, *passing;
+  R *bias, *grad_bias, *chunk_bias, *row, *dbeta, *passing;
 
   Backward(const LinearTask& task, Arena& arena)
       : c(task, arena, true), products(longest_side<R>(task), arena), V(padded<R>(task.V)) {
@@ -132,6 +132,7 @@ struct Backward {
     flow = arena.take<R>(CHUNK * K);
     bias = arena.take<R>(K);
     grad_bias = arena.take<R>(K);
+    chunk_bias = arena.take<R>(K);
     row = arena.take<R>(wider);
     dbeta = arena.take<R>(CHUNK);
     passing = arena.take<R>(K);
@@ -150,7 +151,7 @@ struct Backward {
   }
 
  private:
-  R rate_gradient;
+  R rate_gradient, chunk_rate;
 
   // The state before the chunk, where it lies if its rows are whole vectors.
   const R* state_before(const LinearTask& task, int64_t chunk) {
@@ -457,6 +458,9 @@ struct Backward {
 
   void write_gradients(const LinearTask& task, const LinearGradients& grads, const R* dt_bias, int64_t first) {
     const int K = c.K;
+    // Summed up a chunk at a time: sums of many tokens, one by one, would lose digits.
+    chunk_rate = 0;
+    zero(chunk_bias, K);
     for (int i = 0; i < c.tokens; i++) {
       const int64_t t = first + i;
       multiply_row(dq + i * K, R(task.scale), K);
@@ -478,6 +482,8 @@ struct Backward {
       else if (task.decay == Decay::head)
         decay_back(task, grads, dt_bias, t, flow + i, 1);
     }
+    rate_gradient += chunk_rate;
+    for (int d = 0; d < K; d += LANES<R>) store<R>(grad_bias + d, load(grad_bias + d) + load(chunk_bias + d));
   }
 
   // x was x0 * inverse with `inverse` one over the length of x0; `grad` of x becomes that of x0.
@@ -511,9 +517,9 @@ struct Backward {
           rate += df * f;
         }
         store<R>(grad + d, df);
-        store<R>(grad_bias + d, load(grad_bias + d) + df);
+        store<R>(chunk_bias + d, load(chunk_bias + d) + df);
       }
-      rate_gradient += sum<R>(rate);
+      chunk_rate += sum<R>(rate);
       flows = grad;
     }
     write_row(grads.g, t, flows, count);
