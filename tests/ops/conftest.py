@@ -12,11 +12,25 @@ from intarsia.ops import native
 INSTRUCTION_SETS = [] if native.missing_reason() else native.native().available()
 
 
+NATIVE = [f"cpu-{isa}" for isa in INSTRUCTION_SETS]
+
+
 # Of module scope, so that hypothesis may call a test's body many times with it.
-@pytest.fixture(scope="module", params=["chunked", *(f"cpu-{isa}" for isa in INSTRUCTION_SETS)])
+@pytest.fixture(scope="module", params=["chunked", *NATIVE])
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation of the linear operators, the native one once for every instruction set of this machine."""
-    name, _, isa = request.param.partition("-")
+    yield from chosen(request.param)
+
+
+@pytest.fixture(scope="module", params=["torch", *NATIVE])
+def layer_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same of the operators that have one form in PyTorch: the short convolution and the gated norm."""
+    yield from chosen(request.param)
+
+
+def chosen(name: str) -> Iterator[str]:
+    """The name of an implementation while its instruction set, behind a dash, is forced."""
+    name, _, isa = name.partition("-")
     if not isa:
         yield name
         return
