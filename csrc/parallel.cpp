@@ -47,6 +47,9 @@ void on_threads(int threads, int64_t scratch_bytes, const Body& body) {
   if (failure) std::rethrow_exception(failure);
 }
 
+// Of each thread's share: so few are done before another thread could help.
+constexpr int64_t FEW_TASKS = 8;
+
 void on_this_thread(int64_t count, int64_t scratch_bytes, const std::function<void(int64_t, char*)>& work) {
   char* scratch = scratch_of_thread(scratch_bytes);
   for (int64_t i = 0; i < count; i++) work(i, scratch);
@@ -67,6 +70,13 @@ void parallel_shares(int64_t count, int threads, int64_t scratch_bytes,
                      const std::function<void(int64_t, char*)>& work) {
   if (threads > count) threads = int(count);
   if (threads <= 1) return on_this_thread(count, scratch_bytes, work);
+  const auto begin = [&](int thread) { return count * thread / threads; };
+  if (count <= FEW_TASKS * threads) {
+    on_threads(threads, scratch_bytes, [&](int thread, char* scratch) {
+      for (int64_t i = begin(thread); i < begin(thread + 1); i++) work(i, scratch);
+    });
+    return;
+  }
   // How far each share has come; of a cache line each.
   struct alignas(64) Share {
     std::atomic<int64_t> next;
@@ -74,8 +84,8 @@ void parallel_shares(int64_t count, int threads, int64_t scratch_bytes,
   };
   const std::unique_ptr<Share[]> shares(new Share[size_t(threads)]);
   for (int t = 0; t < threads; t++) {
-    shares[size_t(t)].next = count * t / threads;
-    shares[size_t(t)].end = count * (t + 1) / threads;
+    shares[size_t(t)].next = begin(t);
+    shares[size_t(t)].end = begin(t + 1);
   }
   on_threads(threads, scratch_bytes, [&](int thread, char* scratch) {
     for (int helped = 0; helped < threads; helped++) {

@@ -11,7 +11,7 @@ namespace intarsia {
 void parallel(int64_t count, int threads, int64_t scratch_bytes, const std::function<void(int64_t, char*)>& work);
 
 // The same, but each thread begins with its own share of the work, the same in every call, and helps others when it has
-// done that: what a thread worked on in the last call is then still in its cache.
+// done that (if there is much to do): what a thread worked on in the last call is then still in its cache.
 void parallel_shares(int64_t count, int threads, int64_t scratch_bytes,
                      const std::function<void(int64_t, char*)>& work);
 

@@ -192,13 +192,13 @@ template <>
 struct Bits<float> {
   static constexpr int MANTISSA = 23;
   static constexpr int32_t BIAS = 127, ROOT_HALF = 0x3f3504f3, ONE = 0x3f800000;
-  static constexpr float LOWEST = -104, HIGHEST = 88.8f;
+  static constexpr float LOWEST = -104, HIGHEST = 88.8f, NORMAL = -87;
 };
 template <>
 struct Bits<double> {
   static constexpr int MANTISSA = 52;
   static constexpr int64_t BIAS = 1023, ROOT_HALF = 0x3fe6a09e667f3bcd, ONE = 0x3ff0000000000000;
-  static constexpr double LOWEST = -746, HIGHEST = 709.9;
+  static constexpr double LOWEST = -746, HIGHEST = 709.9, NORMAL = -708;
 };
 
 }  // namespace detail
@@ -216,6 +216,16 @@ INLINE Vec<R> exp(Vec<R> x) {
   return p * (Vec<R>)((half + B::BIAS) << B::MANTISSA) * (Vec<R>)((n - half + B::BIAS) << B::MANTISSA);
 }
 
+// e^x for x <= 0 in fewer steps: 0 where that is below the smallest normal number.
+template <class R>
+INLINE Vec<R> exp_of_negative(Vec<R> x) {
+  using B = detail::Bits<R>;
+  IntVec<R> n;
+  const Vec<R> p = detail::exp_small(detail::reduce(x, n));
+  const Vec<R> y = p * (Vec<R>)((n + B::BIAS) << B::MANTISSA);
+  return x < splat<R>(B::NORMAL) ? Vec<R>{} : y;
+}
+
 // ln(1 + x) for 0 <= x <= 1.
 template <class R>
 INLINE Vec<R> log1p(Vec<R> x) {
@@ -230,14 +240,14 @@ INLINE Vec<R> log1p(Vec<R> x) {
 template <class R>
 INLINE Vec<R> sigmoid(Vec<R> x) {
   // By e^-|x|, which cannot overflow.
-  const Vec<R> e = exp<R>(x < R(0) ? x : -x), r = R(1) / (e + R(1));
+  const Vec<R> e = exp_of_negative<R>(x < R(0) ? x : -x), r = R(1) / (e + R(1));
   return x < R(0) ? e * r : r;
 }
 
 // ln(1 + e^x).
 template <class R>
 INLINE Vec<R> softplus(Vec<R> x) {
-  const Vec<R> e = exp<R>(x < R(0) ? x : -x);
+  const Vec<R> e = exp_of_negative<R>(x < R(0) ? x : -x);
   return (x > R(0) ? x : Vec<R>{}) + log1p<R>(e);
 }
 
