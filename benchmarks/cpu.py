@@ -360,7 +360,7 @@ def _measure_steps(sequences: int, decay: str, dtype: torch.dtype, options: argp
                 errors[form, name] = max(
                     checked_error(name, step().clone(), right, name_of(dtype)) for right in expected
                 )
-            timers[form, name] = stopwatch(_inferring(step))
+            timers[form, name] = stopwatch(step)
         key = "rule", "llama.cpp float32"
         if options.llama and sequences == 1 and not skipped(key[1], options):
             worker, output = stack.enter_context(llama(options.llama, given["rule"], options.threads))
@@ -372,7 +372,8 @@ def _measure_steps(sequences: int, decay: str, dtype: torch.dtype, options: argp
         memory = torch.zeros(sequences * board // 4)
         timers["memory", "torch add_"] = stopwatch(memory.add_, 1.0)
         traffic["memory"] = 2 * memory.nbytes
-        times = in_turn(timers, options.seconds, turn=0.1)
+        with torch.inference_mode():
+            times = in_turn(timers, options.seconds, turn=0.1)
     rate = traffic["memory"] / median(times["memory", "torch add_"])
     return [
         {
@@ -391,10 +392,6 @@ def _measure_steps(sequences: int, decay: str, dtype: torch.dtype, options: argp
         }
         for (form, name), values in times.items()
     ]
-
-
-def _inferring(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return torch.inference_mode()(step)
 
 
 def measure_instruction_sets(

@@ -72,7 +72,8 @@ bool view_if(bool wanted, nb::handle tensor, std::initializer_list<int64_t> shap
 Rows rows_of(const Array& array, int64_t numbers) { return {array.data, numbers * size_of(array.dtype), array.dtype}; }
 
 // Runs the step if everything fits together, or returns false and has done nothing: then Python finds out what is wrong
-// or can be helped. A step takes microseconds, as all these checks would in Python.
+// or can be helped. Without `board_to` the states are written where they are read. A step takes microseconds, as all
+// these checks would in Python.
 bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, nb::handle z, nb::handle out,
          nb::handle board_from, nb::handle conv_from, nb::handle board_to, nb::handle conv_to, int64_t sequences,
          int64_t tokens, uintptr_t edges, uintptr_t read, uintptr_t write, int64_t highest_read, int64_t highest_write,
@@ -87,8 +88,11 @@ bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, 
       !view_if(layer.erases, beta, {tokens, HV}, strength, true) ||
       !view_if(layer.output_gate != OutputGate::none, z, {tokens, HV * V}, gate))
     return false;
-  if (!view(board_from, {-1, HV, K, V}, board) || !view_if(convolves, conv_from, {-1, past, channels}, conv) ||
-      !view(board_to, {-1, HV, K, V}, new_board) || !view_if(convolves, conv_to, {-1, past, channels}, new_conv))
+  if (!view(board_from, {-1, HV, K, V}, board) || !view_if(convolves, conv_from, {-1, past, channels}, conv))
+    return false;
+  if (board_to.is_none())
+    new_board = board, new_conv = conv;
+  else if (!view(board_to, {-1, HV, K, V}, new_board) || !view_if(convolves, conv_to, {-1, past, channels}, new_conv))
     return false;
   const bool wide = x.dtype == Dtype::float64;
   const Dtype number = wide ? Dtype::float64 : Dtype::float32;

@@ -126,14 +126,15 @@ class DecodeStep:
             ShapeError, ConfigError: arguments that do not fit, before anything is written.
             UnsupportedError: tensors that `impl="cpu"` cannot serve.
         """
-        to = pool if into is None else into
         if self._kernels is not None:
             o = torch.empty_like(z) if z is not None and z.dtype is qkv.dtype else self._room(qkv)
+            other = (None, None) if into is None else (into.board, into.conv)
             done = self._kernels.run(
-                qkv, g, beta, z, o, pool.board, pool.conv, to.board, to.conv, *slots.numbers, torch.get_num_threads()
-            )  # fmt: skip
+                qkv, g, beta, z, o, pool.board, pool.conv, *other, *slots.numbers, torch.get_num_threads()
+            )
             if done:
                 return o
+        to = pool if into is None else into
         # Something does not fit and is named here; or it can be helped.
         self._check_rows(qkv, g, beta, z, slots.tokens)
         self._check_pools(pool, to, slots, wide=qkv.dtype == torch.float64)
