@@ -62,9 +62,13 @@ struct Features {  // of cpuid's leaf 7
   explicit Features(unsigned subleaf) { __get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx); }
 };
 
-bool has_avx512_bf16() { return has_avx512() && (Features(1).eax >> 5 & 1); }
+// Asked once: a virtual machine's host answers cpuid, in many microseconds.
+bool has_avx512_bf16() {
+  static const bool there = has_avx512() && (Features(1).eax >> 5 & 1);
+  return there;
+}
 
-bool has_amx() {
+bool find_amx() {
   const unsigned edx = Features(0).edx;
   if (!has_avx512_bf16() || !(edx >> 22 & 1) || !(edx >> 24 & 1)) return false;  // amx-bf16, amx-tile
 #ifdef __linux__
@@ -74,6 +78,10 @@ bool has_amx() {
 #else
   return false;
 #endif
+}
+bool has_amx() {
+  static const bool there = find_amx();
+  return there;
 }
 
 #endif

@@ -56,7 +56,21 @@ def rows(x: Tensor) -> Tensor:
 
 def detached(tensors: Iterable[Optional]) -> list[Optional]:
     """Without autograd's marks, which DLPack refuses."""
-    return [None if x is None else x.detach() for x in tensors]
+    return [x.detach() if x is not None and x.requires_grad else x for x in tensors]
+
+
+def apart_from_torch(*tensors: Optional) -> bool:
+    """Whether nothing of PyTorch has to see this call: no autograd, no tracing, no other kind of tensor.
+
+    The kernels can then be called past the dispatcher, which takes longer than a token's worth of work.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    records = torch.is_grad_enabled()
+    return all(
+        x is None or (type(x) in (Tensor, torch.nn.Parameter) and not (records and x.requires_grad))
+        for x in tensors
+    )
 
 
 def edges_of(lengths: list[int]) -> list[int]:

@@ -11,6 +11,7 @@ from intarsia.ops import native
 from intarsia.ops.cpu_common import (
     DTYPES,
     Optional,
+    apart_from_torch,
     compute_dtype,
     detached,
     differentiable_once,
@@ -40,7 +41,10 @@ def cpu_conv(
 ) -> tuple[Tensor, Tensor | None]:
     """Run the convolution natively; the arguments are those of `short_convolution`, checked."""
     dtype = compute_dtype(x)
-    y, final = torch.ops.intarsia.conv_forward(
+    forward = (
+        _forward if apart_from_torch(x, weight, initial_state) else torch.ops.intarsia.conv_forward.default
+    )
+    y, final = forward(
         rows(x),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
         None if initial_state is None else initial_state.to(dtype).contiguous(),

@@ -11,6 +11,7 @@ from intarsia.ops import native
 from intarsia.ops.cpu_common import (
     DTYPES,
     Optional,
+    apart_from_torch,
     compute_dtype,
     detached,
     differentiable_once,
@@ -32,13 +33,15 @@ def refuse_norm(o: Tensor, z: Tensor | None, weight: Tensor) -> str | None:
 def cpu_norm(o: Tensor, z: Tensor | None, weight: Tensor, eps: float, gate: str | None) -> Tensor:
     """Run the norm natively; the arguments are those of `gated_rms_norm`, checked."""
     dtype = compute_dtype(o)
-    return torch.ops.intarsia.norm_forward(
+    forward = _forward if apart_from_torch(o, z, weight) else torch.ops.intarsia.norm_forward.default
+    y = forward(
         _four(o),
         None if z is None else _four(z if z.dtype in DTYPES else z.to(dtype)),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
         eps,
         gate or "none",
-    ).view(o.shape)
+    )
+    return y if o.dim() == 4 else y.view(o.shape)
 
 
 def _four(x: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ _library.define(f"norm_backward({_INPUTS}, Tensor d_y) -> (Tensor d_o, Tensor d_
 
 @torch.library.impl(_library, "norm_forward", "CPU")
 def _forward(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
-    y = o.new_empty(o.shape)
+    y = torch.empty_like(o, memory_format=torch.contiguous_format)
     native.native().norm_forward(
         *detached((o, z, weight)), eps, gate, y, native.instruction_set(), torch.get_num_threads()
     )
