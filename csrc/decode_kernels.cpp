@@ -153,14 +153,15 @@ struct Step {
     for (int t = 0; t < tokens; t++) read_row(x, first + t, inputs + t * width, count, width);
     const R *weight = static_cast<const R*>(layer.conv_weight) + channel, *before = conv ? conv + channel : nullptr;
     const int stride = layer.channels(), whole = count / N * N, left = count - whole, past = taps - 1;
-    taps == 4 ? convolve<4>(weight, before, conv_to + channel, stride, whole, inputs, width, tokens, to)
-              : convolve<0>(weight, before, conv_to + channel, stride, whole, inputs, width, tokens, to);
+    R* after = past ? conv_to + channel : nullptr;  // with one tap there is nothing to keep
+    taps == 4 ? convolve<4>(weight, before, after, stride, whole, inputs, width, tokens, to)
+              : convolve<0>(weight, before, after, stride, whole, inputs, width, tokens, to);
     if (!left) return;
     R *old_tail = tail, *new_tail = tail + past * N;
     zero(tail, 2 * past * N);
     for (int i = 0; before && i < past; i++) copy(old_tail + i * N, before + i * stride + whole, left);
     convolve_vector<0>(weight + whole, old_tail, new_tail, stride, N, inputs + whole, width, tokens, to + whole);
-    for (int i = 0; i < past; i++) copy(conv_to + channel + i * stride + whole, new_tail + i * N, left);
+    for (int i = 0; i < past; i++) copy(after + i * stride + whole, new_tail + i * N, left);
     for (int t = 0; t < tokens; t++) zero(to + t * width + count, width - count);
   }
 
@@ -169,8 +170,8 @@ struct Step {
   void convolve(const R* weight, const R* before, R* after, int stride, int count, const R* x, int width, int tokens,
                 R* to) const {
     for (int c = 0; c < count; c += N)
-      convolve_vector<TAPS>(weight + c, before ? before + c : nullptr, after + c, stride, stride, x + c, width, tokens,
-                            to + c);
+      convolve_vector<TAPS>(weight + c, before ? before + c : nullptr, after ? after + c : nullptr, stride, stride,
+                            x + c, width, tokens, to + c);
   }
   template <int TAPS>
   INLINE void convolve_vector(const R* weight, const R* before, R* after, int stride, int past_stride, const R* x,
