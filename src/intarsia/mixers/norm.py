@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from intarsia.ops import gated_rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -22,11 +23,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., d]` to `[..., d]`."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight = self.weight.to(dtype)
+        weight: Tensor = self.weight
         if self.zero_centered:
-            weight = 1 + weight
-        return F.rms_norm(x.to(dtype), weight.shape, weight, self.eps).to(x.dtype)
+            weight = 1 + weight.to(torch.promote_types(x.dtype, torch.float32))
+        return gated_rms_norm(x, None, weight, eps=self.eps, gate=None)
 
     def init_own_weights(self, *_: object) -> None:
         """The norm begins as a plain division by the root mean square."""

@@ -69,7 +69,7 @@ def gated_rms_norm(
     if prefers_kernels(impl, refuse_norm(o, z, weight), o):
         return cpu_norm(o, z, weight, eps, gate)
     wide = o if o.dtype == torch.float64 else o.float()
-    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
+    y = F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps)
     if z is not None:
         z = z.to(y.dtype)
         y = y * (torch.sigmoid(z) if gate == "sigmoid" else F.silu(z))
