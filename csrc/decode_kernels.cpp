@@ -67,7 +67,7 @@ INLINE void update(const Token<R>& token, int column, const R* from, R* to, int6
   for (d = 0; d < K; d++) {
     const R alpha = token.alpha[d], k = token.k[d];
     for (int w = 0; w < WIDTH; w++)
-      store<R>(to + d * stride + w * N, load(from + d * stride + w * N) * alpha + u[w] * k);
+      store<R>(to + d * stride + w * N, load(from + d * stride + w * N) * alpha + rounded<R>(u[w] * k));
   }
 }
 
@@ -102,7 +102,7 @@ struct Step {
         beta(arena.take<R>(DECODE_ROWS * layer.group())),
         qk(arena.take<R>(DECODE_ROWS)),
         rest(arena.take<R>(K * N)),
-        inputs(arena.take<R>(DECODE_ROWS * wider)),
+        inputs(arena.take<R>(DECODE_ROWS * layer.group() * wider)),
         tail(arena.take<R>(2 * taps * N)) {}
 
   void run(const DecodeTask& task) {
@@ -112,9 +112,8 @@ struct Step {
     R *board_to = static_cast<R*>(task.board_to), *conv_to = static_cast<R*>(task.conv_to);
     for (int64_t first = 0; first < task.tokens; first += most) {
       const int tokens = int(task.tokens - first < most ? task.tokens - first : most);
-      // First what lies in small pieces all over the memory, then the boards, one behind the other. The rows of key
-      // head i are i * tokens, ...; those of its value heads in the same way.
-      for (int i = 0; i < task.heads; i++) prepare(task, first, tokens, task.head + i, i * tokens, conv, conv_to);
+      // First what lies in small pieces all over the memory, then the boards, one behind the other.
+      prepare(task, first, tokens, conv, conv_to);
       for (int j = 0; j < task.heads * group; j++) {
         const int head = task.head * group + j;
         R* to = board_to + head * size;
@@ -127,19 +126,28 @@ struct Step {
   }
 
  private:
-  // A key head and its value heads; their rows begin at `row` and `row * group`.
-  void prepare(const DecodeTask& task, int64_t first, int tokens, int head, int row, const R* conv, R* conv_to) {
-    const int keys = layer.H * layer.K;
-    R *head_q = q + row * K, *head_k = k + row * K;
-    read_channels(task, first, tokens, head * layer.K, layer.K, K, conv, conv_to, head_q);
-    read_channels(task, first, tokens, keys + head * layer.K, layer.K, K, conv, conv_to, head_k);
-    for (int t = 0; t < tokens; t++) qk[row + t] = lengths(head_q + t * K, head_k + t * K);
-    for (int i = 0; i < layer.group(); i++) {
-      const int value_head = head * layer.group() + i, value_row = row * layer.group() + i * tokens;
-      read_channels(task, first, tokens, 2 * keys + value_head * layer.V, layer.V, V, conv, conv_to, v + value_row * V);
-      decays(task, first, tokens, value_head, row, value_row);
-      strengths(task, first, tokens, value_head, beta + value_row);
+  // The rows of q and k of the task's key head i are i * tokens and so on, those of its value heads in the same way.
+  // What is alike is done for all heads before what comes next: long loops keep the processor busy.
+  void prepare(const DecodeTask& task, int64_t first, int tokens, const R* conv, R* conv_to) {
+    const int keys = layer.H * layer.K, group = layer.group(), values = task.heads * group;
+    const int channel = task.head * layer.K, value_channel = 2 * keys + task.head * group * layer.V;
+    read_heads(task, first, tokens, channel, task.heads, layer.K, K, conv, conv_to, q);
+    read_heads(task, first, tokens, keys + channel, task.heads, layer.K, K, conv, conv_to, k);
+    read_heads(task, first, tokens, value_channel, values, layer.V, V, conv, conv_to, v);
+    for (int row = 0; row < task.heads * tokens; row++) qk[row] = lengths(q + row * K, k + row * K);
+    for (int j = 0; j < values; j++) {
+      decays(task, first, tokens, task.head * group + j, j / group * tokens, j * tokens);
+      strengths(task, first, tokens, task.head * group + j, beta + j * tokens);
     }
+  }
+
+  // `count` channels of each of some heads; of one token they may lie side by side in the rows as they do in memory.
+  void read_heads(const DecodeTask& task, int64_t first, int tokens, int channel, int heads, int count, int width,
+                  const R* conv, R* conv_to, R* to) {
+    if (tokens == 1 && count == width)
+      return read_channels(task, first, 1, channel, heads * count, heads * width, conv, conv_to, to);
+    for (int i = 0; i < heads; i++)
+      read_channels(task, first, tokens, channel + i * count, count, width, conv, conv_to, to + i * tokens * width);
   }
 
   // `count` channels of some tokens behind the convolution, a row of `width` numbers each.
@@ -182,8 +190,8 @@ struct Step {
       return before ? load(before + place * past_stride) : Vec<R>{};
     };
     for (int t = 0; t < tokens; t++) {
-      Vec<R> sum = input(t) * load(weight);
-      for (int w = 1; w < taps; w++) sum += input(t + w) * load(weight + w * stride);
+      Vec<R> sum{};  // and not the first product: of two products either could be the one that is rounded
+      for (int w = 0; w < taps; w++) sum += input(t + w) * load(weight + w * stride);
       store<R>(to + t * width, layer.silu ? sum * sigmoid<R>(sum) : sum);
     }
     for (int i = 0; i < past; i++) store<R>(after + i * past_stride, input(tokens + i));

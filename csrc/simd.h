@@ -54,6 +54,17 @@ template <class R>
 INLINE Vec<R> splat(R x) {
   return x - Vec<R>{};  // x - 0 and not x + 0, which would turn -0 into +0
 }
+// The number itself, but a product is rounded before it goes on. In `a * b + c * d` the compiler may fuse either
+// product with the addition, and another one elsewhere: `a * b + rounded(c * d)` is the same everywhere.
+template <class R>
+INLINE Vec<R> rounded(Vec<R> x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
 template <class R>
 INLINE Vec<R> at_least(Vec<R> x, R bound) {  // keeps NaN
   return x < splat<R>(bound) ? splat<R>(bound) : x;

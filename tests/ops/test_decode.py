@@ -324,6 +324,15 @@ def test_rows_with_gaps_and_of_other_dtypes(impl: str) -> None:
     assert expected[0].dtype == torch.bfloat16
 
 
+def test_writes_where_it_is_told(impl: str) -> None:
+    layer, slots = LAYERS["kda"], Slots([0, 1])
+    x = layer.inputs(2, slots=2)
+    expected = run(layer, impl, slots, **x)[0]
+    for out in (torch.empty_like(expected), torch.empty(2, 320, dtype=torch.float64)[:, ::2]):
+        assert layer.step(x, impl)(x["qkv"], pool_of(x), slots, **rows_of(x), out=out) is out
+        assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -386,6 +395,8 @@ def test_sequences_may_change_places_between_two_pools(impl: str) -> None:
         ({"beta": torch.zeros(2, 3)}, "beta must be"),
         ({"z": None}, "z is missing"),
         ({"z": torch.zeros(2, 159)}, "z must be"),
+        ({"out": torch.zeros(2, 159)}, "out must be"),
+        ({"out": torch.zeros(2, 160).double()}, "out must be torch.float32"),
         ({"pool": StatePool(torch.zeros(2, 4, 24, 40))}, "the pool must have .* and no conv of"),
         ({"pool": StatePool(torch.zeros(2, 4, 40, 24), torch.zeros(2, 3, 256))}, "board .slots, 4, 40, 24"),
         ({"into": StatePool(torch.zeros(2, 4, 24, 40))}, "no conv"),

@@ -110,6 +110,7 @@ class DecodeStep:
         beta: Tensor | None = None,
         z: Tensor | None = None,
         into: StatePool | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The tokens' outputs `[tokens, HV * V]` in the dtype of qkv; the states are updated.
 
@@ -121,13 +122,16 @@ class DecodeStep:
             beta: `[tokens, HV]` write strengths; None means 1.
             z: `[tokens, HV * V]`, what the norm's gate is made of.
             into: another pool to write the states to.
+            out: where to write the outputs, which spares making a tensor for them.
 
         Raises:
             ShapeError, ConfigError: arguments that do not fit, before anything is written.
             UnsupportedError: tensors that `impl="cpu"` cannot serve.
         """
         if self._kernels is not None:
-            o = torch.empty_like(z) if z is not None and z.dtype is qkv.dtype else self._room(qkv)
+            o = out
+            if o is None:
+                o = torch.empty_like(z) if z is not None and z.dtype is qkv.dtype else self._room(qkv)
             other = (None, None) if into is None else (into.board, into.conv)
             done = self._kernels.run(
                 qkv, g, beta, z, o, pool.board, pool.conv, *other, *slots.numbers, torch.get_num_threads()
@@ -136,23 +140,24 @@ class DecodeStep:
                 return o
         to = pool if into is None else into
         # Something does not fit and is named here; or it can be helped.
-        self._check_rows(qkv, g, beta, z, slots.tokens)
+        self._check_rows(qkv, g, beta, z, out, slots.tokens)
         self._check_pools(pool, to, slots, wide=qkv.dtype == torch.float64)
         if self._kernels is not None:
             rows = [None if x is None else x.detach().contiguous() for x in (qkv, g, beta, z)]
-            o = self._room(qkv)
+            o = self._room(qkv)  # `out` may have gaps
             done = self._kernels.run(
                 *rows, o, pool.board, pool.conv, to.board, to.conv, *slots.numbers, torch.get_num_threads()
             )
             if done:
-                return o
+                return o if out is None else out.copy_(o)
         if self.impl == "cpu":
             strange = next(x for x in (qkv, g, beta, z, pool.board) if x is not None and not _readable(x))
             raise UnsupportedError(
                 f"impl='cpu' takes float32, float64 and bfloat16 on the CPU; got {strange.dtype} on {strange.device}"
             )
         with torch.no_grad():
-            return decode_in_torch(self, qkv, g, beta, z, pool, to, slots)
+            o = decode_in_torch(self, qkv, g, beta, z, pool, to, slots)
+            return o if out is None else out.copy_(o)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernels": None}
@@ -170,7 +175,13 @@ class DecodeStep:
         return (self.value_heads, self.key_dim, self.value_dim), conv
 
     def _check_rows(
-        self, qkv: Tensor, g: Tensor | None, beta: Tensor | None, z: Tensor | None, tokens: int
+        self,
+        qkv: Tensor,
+        g: Tensor | None,
+        beta: Tensor | None,
+        z: Tensor | None,
+        out: Tensor | None,
+        tokens: int,
     ) -> None:
         HV = self.value_heads
         decays = {"none": (), "fixed": (HV,), "head": (tokens, HV), "channel": (tokens, HV * self.key_dim)}
@@ -185,6 +196,7 @@ class DecodeStep:
             ("g", g, decays[self.decay]),
             ("beta", beta, (tokens, HV)),
             ("z", z, (tokens, self.values)),
+            ("out", out, (tokens, self.values)),
         ):
             if x is not None and x.shape != shape:
                 raise ShapeError(f"{name} must be {list(shape)}; got {list(x.shape)}")
@@ -192,6 +204,8 @@ class DecodeStep:
                 raise ShapeError(
                     f"{name} must be of floating-point numbers on {qkv.device}; got {x.dtype} on {x.device}"
                 )
+        if out is not None and out.dtype != qkv.dtype:
+            raise ShapeError(f"out must be {qkv.dtype}, as qkv is; got {out.dtype}")
 
     def _check_pools(self, pool: StatePool, to: StatePool, slots: Slots, wide: bool) -> None:
         board, conv = self._state_shapes()
