@@ -63,7 +63,7 @@ def parts(x: Inputs, decay: str, form: str) -> Inputs:
 
 
 def our_step(x: Inputs, decay: str, form: str) -> Stepper:
-    """`DecodeStep` on a pool in which the sequences' slots are out of order."""
+    """`DecodeStep` as a server calls it: slots of a pool, out of order, and room for the outputs."""
     sequences = x["qkv"].shape[0]
     step = DecodeStep(
         heads=HEADS,
@@ -86,7 +86,8 @@ def our_step(x: Inputs, decay: str, form: str) -> Stepper:
     g, beta, z = given["g"].flatten(1), given["beta"].flatten(1), x["z"] if form == "layer" else None
     pool = step.new_pool(sequences)
     slots = Slots(torch.randperm(sequences, generator=torch.Generator().manual_seed(1)).tolist())
-    return lambda: step(qkv, pool, slots, g=g, beta=beta, z=z)
+    out = torch.empty(sequences, step.values, dtype=qkv.dtype)
+    return lambda: step(qkv, pool, slots, g=g, beta=beta, z=z, out=out)
 
 
 def our_operators(x: Inputs, decay: str, form: str, impl: str) -> Stepper:
