@@ -32,6 +32,11 @@ def _load() -> ModuleType | ImportError:
         return error
 
 
+def is_switched_off() -> bool:
+    """Whether the environment asks to do without the kernels."""
+    return isinstance(_load(), _SwitchedOffError)
+
+
 def missing_reason() -> str | None:
     """Why the kernels cannot be used and what to do about it, or None where they can."""
     found = _load()
@@ -83,5 +88,5 @@ def instruction_set() -> str:
 def warn_if_missing() -> None:
     """Tell the user, once a process, that the operators run without the kernels, unless that is what was asked for."""
     reason = missing_reason()
-    if reason is not None and not isinstance(_load(), _SwitchedOffError):
+    if reason is not None and not is_switched_off():
         warnings.warn(f"the operators run in PyTorch, slower on a CPU: {reason}", stacklevel=2)
