@@ -53,6 +53,7 @@ class LearnedDecay(KeepsFloat32, RecurrentMixer):
         self.qkv_proj = nn.Linear(d_model, 3 * width, bias=False)
         self.w = nn.Parameter(torch.empty(config.num_heads))
         self.o_proj = nn.Linear(width, d_model, bias=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.w.uniform_(2, 6, generator=generator_of("w"))  # half of the past is gone after 5 to 280 tokens

@@ -30,5 +30,5 @@ def test_a_fresh_norm_divides_only(zero_centered):
     norm = RMSNorm(8, zero_centered=zero_centered)
     with torch.no_grad():
         norm.weight.fill_(7)
-        norm.init_own_weights()
+        norm.reset_parameters()
     assert norm(torch.ones(8)).allclose(torch.ones(8), atol=1e-4)

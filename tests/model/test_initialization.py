@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from intarsia.errors import ConfigError
+from intarsia.mixers import KDAConfig, Mixer
 from intarsia.model import LanguageModel, presets
 from intarsia.model.initialization import init_buffers, init_weights
 
@@ -132,3 +133,94 @@ def test_buffers_alone(make_model):
     assert (router.bias == 0).all()
     assert (mixer.max_logit == -torch.inf).all()
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+
+
+class Plain(nn.Module):
+    """A model of somebody else's, with one mixer and many kinds of PyTorch's modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 12, padding_idx=2)
+        self.norm = nn.LayerNorm(12)
+        self.batch_norm = nn.BatchNorm1d(12)
+        self.conv = nn.Conv1d(12, 12, 3)
+        self.lstm = nn.LSTM(12, 12)
+        self.attention = nn.MultiheadAttention(12, 2)
+        self.mixer = KDAConfig(2, 6).build(12)
+        self.own = OwnReset()
+        self.head = nn.Linear(12, 9)
+
+
+class OwnReset(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(12))
+
+    def reset_parameters(self):
+        nn.init.uniform_(self.scale, 1, 2)
+
+
+def test_foreign_modules():
+    torch.manual_seed(0)
+    first, second = Plain(), Plain().to_empty(device="cpu")
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        for tensor in (*second.parameters(), second.batch_norm.running_mean, second.batch_norm.running_var):
+            tensor.fill_(math.nan)
+    init_weights(first, seed=1, std=0.02, depth=2)
+    init_weights(second, seed=1, std=0.02, depth=2)
+    assert torch.equal(before, torch.get_rng_state())
+    values, other = first.state_dict(), second.state_dict()
+    assert all(torch.equal(values[name], other[name]) for name in values)
+    assert all(tensor.isfinite().all() for tensor in values.values())
+    assert (values["norm.weight"] == 1).all()
+    assert (values["batch_norm.running_var"] == 1).all()
+    assert (values["embed.weight"][2] == 0).all()
+    assert (values["own.scale"] >= 1).all()
+    assert (values["head.bias"] == 0).all()
+    assert values["mixer.o_proj.weight"].std() == pytest.approx(0.02 / math.sqrt(4), rel=0.2)
+    init_weights(second, seed=2, std=0.02, depth=2)
+    for name in ("own.scale", "conv.weight", "lstm.weight_hh_l0", "attention.in_proj_weight", "embed.weight"):
+        assert not torch.equal(values[name], second.state_dict()[name]), name
+
+
+def test_a_mixer_alone_is_as_reproducible():
+    first, second = (KDAConfig(2, 6).build(12) for _ in range(2))
+    assert not torch.equal(first.q_proj.weight, second.q_proj.weight)
+    for mixer in (first, second):
+        init_weights(mixer, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_what_nobody_knows_may_be_kept():
+    model = nn.Sequential(nn.Linear(2, 2), Forgetful(buffers=1))
+    with torch.no_grad():
+        model[1].w0.fill_(5)
+        model[1].b0.fill_(6)
+    init_weights(model, seed=0, unknown="keep")
+    assert (model[1].w0 == 5).all()
+    assert (model[1].b0 == 6).all()
+    with pytest.raises(ConfigError, match=r"nobody fills 1\.w0"):
+        init_weights(model.to("meta"), seed=0, unknown="keep")
+
+
+def test_a_mixer_that_forgets_its_buffer_is_refused():
+    class Careless(Mixer):
+        residual_outputs = ()
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("b", torch.zeros(2))
+
+    with pytest.raises(ConfigError, match=r"Careless\.init_own_buffers must do it"):
+        init_weights(Careless(), seed=0)
+
+
+def test_a_mixer_whose_output_has_another_name_is_told():
+    class Renamed(Mixer):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(2, 2)
+
+    with pytest.raises(ConfigError, match=r"Renamed has no o_proj: name there what does"):
+        init_weights(Renamed(), seed=0)

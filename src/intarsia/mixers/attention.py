@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, MixerConfig, positive
+from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.qk_clip import ClipsLogits
 from intarsia.mixers.rope import Yarn, positions_of, rotate
@@ -112,19 +113,20 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         super().__init__()
         self.d_model, self.config = d_model, config
         H, HKV, K, bias = config.num_heads, config.kv_heads, config.head_dim, config.bias
-        self.q_proj = nn.Linear(d_model, H * K, bias=bias)
-        self.k_proj = nn.Linear(d_model, HKV * K, bias=bias)
-        self.v_proj = nn.Linear(d_model, HKV * K, bias=bias)
-        self.o_proj = nn.Linear(H * K, d_model, bias=bias)
+        self.q_proj = linear(d_model, H * K, bias=bias)
+        self.k_proj = linear(d_model, HKV * K, bias=bias)
+        self.v_proj = linear(d_model, HKV * K, bias=bias)
+        self.o_proj = linear(H * K, d_model, bias=bias)
         self.q_norm = self.k_norm = self.output_gate_proj = None
         if config.qk_norm != "none":
             sizes = (K, K) if config.qk_norm == "head" else (H * K, HKV * K)
             norms = (RMSNorm(size, norm_eps, config.zero_centered_qk_norm) for size in sizes)
             self.q_norm, self.k_norm = norms
         if config.output_gate:
-            self.output_gate_proj = nn.Linear(d_model, H * K, bias=bias)
-        self.sinks = nn.Parameter(torch.zeros(H)) if config.sinks else None
-        self.register_buffer("max_logit", torch.full((H,), -torch.inf), persistent=False)
+            self.output_gate_proj = linear(d_model, H * K, bias=bias)
+        self.sinks = nn.Parameter(torch.empty(H)) if config.sinks else None
+        self.register_buffer("max_logit", torch.empty(H), persistent=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         if self.sinks is not None:

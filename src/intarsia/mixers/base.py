@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
+from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.mixers.state import State
 from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
 
+__all__ = ["About", "Cost", "Family", "GeneratorOf", "Mixer", "MixerConfig", "positive"]
+
 S = TypeVar("S", bound=State)
-GeneratorOf = Callable[[str], torch.Generator]
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Cost:
         return batch * (self.fixed_state_bytes + kept * self.state_bytes_per_token)
 
 
-class Mixer(nn.Module, Generic[S]):
+class Mixer(FillsItself, Generic[S]):
     """A layer that lets tokens exchange information.
 
     `y, state = mixer(x, state=None, seqs=None)` with `x` and `y` `[B, T, D]`. Without a state the sequence
     starts from nothing and no state is returned, which is what training wants; `init_state` gives the empty
     state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`).
+
+    A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
 
     d_model: int

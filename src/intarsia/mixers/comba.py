@@ -82,6 +82,7 @@ class Comba(DeltaLayer):
             self.correction = nn.Parameter(torch.empty(config.num_heads))
         gate = None if config.output_gate == "none" else nn.Linear(d_model, HV * V, bias=False)
         self.add_output(config.output_gate, gate, norm_eps)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.feedback.fill_(1)  # c = 0.73

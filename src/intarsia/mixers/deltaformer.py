@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
+from intarsia.mixers.filling import linear
 from intarsia.mixers.recurrent import CHUNK
 from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.softmax import causal_attention
@@ -122,7 +123,7 @@ class DeltaFormer(Mixer[GrowingState]):
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * K, bias=False)
         self.e_proj = nn.Linear(d_model, H * K, bias=False) if config.erase == "own" else None
-        self.beta_proj = nn.Linear(d_model, H, bias=True) if config.strength == "linear" else None
+        self.beta_proj = linear(d_model, H, bias=True) if config.strength == "linear" else None
         self.o_proj = nn.Linear(H * K, d_model, bias=False)
 
     def forward(

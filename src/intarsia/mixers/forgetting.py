@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed
+from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.parts import GatedNorm, token_before
 from intarsia.mixers.state import GrowingState, GrowingTensor
@@ -129,7 +130,7 @@ class ForgettingAttention(Mixer[GrowingState]):
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * K, bias=False)
-        self.f_proj = nn.Linear(d_model, H, bias=True)
+        self.f_proj = linear(d_model, H, bias=True)
         if config.kv_shift:
             self.k_shift_proj = nn.Linear(d_model, H, bias=False)
             self.v_shift_proj = nn.Linear(d_model, H, bias=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.mixers.base import About, positive
 from intarsia.mixers.delta import DeltaLayer
+from intarsia.mixers.filling import linear
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.parts import DecayGate
 from intarsia.mixers.recurrent import dplr_rule_flops
@@ -75,7 +76,7 @@ class GatedDeltaNet2(DeltaLayer):
             nn.Linear(d_model, rank, bias=False), nn.Linear(rank, H * K, bias=False)
         )
         self.decay = DecayGate(H, K)
-        gate = nn.Sequential(nn.Linear(d_model, rank, bias=False), nn.Linear(rank, H * V))
+        gate = nn.Sequential(nn.Linear(d_model, rank, bias=False), linear(rank, H * V, bias=True))
         self.add_output("swish", gate, norm_eps)
 
     def mix(

@@ -73,10 +73,11 @@ class GatedLinearAttention(KeepsFloat32, AdditiveMixer):
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.decay_proj = low_rank(d_model, H * K, config.decay_rank)
-        self.decay_bias = nn.Parameter(torch.zeros(H * K))
+        self.decay_bias = nn.Parameter(torch.empty(H * K))
         self.output_gate_proj = nn.Linear(d_model, H * V, bias=False)
         self.norm = GatedNorm(V, norm_eps, "swish")
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.decay_bias.zero_()

@@ -47,6 +47,10 @@ class Longhorn(MambaBlock):
     policy but for D, one, `dt_bias`, zero, and the projection of the step. There is no norm.
     """
 
+    def __init__(self, d_model: int, config: LonghornConfig) -> None:
+        super().__init__(d_model, config)
+        self.reset_parameters()
+
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.dt_bias.zero_()
         self.D.fill_(1)

@@ -49,6 +49,7 @@ class Mamba(MambaBlock):
     def __init__(self, d_model: int, config: MambaConfig) -> None:
         super().__init__(d_model, config)
         self.A_log = nn.Parameter(torch.empty(self.inner, self.state_dim))
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.A_log.copy_(torch.arange(1, self.state_dim + 1).log())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, GeneratorOf, MixerConfig, positive
+from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.parts import ShortConvolution, fill_time_steps
 from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
@@ -64,13 +65,14 @@ class Mamba2Config(MixerConfig):
         return Mamba2(d_model, self, norm_eps)
 
 
-class GroupedNorm(nn.Module):
+class GroupedNorm(FillsItself):
     """RMSNorm of each group of channels after a gate: `weight * rmsnorm_group(y silu(z))`, in float32."""
 
     def __init__(self, dim: int, groups: int, eps: float) -> None:
         super().__init__()
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         nn.init.ones_(self.weight)
@@ -115,6 +117,7 @@ class Mamba2(RecurrentMixer, KeepsFloat32):
         self.D = nn.Parameter(torch.empty(HV))
         self.norm = GroupedNorm(inner, config.num_groups, norm_eps)
         self.o_proj = nn.Linear(inner, d_model, bias=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.A_log.uniform_(1, 16, generator=generator_of("A_log")).log_()

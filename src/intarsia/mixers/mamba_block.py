@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from intarsia.mixers.base import GeneratorOf, MixerConfig, positive
+from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.parts import ShortConvolution
 from intarsia.mixers.recurrent import CHUNK, RecurrentMixer, additive_rule_flops
@@ -42,7 +43,7 @@ class MambaBlockConfig(MixerConfig):
         positive(expand=self.expand, state_dim=self.state_dim, conv_size=self.conv_size, dt_rank=self.dt_rank)
 
 
-class StepProjection(nn.Linear):
+class StepProjection(FillsItself, nn.Linear):
     """The projection of the step sizes from their rank to the channels, which begins as Mamba's does: uniform in
     ±1/sqrt(rank), so that the step's variance is that of its input."""
 

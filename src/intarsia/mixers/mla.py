@@ -88,7 +88,8 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         self.kv_norm = RMSNorm(config.kv_rank, config.latent_norm_eps)
         self.kv_up_proj = nn.Linear(config.kv_rank, H * (config.nope_dim + config.v_dim), bias=False)
         self.o_proj = nn.Linear(H * config.v_dim, d_model, bias=False)
-        self.register_buffer("max_logit", torch.full((H,), -torch.inf), persistent=False)
+        self.register_buffer("max_logit", torch.empty(H), persistent=False)
+        self.reset_parameters()
 
     def forward(
         self, x: Tensor, state: LatentState | None = None, seqs: Sequences | None = None

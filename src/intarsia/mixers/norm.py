@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.ops import gated_rms_norm
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(FillsItself):
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension (Zhang and Sennrich 2019).
 
     Computed in float32 whatever the dtype of `x`, and returned in the dtype of `x`. A zero-centred norm
@@ -19,7 +20,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.zero_centered = zero_centered
-        self.weight = nn.Parameter(torch.zeros(d) if zero_centered else torch.ones(d))
+        self.weight = nn.Parameter(torch.empty(d))
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., d]` to `[..., d]`."""
@@ -28,7 +30,7 @@ class RMSNorm(nn.Module):
             weight = 1 + weight.to(torch.promote_types(x.dtype, torch.float32))
         return gated_rms_norm(x, None, weight, eps=self.eps, gate=None)
 
-    def init_own_weights(self, *_: object) -> None:
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         """The norm begins as a plain division by the root mean square."""
         self.weight.fill_(0 if self.zero_centered else 1)
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers.base import GeneratorOf
+from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.ops import Gate, Sequences, gated_rms_norm, short_convolution
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
 
-class ShortConvolution(nn.Module):
+class ShortConvolution(FillsItself):
     """A causal convolution of each channel with its last `size` inputs, then SiLU. Weight `[channels, size]`, and
     where it is asked for, as Mamba has it, a bias `[channels]`."""
 
@@ -25,6 +25,7 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, size))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(channels)) if bias else None)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         # Uniform in ±1/sqrt(size), PyTorch's own choice for a convolution with one input channel.
@@ -44,13 +45,13 @@ class ShortConvolution(nn.Module):
         return (y if self.bias is None else F.silu(y + self.bias.to(y.dtype))), tail
 
 
-def fill_time_steps(dt_bias: Tensor, generator: torch.Generator) -> None:
+def fill_time_steps(dt_bias: Tensor, generator: torch.Generator | None) -> None:
     """Fill a bias so that its softplus is log-uniform in [0.001, 0.1], as in Mamba."""
     dt = dt_bias.uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
     dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 
-class DecayGate(KeepsFloat32):
+class DecayGate(FillsItself, KeepsFloat32):
     """The log-decay from a raw projection: `A_log` of each head and `dt_bias` of each channel, in float32.
 
     softplus: `g = -exp(A_log) softplus(f + dt_bias)`
@@ -68,6 +69,7 @@ class DecayGate(KeepsFloat32):
         self.heads, self.channels, self.lower_bound = heads, channels, lower_bound
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads * channels))
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         if self.lower_bound is None:
@@ -81,13 +83,14 @@ class DecayGate(KeepsFloat32):
         return Gate(self.A_log, self.dt_bias, self.lower_bound)
 
 
-class GatedNorm(nn.Module):
+class GatedNorm(FillsItself):
     """RMSNorm of each head, times a gate: `weight * o / rms(o) * gate(z)`, in float32. Weight `[head_v_dim]`."""
 
     def __init__(self, dim: int, eps: float, gate: OutputGate) -> None:
         super().__init__()
         self.eps, self.gate = eps, gate
         self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         nn.init.ones_(self.weight)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
+from intarsia.mixers.filling import linear
 from intarsia.mixers.forgetting import cumulative_log_gate
 from intarsia.mixers.parts import ShortConvolution, low_rank
 from intarsia.mixers.recurrent import CHUNK
@@ -144,8 +145,8 @@ class PathAttention(Mixer[GrowingState]):
         self.v_proj = nn.Linear(d_model, H * K, bias=False)
         self.w_proj = low_rank(d_model, H * K, config.w_rank)
         self.conv = None if config.conv_size is None else ShortConvolution(H * K, config.conv_size)
-        self.beta_proj = nn.Linear(d_model, H, bias=True)
-        self.f_proj = nn.Linear(d_model, H, bias=True) if config.forget_gate else None
+        self.beta_proj = linear(d_model, H, bias=True)
+        self.f_proj = linear(d_model, H, bias=True) if config.forget_gate else None
         self.o_proj = nn.Linear(H * K, d_model, bias=False)
 
     def forward(

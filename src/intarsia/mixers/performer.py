@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class Performer(KeepsFloat32, AdditiveMixer):
       exceed where a feature is longer than 11 (its largest value is half the feature's length squared).
     * The divisor gets no epsilon of its own: with `eps` in every feature it cannot vanish.
     * The features stay as they were drawn (the paper also studies drawing them anew from time to time) and
-      serve all heads of a layer. They are no part of a checkpoint, as the seed gives them.
+      serve all heads of a layer. They are no part of a checkpoint, as the seed gives them: they are drawn again
+      whenever weights are loaded or the layer leaves the meta device.
     """
 
     float32_names = ("features",)
@@ -87,13 +88,19 @@ class Performer(KeepsFloat32, AdditiveMixer):
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
         self.register_buffer("features", torch.empty(config.num_features, K), persistent=False)
-        self.init_own_buffers()
+        self.reset_parameters()
 
     def init_own_buffers(self) -> None:
         """The features `[num_features, head_dim]`, drawn in float64 on the CPU and rounded to float32."""
-        with torch.no_grad():
-            drawn = orthogonal_features(self.config.num_features, self.config.head_dim, self.config.seed)
-            self.features.copy_(drawn.float())
+        drawn = orthogonal_features(self.config.num_features, self.config.head_dim, self.config.seed)
+        self.features.copy_(drawn.float())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # After `to_empty` from one device to the same they hold anything.
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.features.is_meta:
+            with torch.no_grad():
+                self.init_own_buffers()
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, GeneratorOf, positive
+from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.parts import token_before
@@ -61,7 +62,7 @@ class RWKV7Config(HeadsConfig):
         return RWKV7(d_model, self, norm_eps)
 
 
-class HeadLayerNorm(nn.Module):
+class HeadLayerNorm(FillsItself):
     """LayerNorm of each head with weights and biases of each channel of all heads, in float32."""
 
     def __init__(self, heads: int, dim: int, eps: float) -> None:
@@ -69,6 +70,7 @@ class HeadLayerNorm(nn.Module):
         self.heads, self.eps = heads, eps
         self.weight = nn.Parameter(torch.empty(heads * dim))
         self.bias = nn.Parameter(torch.empty(heads * dim))
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         nn.init.ones_(self.weight)
@@ -120,6 +122,7 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
         self.bonus = nn.Parameter(torch.empty(H, K))  # rho
         self.norm = HeadLayerNorm(H, V, norm_eps * K)  # 64e-5 in the published models
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         H, K, D = self.config.num_heads, self.config.head_dim, self.d_model

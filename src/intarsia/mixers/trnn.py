@@ -64,8 +64,9 @@ class TRNN(KeepsFloat32, AdditiveMixer):
         self.config = config
         self.v_proj = nn.Linear(d_model, channels, bias=False)
         self.decay_proj = nn.Linear(d_model, channels, bias=False)
-        self.decay_bias = nn.Parameter(torch.zeros(channels))
+        self.decay_bias = nn.Parameter(torch.empty(channels))
         self.o_proj = nn.Linear(channels, d_model, bias=False)
+        self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         self.decay_bias.zero_()

@@ -3,6 +3,7 @@
 from intarsia.model import presets
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 from intarsia.model.cost import ModelCost
+from intarsia.model.initialization import init_weights
 from intarsia.model.language_model import LanguageModel, ModelOutput, ModelStates, cost_of
 from intarsia.model.matching import match_parameters
 
@@ -15,6 +16,7 @@ __all__ = [
     "ModelOutput",
     "ModelStates",
     "cost_of",
+    "init_weights",
     "match_parameters",
     "presets",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.mixers.base import GeneratorOf
+from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
@@ -24,7 +24,7 @@ from intarsia.model.grouped import grouped_linear
 from intarsia.ops.precision import product_dtype, without_autocast
 
 
-class Router(KeepsFloat32):
+class Router(FillsItself, KeepsFloat32):
     """Chooses the experts of each token and says how much each counts. Float32 throughout.
 
     Parameters: `weight` `[E, D]`, and with `config.biases` the `logit_bias` `[E]`.
@@ -45,6 +45,7 @@ class Router(KeepsFloat32):
         )
         self.register_buffer("bias", torch.zeros(config.num_experts, dtype=torch.float32))
         self.register_buffer("load", torch.zeros(config.num_experts, dtype=torch.float32), persistent=False)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`[N, D]` to the chosen experts `[N, num_active]` int64 and their weights, as many, float32."""
@@ -82,7 +83,7 @@ class Router(KeepsFloat32):
         self.load.zero_()
 
 
-class Experts(nn.Module):
+class Experts(FillsItself):
     """A mixture of SwiGLU experts in place of a feed-forward.
 
     Parameters: `gate_up` `[E, 2 F, D]` (the gate's rows first) and `down` `[E, D, F]`, with
@@ -107,6 +108,7 @@ class Experts(nn.Module):
         self.shared = SwiGLU(d_model, config.num_shared * config.d_hidden) if config.num_shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
         self._counts_load = True
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` to the same."""
