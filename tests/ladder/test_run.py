@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -331,6 +332,93 @@ def test_a_run_directory_belongs_to_one_run(done: tuple[Verdict, str, dict[str, 
     assert other.directory_name != spec.directory_name
     with pytest.raises(CheckpointError, match="holds another run"):
         RunFolder(path).claim(other)
+
+
+MIXER = Path(__file__).parents[2] / "examples" / "new_mixer" / "learned_decay.py"
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a mixer that is not of this package, which every process finds by its entry point."""
+    name = "decay_that_changes"
+    file = tmp_path / f"{name}.py"
+    file.write_text(MIXER.read_text().replace('"learned-decay"', f'"{name}"'))
+    metadata = tmp_path / "stranger-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[intarsia.mixers]\n{name} = {name}:LearnedDecayConfig\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    importlib.invalidate_caches()
+    return file
+
+
+def test_changed_code_makes_new_runs_and_says_what_changed(
+    place: Path, plan: dict[str, Any], stranger: Path, tmp_path: Path
+) -> None:
+    def scores(directory: Path, changed: str = "") -> tuple[dict[str, set[str]], dict[str, float], str]:
+        verdict, printed = run(short, directory)
+        assert ("made anew" in printed) is bool(changed)
+        assert changed in re.sub(r"\s+", " ", printed)
+        found = json.loads((directory / "verdict.json").read_text())
+        runs = {one["name"]: {r["directory"] for r in one["runs"]} for one in found["arms"]}
+        return runs, {row.name: row.estimate.value for row in verdict.rows if row.estimate}, printed
+
+    short = {
+        **plan,
+        "seeds": [1],
+        "budget": {"steps": 2},
+        "figures": {"contexts": [], "throughput_steps": 0, "sample_tokens": 0},
+        "matching": {"tolerance": 0.2},
+        "baselines": "none",
+        "arms": [
+            {"name": "known", "preset": "kimi-linear-nano"},
+            {
+                "name": "strange",
+                "preset": "kimi-linear-nano",
+                "model": {
+                    "layout": "mine mla",
+                    "mixers": {"mine": {"type": stranger.stem, "num_heads": 1, "head_dim": 8}},
+                },
+            },
+        ],
+    }
+    runs, first, _ = scores(tmp_path / "out")
+    text = stranger.read_text()
+    stranger.write_text(text.replace("half of the past is gone", "HALF of the past is gone"))
+    assert scores(tmp_path / "out")[:2] == (runs, first), "a comment changes nothing"
+    stranger.write_text(text.replace("uniform_(2, 6", "uniform_(-6, -2"))
+    again, second, _ = scores(tmp_path / "out", changed=f"the code of {stranger.stem} changed")
+    assert again["known"] == runs["known"]
+    assert not again["strange"] & runs["strange"]
+    assert second["known"] == first["known"]
+    assert second["strange"] != first["strange"]
+    record = json.loads((tmp_path / "out" / "verdict.json").read_text())["environment"]
+    assert record["code"]["known"] != record["code"]["strange"]
+    assert record["arithmetic"]["PyTorch"]
+
+
+def test_code_that_changes_while_runs_wait_is_refused(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, tmp_path: Path
+) -> None:
+    """A run that was planned with one version of the code is not made with another."""
+    from dataclasses import asdict, replace
+
+    from intarsia.ladder.runs import RunSpec
+    from intarsia.ladder.worker import CRASHED
+
+    spec = RunSpec.load(next((place / "undisturbed" / "runs").iterdir()))
+    code = {**spec.fingerprint["code"], "intarsia.mixers.mla": "0" * 16}
+    stale = replace(spec, fingerprint={**spec.fingerprint, "code": code})
+    (tmp_path / "spec.json").write_text(json.dumps(asdict(stale)))
+    ended = subprocess.run(
+        [sys.executable, "-m", "intarsia.ladder.worker", str(tmp_path)], capture_output=True
+    )
+    assert ended.returncode == CRASHED
+    failure = RunFolder(tmp_path).read_failure()
+    assert failure is not None
+    assert not failure.is_final, "the next start makes new runs"
+    assert "the code of intarsia.mixers.mla changed" in failure.message
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from intarsia.files import write_json, write_text
 from intarsia.ladder import toml
 from intarsia.ladder.arms import ResolvedArm, resolve
 from intarsia.ladder.board import Board
-from intarsia.ladder.environment import environment, processor, versions
+from intarsia.ladder.environment import environment, processor
 from intarsia.ladder.measure import SPEC, MeasuredArm, MeasureSpec, read_measurements
 from intarsia.ladder.plan import Plan, PlanError
 from intarsia.ladder.pool import Pool, describe_exit
@@ -32,6 +32,7 @@ from intarsia.ladder.run import ArmRuns, ArmSchedule, cores, run_all
 from intarsia.ladder.runs import RunFolder, RunSpec
 from intarsia.ladder.table import show_verdict
 from intarsia.ladder.verdict import Verdict, count, judge
+from intarsia.model.fingerprint import Fingerprint, fingerprint
 from intarsia.training import NGrams, TrainConfig, read_metrics
 
 if TYPE_CHECKING:
@@ -93,14 +94,15 @@ class _Comparison:
         write_text(self.path / "plan.toml", toml.dumps(plan.to_dict()))
         dataset, tokenizer = self._data()
         arms = resolve(plan, tokenizer.vocab_size)
+        fingerprints = _fingerprints(arms)
         configs = self._train_configs()
         tuning, judged = self._documents(dataset)
         threads = self._threads(arms, configs)
         self._introduce(arms, dataset, threads, judged)
         try:
-            runs = self._train(arms, configs, dataset, tuning, judged, threads)
+            runs = self._train(arms, fingerprints, configs, dataset, tuning, judged, threads)
             _check_batches(runs, self.path / "runs")
-            measurements, samples = self._measure(arms, runs, dataset, configs, threads)
+            measurements, samples = self._measure(arms, fingerprints, runs, dataset, configs, threads)
         finally:
             seconds = self._keep_time(time.monotonic() - began)
         text_bytes, baselines = self._baselines(dataset, tokenizer, judged)
@@ -118,6 +120,7 @@ class _Comparison:
             baselines=baselines,
             samples=samples,
             environment=environment(
+                fingerprints,
                 jobs=self.jobs,
                 threads=threads,
                 data={
@@ -247,6 +250,7 @@ class _Comparison:
     def _train(
         self,
         arms: Sequence[ResolvedArm],
+        fingerprints: Mapping[str, Fingerprint],
         config: TrainConfig,
         dataset: TokenDataset,
         tuning: tuple[int, ...],
@@ -255,7 +259,6 @@ class _Comparison:
     ) -> dict[str, ArmRuns]:
         plan = self.plan
         bytes_per_token = float(dataset.train.text_bytes.sum() / dataset.train.tokens)
-        found = versions()
         options: dict[Role, TrainConfig] = {"tuning": self._tuning_config(config), "judged": config}
 
         def spec(arm: ResolvedArm, rate: float, seed: int, role: Role) -> RunSpec:
@@ -271,7 +274,7 @@ class _Comparison:
                 documents=tuning if role == "tuning" else judged,
                 tokens_per_document=plan.evaluation.tokens_per_document,
                 bytes_per_token=bytes_per_token,
-                versions=found,
+                fingerprint=fingerprints[arm.name].to_dict(),
                 threads=threads,
             )
 
@@ -297,6 +300,7 @@ class _Comparison:
     def _measure(
         self,
         arms: Sequence[ResolvedArm],
+        fingerprints: Mapping[str, Fingerprint],
         runs: Mapping[str, ArmRuns],
         dataset: TokenDataset,
         config: TrainConfig,
@@ -309,7 +313,9 @@ class _Comparison:
             first = min(finished, key=lambda run: self.plan.seeds.index(run.seed), default=None)
             rate = runs[arm.name].learning_rate or self.plan.rates(arm.arm)[0]
             train = config.replace(lr=rate).to_dict()
-            return MeasuredArm(arm.name, arm.config.to_dict(), train, first.directory if first else None)
+            directory = first.directory if first else None
+            decisive = fingerprints[arm.name].decisive
+            return MeasuredArm(arm.name, arm.config.to_dict(), train, directory, decisive)
 
         spec = MeasureSpec(
             arms=tuple(measured(arm) for arm in arms),
@@ -394,6 +400,14 @@ class _Comparison:
             model=arm.config.to_dict(),
             measurements=measurements or Measurements(),
         )
+
+
+def _fingerprints(arms: Sequence[ResolvedArm]) -> dict[str, Fingerprint]:
+    """What decides the numbers of each arm's runs beside the plan."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {arm.name: fingerprint(arm.config, device) for arm in arms}
 
 
 def _default_jobs(plan: Plan, arms: Sequence[ResolvedArm], config: TrainConfig) -> int:

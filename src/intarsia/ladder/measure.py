@@ -34,12 +34,14 @@ PREFILL = 512
 
 @dataclass(frozen=True)
 class MeasuredArm:
-    """One arm to measure. `run` is the directory of a finished judged run, if there is one."""
+    """One arm to measure. `run` is the directory of a finished judged run, if there is one; other code is measured
+    anew (`Fingerprint.decisive`)."""
 
     name: str
     model: Mapping[str, Any]
     train: Mapping[str, Any]
     run: str | None
+    fingerprint: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

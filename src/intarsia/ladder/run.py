@@ -51,10 +51,18 @@ def run_all(
     """By the key of the spec."""
     running: dict[str, RunSpec] = {}
     chosen: dict[str, float | None] = {}
+    told: set[tuple[str, ...]] = set()
 
     def enqueue(specs: Sequence[RunSpec]) -> None:
         for position, spec in enumerate(specs):
             folder = RunFolder(directory / spec.directory_name)
+            changed = () if folder.spec.exists() else tuple(spec.changed_since(directory))
+            if changed and changed not in told:
+                told.add(changed)
+                board.say(
+                    f"Runs of {spec.arm} are made anew and earlier ones are not used, since they would give other "
+                    f"numbers now: {'; '.join(changed)}."
+                )
             folder.claim(spec)
             if folder.state == "open":
                 waiting.append(((int(spec.role == "judged"), position, order[spec.arm]), spec))

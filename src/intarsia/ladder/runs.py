@@ -26,6 +26,11 @@ import numpy as np
 from intarsia.errors import CheckpointError
 from intarsia.files import write_json
 from intarsia.ladder.results import CurvePoint, Failure, Role, Run
+from intarsia.model.fingerprint import DECISIVE, changes
+
+UNDECISIVE = ("dataset", "device")
+"""Fields of a spec that do not decide its numbers: a place, whose content has a fingerprint, and `auto`, of which the
+fingerprint says what it was."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,22 @@ class RunSpec:
     tokens_per_document: int | None
     bytes_per_token: float
     """Of the training text: brings the training loss to bits per byte, by one factor for all arms."""
-    versions: Mapping[str, str]
+    fingerprint: Mapping[str, Any]
+    """`Fingerprint.to_dict()`: the code, the libraries and the arithmetic. Its commits decide nothing."""
     threads: int
     """Of the child process. It changes rounding, so a comparison keeps to one number."""
     device: str = "auto"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the numbers, as JSON-able values."""
+        values = {name: value for name, value in asdict(self).items() if name not in UNDECISIVE}
+        return {**values, "fingerprint": {part: self.fingerprint.get(part) for part in DECISIVE}}
+
+    @property
     def key(self) -> str:
         """Hex digits of everything that decides the numbers."""
-        identity = {name: value for name, value in asdict(self).items() if name not in ("dataset", "device")}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @property
     def title(self) -> str:
@@ -65,7 +76,11 @@ class RunSpec:
 
     @property
     def directory_name(self) -> str:
-        return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}-{self.key[:8]}"
+        return f"{self._directory_prefix}{self.key[:8]}"
+
+    @property
+    def _directory_prefix(self) -> str:
+        return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}-"
 
     @property
     def steps(self) -> int:
@@ -80,6 +95,20 @@ class RunSpec:
         """The spec that is in a run's directory."""
         values = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
         return cls(**{**values, "documents": tuple(values["documents"])})
+
+    def changed_since(self, directory: Path) -> list[str]:
+        """In words, why the newest run in `directory` (the directory of all runs) that is this one by the plan is not
+        this one after all: other code, libraries or arithmetic. Nothing where there is none, or where it is this one.
+        """
+        found = [path for path in directory.glob(f"{self._directory_prefix}*/spec.json") if path.is_file()]
+        for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                other = RunSpec.load(path.parent)
+            except (ValueError, TypeError, KeyError):  # a spec of another version of this package
+                continue
+            if {**other.identity, "fingerprint": None} == {**self.identity, "fingerprint": None}:
+                return changes(other.fingerprint, self.fingerprint)
+        return []
 
 
 @dataclass(frozen=True)

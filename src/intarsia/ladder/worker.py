@@ -124,21 +124,31 @@ def _run(path: Path, channel: Channel) -> int:
 
     from intarsia.checkpoints.native import load_model
     from intarsia.data import TokenDataset, load_tokenizer
-    from intarsia.errors import TrainingError
+    from intarsia.errors import CheckpointError, TrainingError
     from intarsia.files import write_json
     from intarsia.ladder.runs import RunFolder, RunSpec
     from intarsia.model import ModelConfig
+    from intarsia.model.fingerprint import changes, fingerprint
     from intarsia.training import TrainConfig, evaluate, train
 
     folder, spec = RunFolder(path), RunSpec.load(path)
     if folder.outcome.exists():  # A process that was thought lost has finished it.
         return DONE
     torch.set_num_threads(spec.threads)
+    device = (
+        "cuda" if spec.device == "auto" and torch.cuda.is_available() else spec.device.replace("auto", "cpu")
+    )
+    model_config = ModelConfig.from_dict(spec.model)
+    changed = changes(spec.fingerprint, fingerprint(model_config, device).to_dict())
+    if changed:
+        raise CheckpointError(
+            f"since the comparison was started, {'; '.join(changed)}: give the same command again to make new runs"
+        )
     config = TrainConfig.from_dict(dict(spec.train))
     dataset = TokenDataset(spec.dataset)
     tokenizer = load_tokenizer(dataset.directory / "tokenizer")
     result = train(
-        ModelConfig.from_dict(spec.model),
+        model_config,
         config,
         dataset,
         tokenizer,
@@ -149,9 +159,6 @@ def _run(path: Path, channel: Channel) -> int:
     if not result.finished:
         return INTERRUPTED
     channel.send(event="judging")
-    device = (
-        "cuda" if spec.device == "auto" and torch.cuda.is_available() else spec.device.replace("auto", "cpu")
-    )
     evaluation = evaluate(
         load_model(folder.model, device=device),
         dataset.heldout,
