@@ -35,6 +35,7 @@ class LearnedDecayConfig(MixerConfig):
     head_dim: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> LearnedDecay:

@@ -18,6 +18,20 @@ class ConfigError(IntarsiaError, ValueError):
     """A configuration, a plan or an option that cannot be right."""
 
 
+class OptionError(ConfigError):
+    """An option that cannot be right. `path` says where it stands, as keys and indices, as far as is known to whom
+    raised it: `("mixers", "kda", "num_heads")`."""
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+
+    def under(self, path: tuple[str | int, ...]) -> OptionError:
+        """The same error of something that stands at `path` in a larger whole."""
+        return OptionError(self.message, (*path, *self.path))
+
+
 class ShapeError(IntarsiaError, ValueError):
     """Tensors whose shapes or dtypes do not fit together."""
 

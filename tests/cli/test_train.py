@@ -71,6 +71,11 @@ def test_another_run_in_the_same_directory(cli: Cli, inputs: Path) -> None:
         (["run.toml", "--set", "model.layout=kda mlaa"], "did you mean 'mla'"),
         (["run.toml", "--set", "model.depth.more=1"], "single value"),
         (["run.toml", "--set", "preset=3"], "preset"),
+        (["run.toml", "--set", "model.mixers.kda.num_heads=2.5"],
+         "--set model.mixers.kda.num_heads=2.5: the mixer 'kda': num_heads must be a whole number; got 2.5 (float)"),
+        (["run.toml", "--set", "model.mixers.kda.negative_eigenvalues=no"], "must be true or false; got 'no'"),
+        (["run.toml", "--set", "model.mixers.kad.num_heads=2"], "no mixer 'kad'; did you mean 'kda'"),
+        (["run.toml", "--set", "training.tensorboard=maybe"], "true or false"),
         (["run.toml", "--corpus", "nothing/*.txt"], "nothing/*.txt"),
         (["run.toml", "--corpus", ""], ""),
         (["run.toml", "--tokenizer", "bpe:x"], "bpe:4096"),
@@ -95,7 +100,28 @@ def test_wrong_input(cli: Cli, inputs: Path, arguments: list[str], message: str)
         ("preset = ", "not valid TOML"),
         ("[training]\nsteps = 3", "'preset' is missing"),
         ("preset = 'full-nano'\n[corpus]\nsorce = 'x'", "did you mean 'source'"),
-        ("preset = 'full-nano'\ntraining = 3", "training"),
+        ("preset = 'full-nano'\ntraining = 3", "wrong.toml:2: training: expected a table"),
+        (
+            "preset = 'full-nano'\n[training]\nlr = 1e-3\nrow = 3",
+            "wrong.toml:4: unknown training option 'row'; did",
+        ),
+        ("preset = 'full-nano'\n[training]\nlr = 'x'", "wrong.toml:3: lr must be a finite number; got 'x'"),
+        (
+            "preset = 'full-nano'\n[model]\ndepth = 2\n[model.mixers.mla]\nnum_heads = 2.5",
+            "wrong.toml:5: the mixer 'mla': num_heads must be a whole number; got 2.5",
+        ),
+        (
+            "preset = 'full-nano'\n[model.mixers.mal]\nnum_heads = 2",
+            "wrong.toml:2: the model has no mixer 'mal'; did you mean 'mla'?",
+        ),
+        (
+            "preset = 'full-nano'\n[model]\nfeed_forward.d_hiden = 3",
+            "wrong.toml:3: FeedForwardConfig was given",
+        ),
+        (
+            "preset = 'full-nano'\n[model.mixers.mla]\nrotate = 'null'",
+            "wrong.toml:3: the mixer 'mla': rotate must be",
+        ),
     ],
 )
 def test_wrong_file(cli: Cli, inputs: Path, content: str, message: str) -> None:

@@ -17,20 +17,22 @@ The file is TOML:
     steps = 2000
     lr = 3e-3
 
-`--set training.lr=3e-3` sets the same value from the command line, whatever the file says.
+`--set training.lr=3e-3` sets the same value from the command line, whatever the file says. As in a plan, the text
+"null" stands for no value, for which TOML has no word. Mistakes are told with the line or the `--set` that made them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, OptionError
 from intarsia.ladder.plan import Corpus
-from intarsia.ladder.schema import build, merge
+from intarsia.ladder.schema import build, merge, toml_line, with_none
 from intarsia.model import ModelConfig, presets
 from intarsia.training.config import TrainConfig
 
@@ -46,6 +48,36 @@ evaluation of a large corpus does not take longer than the training. The warm-up
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where settings were written down, to point to a mistake."""
+
+    file: Path | None = None
+    text: str = ""
+    changes: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    """What each `--set` sets, and its text."""
+
+    def place(self, path: tuple[str | int, ...]) -> str:
+        """Where the option at `path` was set, as far as it can be told: `--set x.y=1`, `run.toml:12` or nothing."""
+        for changed, text in self.changes.items():
+            if path[: len(changed)] == changed or changed[: len(path)] == path != ():
+                return f"--set {text}: "
+        if self.file is None:
+            return ""
+        line = toml_line(self.text, path)
+        return f"{self.file}:{line}: " if line else f"{self.file}: "
+
+    @contextmanager
+    def told(self, *path: str) -> Iterator[None]:
+        """Errors about options within say where the option was set; `path` is what they are options of."""
+        try:
+            yield
+        except OptionError as error:
+            where = (*path, *error.path)
+            # A mistake of the whole is no mistake of the table's first line.
+            raise OptionError(f"{self.place(where) if error.path else ''}{error}", where) from None
+
+
+@dataclass(frozen=True)
 class Settings:
     """One training run, as it was asked for."""
 
@@ -55,19 +87,22 @@ class Settings:
     """Changes to the preset."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
+    origin: Origin = field(default_factory=Origin, init=False, compare=False)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model to train, for a tokenizer of `vocab_size` tokens."""
         preset = presets.get(self.preset, vocab_size=vocab_size)
-        return ModelConfig.from_dict(merge(preset.to_dict(), self.model))
+        with self.origin.told("model"):
+            return ModelConfig.from_dict(merge(preset.to_dict(), self.model))
 
     def train_config(self, steps: int | None = None, tokens: int | None = None) -> TrainConfig:
         """How to train it. `steps`, or `tokens` rounded up to whole steps, replaces what the settings say."""
         values = dict(self.training)
         if tokens is not None:
-            shape = TrainConfig.from_dict(
-                {"steps": 1, **{k: values[k] for k in ("rows", "length") if k in values}}
-            )
+            with self.origin.told("training"):
+                shape = TrainConfig.from_dict(
+                    {"steps": 1, **{k: values[k] for k in ("rows", "length") if k in values}}
+                )
             steps = -(-tokens // shape.tokens_per_step)
         if steps is not None:
             values["steps"] = steps
@@ -77,7 +112,8 @@ class Settings:
             "steps": DEFAULT_STEPS,
             "warmup_steps": total // 20 if isinstance(total, int) else 0,
         }
-        return TrainConfig.from_dict({**defaults, **values})
+        with self.origin.told("training"):
+            return TrainConfig.from_dict({**defaults, **values})
 
 
 def read_settings(
@@ -88,10 +124,14 @@ def read_settings(
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
-    values: dict[str, Any] = read_toml(Path(source)) if source.endswith(".toml") else {"preset": source}
-    for change in changes:
-        _set(values, change)
-    return build(Settings, merge(values, {"corpus": corpus or {}}))
+    file = Path(source) if source.endswith(".toml") else None
+    values: dict[str, Any] = {"preset": source} if file is None else read_toml(file)
+    changed = {_set(values, change): change for change in changes}
+    origin = Origin(file, "" if file is None else file.read_text(encoding="utf-8"), changed)
+    with origin.told():
+        settings = build(Settings, merge(with_none(values), {"corpus": corpus or {}}))
+    object.__setattr__(settings, "origin", origin)
+    return settings
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -104,8 +144,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def _set(values: dict[str, Any], change: str) -> None:
-    """Apply one `a.b.c=value` to nested tables."""
+def _set(values: dict[str, Any], change: str) -> tuple[str, ...]:
+    """Apply one `a.b.c=value` to nested tables; the path that it sets."""
     name, equals, text = change.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or not all(keys):
@@ -116,6 +156,7 @@ def _set(values: dict[str, Any], change: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {change}: {key!r} is a single value and has no parts")
     table[keys[-1]] = parse_value(text.strip())
+    return tuple(keys)
 
 
 def parse_value(text: str) -> Any:

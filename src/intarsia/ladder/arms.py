@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.ladder.plan import Arm, Plan, PlanError
 from intarsia.ladder.schema import merge
 from intarsia.model import ModelConfig, presets
@@ -40,12 +41,7 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
     Raises:
         PlanError: a preset or an option that does not exist, or sizes that cannot be brought together.
     """
-    configs = {}
-    for index, arm in enumerate(plan.arms):
-        try:
-            configs[arm.name] = _configuration(plan, arm, vocab_size)
-        except (ConfigError, TypeError) as error:
-            raise PlanError(f"{arm.name}: {error}", ("arms", index)) from None
+    configs = _configurations(plan, vocab_size)
     reference = plan.matching.reference or plan.arms[0].name
     target = cost_of(configs[reference]).non_embedding_parameters
     resolved = []
@@ -71,7 +67,51 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
     return tuple(resolved)
 
 
-def _configuration(plan: Plan, arm: Arm, vocab_size: int) -> ModelConfig:
+def check_models(plan: Plan) -> None:
+    """Make sure, before there are data, that the configuration of every arm can be right.
+
+    Raises:
+        PlanError: one cannot; with the place in the plan.
+    """
+    _configurations(plan, None)
+
+
+def _configurations(plan: Plan, vocab_size: int | None) -> dict[str, ModelConfig]:
+    """The configuration of each arm, before matching. Without a vocabulary yet, of any."""
+    configs = {}
+    for index, arm in enumerate(plan.arms):
+        try:
+            configs[arm.name] = _configuration(plan, arm, vocab_size)
+        except (ConfigError, TypeError) as error:
+            path = error.path if isinstance(error, OptionError) else ()
+            place: tuple[str | int, ...] = ("arms", index)
+            if path:
+                place = ("model", *path) if not _says(arm.model, path) and _says(plan.model, path) else (
+                    *place, "model", *path
+                )  # fmt: skip
+            raise PlanError(f"{arm.name}: {error}", place) from None
+    have = {name for config in configs.values() for name in config.mixers}
+    for name in plan.model.get("mixers", {}):
+        # A change to a mixer is for the arms that have it, so somebody has to.
+        if name not in have:
+            raise PlanError(
+                f"no arm has a mixer {name!r}{did_you_mean(name, sorted(have))}", ("model", "mixers", name)
+            )
+    return configs
+
+
+def _says(values: Any, path: tuple[str | int, ...]) -> bool:
+    """Whether nested tables have something at `path`."""
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+def _configuration(plan: Plan, arm: Arm, vocab_size: int | None) -> ModelConfig:
+    if vocab_size is None:
+        vocab_size = arm.model.get("vocab_size", plan.model.get("vocab_size", 1024))
     base: dict[str, Any] = {"vocab_size": vocab_size}
     if arm.preset:
         base = presets.get(arm.preset, vocab_size=vocab_size).to_dict()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from intarsia.errors import ConfigError, did_you_mean
+from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.ladder.schema import PlanError, build, merge, toml_line, with_none, without_none
 
 #: Options of training that the comparison sets itself, and where a plan says them.
@@ -269,7 +269,8 @@ class Plan:
             # A year of steps, so that only the options themselves are checked here.
             TrainConfig.from_dict({"steps": 10**9, **self.training})
         except (ConfigError, TypeError) as error:
-            raise PlanError(str(error), ("training",)) from None
+            path = error.path if isinstance(error, OptionError) else ()
+            raise PlanError(str(error), ("training", *path)) from None
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -355,6 +356,8 @@ def _load_toml(path: Path) -> Plan:
         import tomllib
     else:
         import tomli as tomllib
+    from intarsia.ladder.arms import check_models
+
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
@@ -362,7 +365,8 @@ def _load_toml(path: Path) -> Plan:
         raise PlanError(f"{path} is not TOML: {error}") from None
     try:
         plan = Plan.from_dict(values)
-        plan.as_quick()
+        check_models(plan)
+        check_models(plan.as_quick())
     except PlanError as error:
         line = toml_line(text, error.path)
         raise _located(error, f"{path}:{line}" if line else str(path)) from None

@@ -14,18 +14,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from intarsia.errors import ConfigError, did_you_mean
+from intarsia.errors import OptionError, did_you_mean
 
 T = TypeVar("T")
 
 
-class PlanError(ConfigError):
-    """A plan that cannot be right. `path` says where, as a tuple of keys and indices."""
+class PlanError(OptionError):
+    """A plan that cannot be right. The message names the place, `path`, first."""
 
     def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
-        super().__init__(f"{path_name(path)}: {message}" if path else message)
+        super().__init__(f"{path_name(path)}: {message}" if path else message, path)
         self.message = message
-        self.path = path
 
     def under(self, path: tuple[str | int, ...]) -> PlanError:
         """The same error of something that stands at `path` in a larger plan."""
@@ -170,7 +169,9 @@ def toml_line(text: str, path: tuple[str | int, ...]) -> int | None:
             table = _placed(_keys(header[1]), counts)
             places.setdefault(table, number)
         elif key := re.match(r"""\s*([\w.\-"']+)\s*=(.*)""", line):
-            places.setdefault((*table, *_keys(key[1])), number)
+            keys = _keys(key[1])
+            for length in range(1, len(keys) + 1):
+                places.setdefault((*table, *keys[:length]), number)
             for mark in ('"""', "'''"):
                 if key[2].count(mark) == 1:
                     quoted = mark

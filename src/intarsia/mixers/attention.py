@@ -60,6 +60,7 @@ class AttentionConfig(MixerConfig):
     bias: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim, num_kv_heads=self.num_kv_heads)
         positive(rope_theta=self.rope_theta)
         if self.num_heads % self.kv_heads:

@@ -13,6 +13,7 @@ from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.mixers.state import State
 from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
+from intarsia.options import check_types
 
 __all__ = ["About", "Cost", "Family", "GeneratorOf", "Mixer", "MixerConfig", "positive"]
 
@@ -123,11 +124,18 @@ class About:
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """The options of a mixer. Subclasses are frozen dataclasses of JSON-able fields."""
+    """The options of a mixer. Subclasses are frozen dataclasses of JSON-able fields.
+
+    The fields' types are checked when a configuration is made. A subclass that has a `__post_init__` of its own calls
+    this one first.
+    """
 
     type: ClassVar[str]
     """The name in the registry and in the layout."""
     about: ClassVar[About]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> Mixer[Any]:
         """The mixer for a model of width `d_model`."""

@@ -48,6 +48,7 @@ class DeltaFormerConfig(MixerConfig):
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim, rope_theta=self.rope_theta)
         if self.erase not in ("key", "own"):
             raise ConfigError(f"erase must be 'key' or 'own'; got {self.erase!r}")

@@ -53,6 +53,7 @@ class ForgettingConfig(MixerConfig):
     kv_shift: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> ForgettingAttention:

@@ -20,6 +20,7 @@ class HeadsConfig(MixerConfig):
     head_v_dim: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim, head_v_dim=self.head_v_dim)
 
     @property
@@ -39,6 +40,7 @@ class GroupedHeadsConfig(MixerConfig):
     head_v_dim: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(
             num_heads=self.num_heads,
             head_dim=self.head_dim,

@@ -50,6 +50,7 @@ class Mamba2Config(MixerConfig):
     dt_max: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(
             num_heads=self.num_heads, head_dim=self.head_dim, state_dim=self.state_dim,
             num_groups=self.num_groups, conv_size=self.conv_size, dt_max=self.dt_max,

@@ -40,6 +40,7 @@ class MambaBlockConfig(MixerConfig):
     dt_rank: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(expand=self.expand, state_dim=self.state_dim, conv_size=self.conv_size, dt_rank=self.dt_rank)
 
 

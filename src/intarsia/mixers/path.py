@@ -46,6 +46,7 @@ class PathConfig(MixerConfig):
     forget_gate: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(
             num_heads=self.num_heads, head_dim=self.head_dim, w_rank=self.w_rank, conv_size=self.conv_size
         )

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, OptionError
 from intarsia.mixers.state import State
 from intarsia.ops import Sequences
 from intarsia.ops.precision import compute_dtype
+from intarsia.options import check_types
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Yarn:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("factor", "original_length", "fast", "slow"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"yarn.{name} must be positive; got {getattr(self, name)}")
@@ -50,10 +52,14 @@ class Yarn:
         if not isinstance(options, Mapping) or not {"factor", "original_length"} <= set(options) <= set(
             fields
         ):
-            raise ConfigError(
-                f"yarn takes factor and original_length, and may take {', '.join(fields[2:])}; got {options!r}"
+            raise OptionError(
+                f"yarn takes factor and original_length, and may take {', '.join(fields[2:])}; got {options!r}",
+                ("yarn",),
             )
-        return cls(**options)
+        try:
+            return cls(**options)
+        except OptionError as error:
+            raise OptionError(f"yarn.{error}", ("yarn", *error.path)) from None
 
     @property
     def magnitude(self) -> float:

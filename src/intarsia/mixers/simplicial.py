@@ -53,6 +53,7 @@ class SimplicialConfig(MixerConfig):
     bias: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim, window1=self.window1, window2=self.window2)
 
     @property

@@ -29,8 +29,8 @@ class SlidingWindowConfig(AttentionConfig):
     window: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        positive(window=self.window)
         super().__post_init__()
+        positive(window=self.window)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> SlidingWindowAttention:
         return SlidingWindowAttention(d_model, self, norm_eps)

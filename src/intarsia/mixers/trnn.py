@@ -36,6 +36,7 @@ class TRNNConfig(MixerConfig):
     channels: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(channels=self.channels)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> TRNN:

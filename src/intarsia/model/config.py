@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-from intarsia.errors import ConfigError, did_you_mean
+from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.mixers import MixerConfig, config_from_dict, config_to_dict
 
 RoutingWeights = Literal["unbiased", "biased"]
@@ -143,7 +143,7 @@ class ModelConfig:
         object.__setattr__(self, "mixers", MappingProxyType(dict(self.mixers)))
         for name in parse_layout(self.layout):
             if name not in self.mixers:
-                raise ConfigError(f"the layout names {unknown(name, self.mixers, 'mixer')}")
+                raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
         self._check_norm_placement()
 
     def _check_norm_placement(self) -> None:
@@ -152,12 +152,16 @@ class ModelConfig:
             object.__setattr__(self, "norm_placement", MappingProxyType(dict(self.norm_placement)))
             for name in self.norm_placement:
                 if name not in self.mixers:
-                    raise ConfigError(f"norm_placement names {unknown(name, self.mixers, 'mixer')}")
+                    raise OptionError(
+                        f"norm_placement names {unknown(name, self.mixers, 'mixer')}",
+                        ("norm_placement", name),
+                    )
         for name in self.mixers:
             if (placement := self.placement_of(name)) not in choices:
-                raise ConfigError(
+                raise OptionError(
                     f"norm_placement must be {' or '.join(map(repr, choices))}, or a table of mixers' names and"
-                    f" these; got {placement!r}"
+                    f" these; got {placement!r}",
+                    ("norm_placement",),
                 )
 
     def placement_of(self, name: str) -> NormPlacement:
@@ -196,16 +200,19 @@ class ModelConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            ConfigError: a key is unknown or missing, or a value cannot be right.
+            ConfigError: a key is unknown or missing, or a value cannot be right. Where it is one option's, an
+                OptionError whose `path` says which.
         """
         values = dict(_mapping(values, cls.__name__))
         if "mixers" in values:
             mixers = _mapping(values["mixers"], "mixers")
-            values["mixers"] = {name: config_from_dict(mixer) for name, mixer in mixers.items()}
-        if "feed_forward" in values:
-            values["feed_forward"] = _from_dict(FeedForwardConfig, values["feed_forward"])
-        if values.get("experts") is not None:
-            values["experts"] = _from_dict(ExpertsConfig, values["experts"])
+            values["mixers"] = {name: _mixer(name, mixers) for name in mixers}
+        for name, part in (("feed_forward", FeedForwardConfig), ("experts", ExpertsConfig)):
+            if values.get(name) is not None:
+                try:
+                    values[name] = _from_dict(part, values[name])
+                except OptionError as error:
+                    raise error.under((name,)) from None
         return _from_dict(cls, values)
 
     def __hash__(self) -> int:
@@ -224,12 +231,16 @@ def parse_layout(layout: str) -> tuple[str, ...]:
         ConfigError: the layout is empty or a repetition is not a positive number.
     """
     if not isinstance(layout, str) or not layout.split():
-        raise ConfigError(f'the layout must name a mixer per layer, as in "kda kda kda mla"; got {layout!r}')
+        raise OptionError(
+            f'the layout must name a mixer per layer, as in "kda kda kda mla"; got {layout!r}', ("layout",)
+        )
     names: list[str] = []
     for word in layout.split():
         name, star, times = word.partition("*")
         if not name or (star and not (times.isdecimal() and int(times) > 0)):
-            raise ConfigError(f'cannot read {word!r} in the layout: write "name", or "name*3" for three')
+            raise OptionError(
+                f'cannot read {word!r} in the layout: write "name", or "name*3" for three', ("layout",)
+            )
         names += [name] * (int(times) if star else 1)
     return tuple(names)
 
@@ -237,6 +248,25 @@ def parse_layout(layout: str) -> tuple[str, ...]:
 def unknown(name: str, known: Iterable[str], what: str) -> str:
     """The end of an error message about a name that is not there, with the nearest one that is."""
     return f"an unknown {what} {name!r}{did_you_mean(name, sorted(known))}"
+
+
+def _mixer(name: str, mixers: Mapping[str, Any]) -> MixerConfig:
+    """The mixer that a model calls `name`."""
+    options = mixers[name]
+    if isinstance(options, Mapping) and "type" not in options:
+        # Changes to a mixer that the model does not have: mistyped, or new.
+        others = [other for other in mixers if isinstance(mixers[other], Mapping) and "type" in mixers[other]]
+        raise OptionError(
+            f"the model has no mixer {name!r}{did_you_mean(name, others)} (a new one needs a 'type', the name of its "
+            "layer in `intarsia mixers`)",
+            ("mixers", name),
+        )
+    try:
+        return config_from_dict(options)
+    except OptionError as error:
+        # The name of the layer says enough, unless the model calls it otherwise.
+        own = "" if options.get("type", name) == name else f"mixers.{name}: "
+        raise OptionError(f"{own}{error}", ("mixers", name, *error.path)) from None
 
 
 def _from_dict(cls: type[C], values: Any) -> C:
@@ -262,15 +292,15 @@ def _check_names(cls: type, values: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            raise ConfigError(f"{cls.__name__} was given {unknown(name, known, 'option')}")
+            raise OptionError(f"{cls.__name__} was given {unknown(name, known, 'option')}", (name,))
 
 
 def _check_counts(config: Any, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(
-                f"{_label(config, name)} must be a whole number of at least {least}; got {value!r}"
+            raise OptionError(
+                f"{_label(config, name)} must be a whole number of at least {least}; got {value!r}", (name,)
             )
 
 
@@ -279,19 +309,22 @@ def _check_reals(config: Any, *names: str) -> None:
         value = getattr(config, name)
         real = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not real or not math.isfinite(value) or value <= 0:
-            raise ConfigError(f"{_label(config, name)} must be a positive number; got {value!r}")
+            raise OptionError(f"{_label(config, name)} must be a positive number; got {value!r}", (name,))
 
 
 def _check_flags(config: Any, *names: str) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{_label(config, name)} must be true or false; got {getattr(config, name)!r}")
+            raise OptionError(
+                f"{_label(config, name)} must be true or false; got {getattr(config, name)!r}", (name,)
+            )
 
 
 def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     if getattr(config, name) not in choices:
-        raise ConfigError(
-            f"{_label(config, name)} must be {' or '.join(map(repr, choices))}; got {getattr(config, name)!r}"
+        raise OptionError(
+            f"{_label(config, name)} must be {' or '.join(map(repr, choices))}; got {getattr(config, name)!r}",
+            (name,),
         )
 
 

@@ -33,6 +33,7 @@ _NUMBERLESS = (
     "intarsia.errors",
     "intarsia.extras",
     "intarsia.files",
+    "intarsia.options",
     "intarsia.training.progress",
     "intarsia.training.signals",
 )

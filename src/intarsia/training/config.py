@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, OptionError, did_you_mean
+from intarsia.options import check_types
 
 OptimizerName = Literal["muon", "adamw"]
 ScheduleName = Literal["wsd", "cosine", "constant"]
@@ -90,6 +90,7 @@ class TrainConfig:
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "rows", "length", "log_every", "keep_checkpoints"):
             _integer(name, getattr(self, name), least=1)
         for name in ("micro_rows", "eval_every", "eval_documents", "eval_bytes", "checkpoint_every"):
@@ -107,17 +108,17 @@ class TrainConfig:
         _number("final_lr_fraction", self.final_lr_fraction, most=1)
         _number("muon_momentum", self.muon_momentum, below=1)
         object.__setattr__(self, "adamw_betas", tuple(self.adamw_betas))
-        if len(self.adamw_betas) != 2:
-            raise ConfigError(f"adamw_betas must be two numbers; got {self.adamw_betas}")
         for beta in self.adamw_betas:
             _number("adamw_betas", beta, below=1)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         if self.warmup_steps >= self.steps:
-            raise ConfigError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+            raise OptionError(
+                f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})",
+                ("warmup_steps",),
+            )
         if self.micro_rows is not None and self.rows % self.micro_rows:
-            raise ConfigError(f"rows ({self.rows}) must be a multiple of micro_rows ({self.micro_rows})")
+            raise OptionError(
+                f"rows ({self.rows}) must be a multiple of micro_rows ({self.micro_rows})", ("micro_rows",)
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -159,36 +160,26 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of `to_dict`. Unknown names are errors."""
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(f"unknown training option {unknown[0]!r}; there are: {', '.join(known)}")
+        for name in values:
+            if name not in known:
+                raise OptionError(f"unknown training option {name!r}{did_you_mean(name, known)}", (name,))
         if "steps" not in values:
             raise ConfigError("a training configuration needs the number of steps")
         return cls(**values)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer": get_args(OptimizerName),
-    "schedule": get_args(ScheduleName),
-    "precision": get_args(Precision),
-    "muon_precision": get_args(MuonPrecision),
-}
-
-
-def _integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}")
+def _integer(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise OptionError(f"{name} must be a whole number of at least {least}; got {value!r}", (name,))
 
 
 def _number(
-    name: str, value: Any, above: float | None = None, below: float | None = None, most: float | None = None
+    name: str, value: float, above: float | None = None, below: float | None = None, most: float | None = None
 ) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number; got {value!r}")
     if above is not None and not value > above:
-        raise ConfigError(f"{name} must be above {above}; got {value!r}")
+        raise OptionError(f"{name} must be above {above}; got {value!r}", (name,))
     if value < 0 or (below is not None and not value < below) or (most is not None and value > most):
         limit = (
             f" and below {below}" if below is not None else f" and at most {most}" if most is not None else ""
         )
-        raise ConfigError(f"{name} must be at least 0{limit}; got {value!r}")
+        raise OptionError(f"{name} must be at least 0{limit}; got {value!r}", (name,))
