@@ -31,6 +31,7 @@ inline Dtype dtype_of(const Tensor& tensor) {
 inline Array array_of(const Tensor& tensor) {
   Array array;
   array.data = static_cast<char*>(tensor.data());
+  if (!array.data && tensor.size()) throw std::invalid_argument("the kernels take tensors that have memory");
   array.dtype = dtype_of(tensor);
   array.dims = int(tensor.ndim());
   for (int d = 0; d < array.dims; d++) {

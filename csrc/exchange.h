@@ -34,8 +34,21 @@ inline const ExchangeTable* exchange_table(PyTypeObject* type) {
   return table;
 }
 
-// What a tensor is, if the kernels can read it: on the CPU, of a dtype that they know, of at most five dimensions.
+// Whether it is a tensor of PyTorch's own type or a parameter, and not of a type derived from them: what such a one
+// means (another place, other numbers, no memory) is not what it has in memory.
+inline bool is_plain(nb::handle tensor) {
+  const auto type = [](const char* module, const char* name) {  // never given back: it outlives this module
+    return nb::getattr(nb::module_::import_(module), name).release().ptr();
+  };
+  static PyObject* const types[] = {type("torch", "Tensor"), type("torch.nn", "Parameter")};
+  PyObject* const own = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
+  return own == types[0] || own == types[1];
+}
+
+// What a tensor is, if the kernels can read it: of plain type, on the CPU, of a dtype that they know, of at most five
+// dimensions.
 inline bool view_tensor(nb::handle tensor, Array& array) {
+  if (!is_plain(tensor)) return false;
   const auto fill = [&](int device, nb::dlpack::dtype dtype, char* data, int dims, auto shape, auto stride) {
     if (device != nb::device::cpu::value || dims > 5) return false;
     if (dtype == nb::dtype<float>())
@@ -48,8 +61,9 @@ inline bool view_tensor(nb::handle tensor, Array& array) {
       return false;
     array.data = data;
     array.dims = dims;
-    for (int d = 0; d < dims; d++) array.shape[d] = shape(d), array.stride[d] = stride(d);
-    return true;
+    int64_t numbers = 1;
+    for (int d = 0; d < dims; d++) array.shape[d] = shape(d), array.stride[d] = stride(d), numbers *= shape(d);
+    return data || !numbers;  // a wrapper of torch.func has none of its own
   };
   if (const ExchangeTable* table = exchange_table(Py_TYPE(tensor.ptr()))) {
     nb::dlpack::dltensor x;

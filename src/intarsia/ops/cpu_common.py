@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.ops import native
+from intarsia.ops.tracing import observed, transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 Optional = Tensor | None
@@ -19,13 +20,17 @@ Optional = Tensor | None
 missing_reason = torch.compiler.assume_constant_result(native.missing_reason)
 
 
-def refuse(name: str, x: Tensor) -> str | None:
-    """Why the kernels cannot serve a call whose main argument is `x`, or None where they can."""
+def refuse(name: str, x: Tensor, dtype: torch.dtype | None = None) -> str | None:
+    """Why the kernels cannot serve a call whose main argument is `x`, or None where they can; `dtype` where they are
+    not given that of `x`."""
+    dtype = x.dtype if dtype is None else dtype
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
-    if x.dtype not in DTYPES:
-        return f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}; {name} is {x.dtype}"
-    return missing_reason()
+    if dtype not in DTYPES:
+        return (
+            f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}; {name} is {dtype}"
+        )
+    return missing_reason() or transform()
 
 
 def prefers_kernels(impl: str, refusal: str | None, x: Tensor) -> bool:
@@ -59,7 +64,7 @@ def apart_from_torch(*tensors: Optional) -> bool:
 
     The kernels can then be called past the dispatcher, which takes longer than a token's worth of work.
     """
-    if torch.compiler.is_compiling():
+    if observed():
         return False
     records = torch.is_grad_enabled()
     return all(

@@ -23,12 +23,14 @@ FEW = 32
 
 def few_tokens(call: Arguments) -> tuple[Tensor, Tensor] | None:
     """`o` and the final state of a call with few tokens and a state, or None where the chunks must serve it."""
-    state = call.initial_state
+    state, gate = call.initial_state, call.gate
     if state is None or not (
         call.q.shape[1] <= FEW
         and call.output_final_state
         and call.seqs is None
-        and apart_from_torch(call.q, call.k, call.v, call.g, call.beta, state)
+        and apart_from_torch(
+            call.q, call.k, call.v, call.g, call.beta, state, *((gate.A_log, gate.dt_bias) if gate else ())
+        )
     ):
         return None
     if call.gate is not None:
