@@ -1,6 +1,7 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "parallel.h"
@@ -74,6 +75,16 @@ int useful_threads(const ConvCall& call, int threads) {
 
 bool is_wide(const ConvCall& call) { return call.x.dtype == Dtype::float64; }
 
+// A packed sequence without tokens has no piece: the last of its inputs are those that came before, so its state, or
+// the gradient of it, is what is given on the other side. States lie without gaps and are of one dtype.
+void pass_empty(const ConvCall& call, const Array& given, const Array& taken) {
+  if (!taken) return;
+  const size_t bytes = size_t(call.x.shape[2] * (call.weight.shape[1] - 1) * size_of(taken.dtype));
+  for (size_t n = 0; n + 1 < call.edges.size(); n++)
+    if (call.edges[n] == call.edges[n + 1])
+      given ? std::memcpy(taken.at(n), given.at(n), bytes) : std::memset(taken.at(n), 0, bytes);
+}
+
 }  // namespace
 
 void conv_forward(const ConvCall& call, const Array& y, const Array& final, const ConvKernels& kernels, int threads) {
@@ -90,6 +101,7 @@ void conv_forward(const ConvCall& call, const Array& y, const Array& final, cons
                  });
              kernels.forward(block_of(call, channel), runs.data(), int64_t(runs.size()), wide, scratch);
            });
+  pass_empty(call, call.initial, final);
 }
 
 void conv_backward(const ConvCall& call, const ConvGradientArrays& grads, const ConvKernels& kernels, int threads) {
@@ -113,6 +125,7 @@ void conv_backward(const ConvCall& call, const ConvGradientArrays& grads, const 
     kernels.add_weights(block_of(call, channel), sums.get() + i * bytes, int64_t(batches.size()), blocks * width,
                         {grads.weight.at(channel), 0, grads.weight.dtype}, wide, scratch);
   });
+  pass_empty(call, grads.d_final, grads.initial);
 }
 
 }  // namespace intarsia

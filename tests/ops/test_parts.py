@@ -136,6 +136,10 @@ def test_sequences() -> None:
     assert seqs.positions().tolist() == [0, 1, 0, 1, 2, 0]
     assert seqs.indices().tolist() == [0, 0, 1, 1, 1, 2]
     assert (seqs.count, seqs.total, seqs.max_length) == (3, 6, 3)
-    for bad in ([], [0], [1, 2], [0, 3, 3]):
+    empty = Sequences.from_cu_seqlens([0, 0, 2, 2, 3])
+    assert (empty.lengths, empty.occupied, empty.starts) == ((0, 2, 0, 1), (2, 1), (0, 0, 2, 2))
+    assert empty.positions().tolist() == [0, 1, 0]
+    assert empty.indices().tolist() == [1, 1, 3]
+    for bad in ([], [0], [1, 2], [0, 3, 2]):
         with pytest.raises(ShapeError):
             Sequences.from_cu_seqlens(bad)

@@ -24,10 +24,10 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def per_sequence(function: Callable[..., Tensor], seqs: Sequences | None, *tensors: Tensor | None) -> Tensor:
     """`function(*tensors)`, or of each packed sequence's part of the tensors `[1, T, ...]`, laid end to end."""
-    if seqs is None or seqs.count == 1:
+    if seqs is None or len(seqs.occupied) == 1:
         return function(*tensors)
-    nothing = [None] * seqs.count
-    parts = (nothing if x is None else x.split(seqs.lengths, dim=1) for x in tensors)
+    nothing = [None] * len(seqs.occupied)
+    parts = (nothing if x is None else x.split(seqs.occupied, dim=1) for x in tensors)
     return torch.cat([function(*part) for part in zip(*parts, strict=True)], dim=1)
 
 

@@ -39,8 +39,8 @@ def causal_attention(
     Returns:
         `[B, T, H, V]` in the dtype of q.
     """
-    if seqs is not None and seqs.count > 1:
-        parts = zip(*(x.split(seqs.lengths, dim=1) for x in (q, k, v)), strict=True)
+    if seqs is not None and len(seqs.occupied) > 1:
+        parts = zip(*(x.split(seqs.occupied, dim=1) for x in (q, k, v)), strict=True)
         return torch.cat(
             [causal_attention(*part, scale=scale, window=window, sinks=sinks) for part in parts], dim=1
         )

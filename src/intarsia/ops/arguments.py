@@ -11,7 +11,7 @@ from torch import Tensor
 from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops.gate import Gate
 from intarsia.ops.norm import l2norm
-from intarsia.ops.precision import compute_dtype, widen
+from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
 
 Decay = Literal["none", "fixed", "head", "channel"]
@@ -30,6 +30,8 @@ class Arguments:
     Three things that layers do before the rule can be left to the operator, which spares passes over memory:
     `normalize` (q and k come as they are and are divided by their length), `gate` (`g` is raw) and `beta_max`
     (`beta` is raw: the write strength is `beta_max * sigmoid(beta)`). `plain()` does them in PyTorch.
+
+    All may have dtypes of their own: everything is computed in `compute_dtype`.
     """
 
     q: Tensor
@@ -48,18 +50,35 @@ class Arguments:
     a: Tensor | None = None
     b: Tensor | None = None
 
-    def plain(self) -> Arguments:
-        """The same call with nothing left to the operator but the rule."""
+    def plain(self, dtype: torch.dtype | None = None) -> Arguments:
+        """The same call with nothing left to the operator but the rule.
+
+        What is done for it is computed in `dtype`, the compute dtype by default, and not rounded to another.
+        """
         if not self.normalize and self.gate is None and self.beta_max is None:
             return self
+        dtype = self.compute_dtype if dtype is None else dtype
         q, k, g, beta = self.q, self.k, self.g, self.beta
         if self.normalize:
-            q, k = l2norm(q), l2norm(k)
+            q, k = l2norm(q.to(dtype)), l2norm(k.to(dtype))
         if self.gate is not None and g is not None:
-            g = self.gate.log_decay(g)
+            g = self.gate.log_decay(g, dtype)
         if self.beta_max is not None and beta is not None:
-            beta = self.beta_max * torch.sigmoid(widen(beta))
+            beta = self.beta_max * torch.sigmoid(beta.to(dtype))
         return replace(self, q=q, k=k, g=g, beta=beta, normalize=False, gate=None, beta_max=None)
+
+    @property
+    def shared_dtype(self) -> torch.dtype:
+        """The dtype of q, k and v, or the compute dtype where they differ or the CPU kernels do not read them."""
+        dtype = self.q.dtype
+        return dtype if self.k.dtype == self.v.dtype == dtype != torch.float16 else self.compute_dtype
+
+    def of_one_dtype(self) -> Arguments:
+        """The same call with q, k and v in their `shared_dtype`."""
+        dtype = self.shared_dtype
+        if self.q.dtype == self.k.dtype == self.v.dtype == dtype:
+            return self
+        return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
     @property
     def rule(self) -> Rule:
@@ -75,8 +94,8 @@ class Arguments:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """float64 for float64 inputs, else float32: the dtype of the state and of everything inside."""
-        return compute_dtype(self.q)
+        """float64 where q, k or v is, else float32: the dtype of the state and of everything inside."""
+        return compute_dtype(self.q, self.k, self.v)
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
@@ -121,8 +140,6 @@ def check(
         raise ShapeError(f"q, k and v need at least one element; got q {list(q.shape)}, v {list(v.shape)}")
     if HV % H:
         raise ShapeError(f"the value heads must be a multiple of the query heads: {HV} is not one of {H}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ShapeError(f"q, k and v must share a dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
     decay = _decay_of(g, (B, T, HV, K))
     if beta is not None and beta.shape != (B, T, HV):
         raise ShapeError(f"beta must be [B, T, HV] = {[B, T, HV]}; got {list(beta.shape)}")
@@ -183,8 +200,12 @@ def _decay_of(g: Tensor | None, shape: tuple[int, int, int, int]) -> Decay:
         return "none"
     if not g.is_floating_point():
         raise ShapeError(f"g must be a floating-point tensor; got {g.dtype}")
-    kinds: dict[tuple[int, ...], Decay] = {(HV,): "fixed", (B, T, HV): "head", (B, T, HV, K): "channel"}
-    if tuple(g.shape) not in kinds:
-        expected = " or ".join(str(list(s)) for s in kinds)
-        raise ShapeError(f"g must be None or of shape {expected}; got {list(g.shape)}")
-    return kinds[tuple(g.shape)]
+    kinds: tuple[tuple[tuple[int, ...], Decay], ...] = (
+        ((HV,), "fixed"), ((B, T, HV), "head"), ((B, T, HV, K), "channel"),
+    )  # fmt: skip
+    # Compared, and not looked up: a hash of a shape would bind a graph of torch.compile to its very numbers.
+    for expected, kind in kinds:
+        if g.shape == expected:
+            return kind
+    wanted = " or ".join(str(list(expected)) for expected, _ in kinds)
+    raise ShapeError(f"g must be None or of shape {wanted}; got {list(g.shape)}")

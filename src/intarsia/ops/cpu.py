@@ -23,11 +23,18 @@ def refuse(call: Arguments) -> str | None:
     """Why the kernels cannot serve a call, or None where they can."""
     if call.rule == "general":
         return "the kernels do not have the general rule (dplr_rule)"
-    return cpu_common.refuse("q", call.q)
+    return cpu_common.refuse("q", call.q, call.shared_dtype)
 
 
 def cpu(call: Arguments) -> tuple[Tensor, Tensor | None]:
     """Run a linear operator natively and return `o` in v's dtype and the state in the compute dtype."""
+    v_dtype = call.v.dtype
+    o, state = _of_one_dtype(call.of_one_dtype())
+    return o.to(v_dtype), state
+
+
+def _of_one_dtype(call: Arguments) -> tuple[Tensor, Tensor | None]:
+    """The same where q, k and v have one dtype that the kernels read."""
     if (done := few_tokens(call)) is not None:
         return done
     dtype = call.compute_dtype

@@ -53,7 +53,7 @@ def implementations() -> tuple[Implementation, ...]:
     return (
         Implementation("cpu", cpu, refuse, fused=True),
         Implementation("chunked", chunked, lambda call: None),
-        Implementation("reference", reference, lambda call: None, automatic=False),
+        Implementation("reference", reference, lambda call: None, automatic=False, fused=True),
     )
 
 

@@ -38,9 +38,10 @@ def gated_delta_rule(
     DeltaNet (Yang et al. 2024), without decay DeltaNet (Schlag et al. 2021, Yang et al. 2024).
 
     Args:
-        q, k: `[B, T, H, K]`, one floating dtype. Keys should have length at most one (`l2norm` them), else
-            the erasure overshoots and the state can grow without bound.
-        v: `[B, T, HV, V]`, the same dtype; `HV` a multiple of `H`.
+        q, k: `[B, T, H, K]`. Keys should have length at most one (`l2norm` them), else the erasure overshoots and
+            the state can grow without bound.
+        v: `[B, T, HV, V]`; `HV` a multiple of `H`. Where the floating dtypes of q, k and v differ, all is computed
+            in float32, or in float64 if one of them is that.
         g: log-decay, natural logarithm, at most 0 (`-inf` forgets everything): None, `[HV]`, `[B, T, HV]` or
             `[B, T, HV, K]`.
         beta: write strength `[B, T, HV]`, in [0, 1] (or [0, 2]); None means 1.
@@ -48,7 +49,7 @@ def gated_delta_rule(
         initial_state: `[N, HV, K, V]`, N = B or the number of packed sequences; zero by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: `[N + 1]` cumulative lengths of the sequences packed into one row (`B == 1`), or a
-            `Sequences`, which spares reading the lengths back from the device.
+            `Sequences`, which spares reading the lengths back from the device. A sequence may be empty.
         normalize: divide q and k by their length first, as `l2norm` does.
         gate: `g` holds raw numbers, of which this gate makes the log-decay.
         beta_max: `beta` holds raw numbers; the write strength is `beta_max * sigmoid(beta)`.
@@ -125,9 +126,9 @@ def dplr_rule(
     (arXiv:2506.02475) need the general one.
 
     Args:
-        q, k: `[B, T, H, K]`, one floating dtype.
-        v: `[B, T, HV, V]`, the same dtype; `HV` a multiple of `H`. A write strength is the caller's business:
-            it belongs into k or v.
+        q, k: `[B, T, H, K]`.
+        v: `[B, T, HV, V]`; `HV` a multiple of `H`. Dtypes are as in `gated_delta_rule`. A write strength is
+            the caller's business: it belongs into k or v.
         a, b: each `[B, T, HV, K]`, or `[B, T, H, K]` to be shared by value heads as q and k are, in any floating
             dtypes. The state stays bounded where no `Diag(exp g_t) - a_t b_tᵀ` makes anything longer, for
             instance with `a_t = beta_t b_t`, `beta_t |b_t|² <= 2` and no decay.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 where x is, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where one of them is, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def widen(x: Tensor) -> Tensor:

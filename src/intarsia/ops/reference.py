@@ -21,7 +21,11 @@ from intarsia.ops.arguments import Arguments
 
 
 def reference(call: Arguments) -> tuple[Tensor, Tensor | None]:
-    """Run the recurrence in float64 and return `o` in v's dtype and the state in the compute dtype."""
+    """Run the recurrence in float64 and return `o` in v's dtype and the state in the compute dtype.
+
+    A specification is exact: what layers leave to the operator (`Arguments.plain`) is computed in float64 as well.
+    """
+    call, dtype = call.plain(torch.float64), call.compute_dtype
     group = call.v.shape[2] // call.q.shape[2]
     q = call.q.double().repeat_interleave(group, dim=2) * call.scale
     k = call.k.double().repeat_interleave(group, dim=2)
@@ -62,7 +66,7 @@ def reference(call: Arguments) -> tuple[Tensor, Tensor | None]:
             outputs.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
         finals.append(S)
     o = torch.stack(outputs, dim=1).to(call.v.dtype)
-    return o, torch.cat(finals).to(call.compute_dtype) if call.output_final_state else None
+    return o, torch.cat(finals).to(dtype) if call.output_final_state else None
 
 
 def _alpha(call: Arguments) -> Tensor | None:

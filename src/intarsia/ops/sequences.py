@@ -14,7 +14,8 @@ from intarsia.errors import ShapeError
 
 @dataclass(frozen=True)
 class Sequences:
-    """The lengths of the sequences that are packed into one row (batch size 1).
+    """The lengths of the sequences that are packed into one row (batch size 1). A sequence may be empty: its final
+    state is its initial state.
 
     The lengths are kept on the host, where loops and allocations need them; the tensors that kernels take
     are made from them on request.
@@ -25,9 +26,9 @@ class Sequences:
     def __post_init__(self) -> None:
         if not self.lengths:
             raise ShapeError("a packed row must hold at least one sequence; got no lengths")
-        bad = [n for n in self.lengths if n < 1]
+        bad = [n for n in self.lengths if n < 0]
         if bad:
-            raise ShapeError(f"every packed sequence needs at least one token; got a length of {bad[0]}")
+            raise ShapeError(f"no packed sequence can have fewer than no tokens; got a length of {bad[0]}")
 
     @classmethod
     def from_cu_seqlens(cls, cu_seqlens: Tensor | Sequence[int] | Sequences) -> Sequences:
@@ -46,6 +47,11 @@ class Sequences:
     def count(self) -> int:
         """The number of sequences."""
         return len(self.lengths)
+
+    @property
+    def occupied(self) -> tuple[int, ...]:
+        """The lengths of the sequences that hold a token."""
+        return tuple(n for n in self.lengths if n)
 
     @property
     def starts(self) -> tuple[int, ...]:
