@@ -176,12 +176,14 @@ def test_what_is_not_a_number_stays_in_its_sequence(layer_impl: str) -> None:
 # PyTorch's form rounds to the inputs' dtype after each product and after the activation.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", [None, "silu"])
-def test_keeps_the_error_budget(layer_impl: str, dtype: torch.dtype, activation: str | None) -> None:
+def test_keeps_the_error_budget(
+    layer_impl: str, dtype: torch.dtype, activation: str | None, trial: int
+) -> None:
     inside = layer_impl == "torch"
     assert_within_budget(
         functools.partial(run, layer_impl, activation=activation),
         functools.partial(oracle, activation=activation),
-        inputs(T=300, D=64),
+        inputs(T=300, D=64, seed=trial),
         dtype,
         stages=5,
         inside=inside,
@@ -191,16 +193,19 @@ def test_keeps_the_error_budget(layer_impl: str, dtype: torch.dtype, activation:
 # Backward as many again for each of the two gradients.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", [None, "silu"])
-def test_gradients_keep_the_error_budget(layer_impl: str, dtype: torch.dtype, activation: str | None) -> None:
+def test_gradients_keep_the_error_budget(
+    layer_impl: str, dtype: torch.dtype, activation: str | None, trial: int
+) -> None:
     def of(compute: Any, **x: Tensor) -> list[Tensor]:
         return list(gradients(compute, x, activation=activation).values())
 
     assert_within_budget(
         functools.partial(of, functools.partial(run, layer_impl)),
         functools.partial(of, oracle),
-        inputs(T=300, D=64),
+        inputs(T=300, D=64, seed=trial),
         dtype,
         stages=15,
+        terms=600,  # the weight's gradient sums over the tokens of both rows
         inside=layer_impl == "torch",
     )
 

@@ -93,23 +93,28 @@ def test_gradcheck(layer_impl: str, gate: str | None) -> None:
 @every_gate
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("V", [64, 100])
-def test_keeps_the_error_budget(layer_impl: str, gate: str | None, dtype: torch.dtype, V: int) -> None:
+def test_keeps_the_error_budget(
+    layer_impl: str, gate: str | None, dtype: torch.dtype, V: int, trial: int
+) -> None:
     assert_within_budget(
         functools.partial(run, layer_impl, gate),
         functools.partial(oracle, gate),
-        inputs(4, 50, V, gate=gate),
+        inputs(4, 50, V, gate=gate, seed=trial),
         dtype,
     )
 
 
 @every_gate
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_keep_the_error_budget(layer_impl: str, gate: str | None, dtype: torch.dtype) -> None:
+def test_gradients_keep_the_error_budget(
+    layer_impl: str, gate: str | None, dtype: torch.dtype, trial: int
+) -> None:
     assert_within_budget(
         functools.partial(gradients, functools.partial(run, layer_impl, gate)),
         functools.partial(gradients, functools.partial(oracle, gate)),
-        inputs(4, 50, 64, gate=gate),
+        inputs(4, 50, 64, gate=gate, seed=trial),
         dtype,
+        terms=200,  # the weight's gradient sums over the rows
     )
 
 
