@@ -21,9 +21,9 @@ LAYERS = [
     "data",
     "checkpoints",
     "model",
-    "mixers",
     "integrations",
     "compat",
+    "mixers",
     "ops",
 ]
 # `__main__.py` is the door to the top floor.

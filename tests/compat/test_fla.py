@@ -14,58 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.compat import fla
+from intarsia.compat.fla import common
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.ops import gated_delta_rule
 from support.budget import assert_within_budget
-
-B, T, H, HV, K, V = 2, 37, 2, 4, 8, 6
-
-
-def tensors(heads: int = HV, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Queries, keys and values, decays of both kinds, write strengths and a state."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    made = {
-        "q": normal(B, T, H, K),
-        "k": F.normalize(normal(B, T, H, K), dim=-1),
-        "v": normal(B, T, heads, V),
-        "g": -F.softplus(normal(B, T, heads)),
-        "gk": -F.softplus(normal(B, T, heads, K)),
-        "beta": torch.sigmoid(normal(B, T, heads)),
-        "state": normal(B, heads, K, V),
-    }
-    return {name: x.to(dtype) for name, x in made.items()}
-
-
-def loop(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """One token after another; `g` `[B, T, HV, K]` or None, `beta` None for the rule that does not erase."""
-    groups = v.shape[2] // q.shape[2]
-    q, k = q.repeat_interleave(groups, 2), k.repeat_interleave(groups, 2)
-    S = (
-        torch.zeros(*v.shape[:1], v.shape[2], k.shape[3], v.shape[3], dtype=v.dtype)
-        if state is None
-        else state
-    )
-    outputs = []
-    for t in range(q.shape[1]):
-        if g is not None:
-            S = S * g[:, t].exp()[..., None]
-        write = v[:, t]
-        if beta is not None:
-            write = beta[:, t][..., None] * (write - torch.einsum("bhkv,bhk->bhv", S, k[:, t]))
-        S = S + k[:, t][..., None] * write[..., None, :]
-        outputs.append(scale * torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
-    return torch.stack(outputs, 1), S
-
-
-def close(got: Tensor | None, expected: Tensor) -> None:
-    assert got is not None
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+from support.fla_loops import HV, B, H, K, T, close, loop, tensors
 
 
 def retention(heads: int) -> Tensor:
@@ -117,7 +70,6 @@ def case(name: str, rows: int = B) -> Parts:
 
 def test_all_rules_are_here() -> None:
     assert len(NAMES) == 23
-    assert set(NAMES) | {"fused_kda_gate", "fused_gdn_gate", "causal_conv1d"} == set(fla.__all__)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,6 +142,7 @@ def test_reverse_runs_from_the_end(name: str) -> None:
     torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:transpose_state_layout")
 @pytest.mark.parametrize("keyword", ["state_v_first", "transpose_state_layout"])
 @pytest.mark.parametrize("name", TRANSPOSABLE)
 def test_states_with_the_values_first(name: str, keyword: str) -> None:
@@ -298,7 +251,7 @@ def test_what_is_done_in_kernel_is_left_to_the_operator(name: str, monkeypatch: 
         given.update(options)
         return gated_delta_rule(*args, **options)
 
-    monkeypatch.setattr(fla, "gated_delta_rule", operator)
+    monkeypatch.setattr(common, "gated_delta_rule", operator)
     x = tensors()
     f, args = getattr(fla, name), (x["q"], x["k"], x["v"], x[RAW[rule(name)]])
     rate = torch.zeros(1, 1, HV, 1)  # as the checkpoints have it
@@ -430,6 +383,17 @@ def test_narrow_inputs_keep_their_dtype() -> None:
     assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.parametrize("name", TRANSPOSABLE)
+def test_the_old_name_of_a_layout_warns_and_does_not_go_with_the_new(name: str) -> None:
+    f, x, more, keywords, _, _ = case(name)
+    args = (x["q"], x["k"], x["v"], *more)
+    with pytest.warns(DeprecationWarning, match="state_v_first") as caught:
+        f(*args, **keywords, transpose_state_layout=True)
+    assert caught[0].filename == __file__
+    with pytest.raises(ValueError, match="give one of them"):
+        f(*args, **keywords, state_v_first=True, transpose_state_layout=True)
+
+
 def test_older_keywords_are_taken() -> None:
     x = tensors()
     args = (x["q"], x["k"], x["v"], x["gk"], x["beta"])
@@ -454,7 +418,9 @@ REFUSALS = [
     (fla.chunk_kda, "kda", {"use_gate_in_kernel": True, "lower_bound": 5.0}, ConfigError, "negative"),
     (fla.chunk_kda, "kda", {"allow_neg_eigval": True}, ConfigError, "use_beta_sigmoid_in_kernel"),
     (fla.chunk_kda, "kda", {"cu_seqlens_cpu": torch.tensor([0, T])}, ConfigError, "cu_seqlens"),
-    (fla.chunk_kda, "kda", {"state_v_first": True, "transpose_state_layout": True}, TypeError, "old name"),
+    (fla.chunk_kda, "kda", {"state_v_first": True, "transpose_state_layout": True}, ConfigError, "old name"),
+    (fla.chunk_kda, "kda", {"chunk_size": 16}, ConfigError, "chunk_size"),
+    (fla.chunk_gated_delta_rule, "gdn", {"chunk_size": 128}, ConfigError, "chunk_size"),
     (fla.chunk_kda, "gdn", {}, ShapeError, "each channel"),
     (fla.chunk_gated_delta_rule, "kda", {}, ShapeError, "each head"),
     (fla.fused_recurrent_gated_delta_rule, "gdn", {}, ShapeError, "gk"),

@@ -1,0 +1,178 @@
+"""Softmax attention: plain, forgetting, PaTH and DeltaFormer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from intarsia.compat.fla.common import cumulative, sequences
+from intarsia.errors import ConfigError, ShapeError
+from intarsia.mixers.blockwise import per_sequence, recomputed
+from intarsia.mixers.deltaformer import erased_values
+from intarsia.mixers.forgetting import BLOCK, forgetting_attention
+from intarsia.mixers.path import path_attention
+from intarsia.mixers.softmax import causal_attention
+from intarsia.ops import Sequences
+from intarsia.ops.precision import widen, without_autocast
+
+
+def parallel_attn(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, scale: float | None = None,
+    window_size: int | None = None, cu_seqlens: Tensor | None = None, chunk_indices: Tensor | None = None, *,
+    sink_bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Causal softmax attention (`fla.ops.attn`).
+
+    `q` is `[B, T, HQ, K]`, k and v `[B, T, H, ...]` with HQ a multiple of H. `g` `[B, T, HQ]` are log-decays whose
+    sums from key to query are added to the logits (forgetting attention). A query sees `window_size` keys, its own
+    among them. `sink_bias` `[HQ]` are logits that take part in the softmax and have no value. Returns
+    `[B, T, HQ, V]`.
+    """
+    _check_heads(q, k, v)
+    scale = k.shape[3] ** -0.5 if scale is None else scale
+    seqs = _packed(q, cu_seqlens)
+    if window_size is not None and window_size < 1:
+        raise ConfigError(f"window_size must be positive; got {window_size}")
+    if sink_bias is not None and sink_bias.shape != q.shape[2:3]:
+        raise ShapeError(f"sink_bias must be [HQ] = {[q.shape[2]]}; got {list(sink_bias.shape)}")
+    if g is None:
+        return causal_attention(q, k, v, scale=scale, window=window_size, sinks=sink_bias, seqs=seqs)
+    if g.shape != q.shape[:3]:
+        raise ShapeError(f"g must be [B, T, HQ] = {list(q.shape[:3])}; got {list(g.shape)}")
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    c = cumulative(g, seqs)
+    if window_size is None and sink_bias is None:
+        return per_sequence(lambda *parts: forgetting_attention(*parts, scale=scale), seqs, q, k, v, c)
+    return per_sequence(
+        lambda *parts: _forgetting_window(*parts, scale=scale, window=window_size, sinks=sink_bias),
+        seqs,
+        q,
+        k,
+        v,
+        c,
+    )
+
+
+def parallel_forgetting_attn(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Forgetting attention (`fla.ops.forgetting_attn`); arguments as in `parallel_attn`."""
+    return parallel_attn(q, k, v, g, scale, window_size, cu_seqlens)
+
+
+def parallel_path_attn(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, g: Tensor | None = None,
+    scale: float | None = None, cu_seqlens: Tensor | None = None, use_cache: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """PaTH attention (`fla.ops.path_attn`): the logits are `scale (k_jᵀ H_{j+1} .. H_i q_i + g_{j+1} + .. + g_i)` with
+    `H_t = I - beta_t w_t w_tᵀ`.
+
+    `q` is `[B, T, HQ, K]`, k, v and w `[B, T, H, ...]` with HQ a multiple of H, `beta` `[B, T, H]`, `g` `[B, T, HQ]`.
+    Returns `[B, T, HQ, V]` and, with `use_cache`, the keys `[B, T, H, K]` multiplied by the maps of all tokens behind
+    them in their sequence, in the dtype of k.
+    """
+    _check_heads(q, k, v)
+    if w.shape != k.shape or beta.shape != k.shape[:3]:
+        raise ShapeError(
+            f"w must be {list(k.shape)} as k and beta {list(k.shape[:3])}; got {list(w.shape)} and {list(beta.shape)}"
+        )
+    if g is not None and g.shape != q.shape[:3]:
+        raise ShapeError(f"g must be [B, T, HQ] = {list(q.shape[:3])}; got {list(g.shape)}")
+    scale = k.shape[3] ** -0.5 if scale is None else scale
+    seqs = _packed(q, cu_seqlens)
+    c = None if g is None else cumulative(scale * widen(g), seqs)
+    group = q.shape[2] // k.shape[2]
+    rows = [q, *(x.repeat_interleave(group, dim=2) for x in (k, v, w, beta)), c]
+    lengths = [q.shape[1]] if seqs is None else list(seqs.lengths)
+    parts = [[None] * len(lengths) if x is None else x.split(lengths, dim=1) for x in rows]
+    outputs, caches = zip(
+        *(path_attention(*part, scale=scale, keep=use_cache) for part in zip(*parts, strict=True)),
+        strict=True,
+    )
+    cache = torch.cat(caches, dim=1)[:, :, ::group].to(k.dtype) if use_cache else None
+    return torch.cat(outputs, dim=1), cache
+
+
+def deltaformer_attn(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None = None, attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, C: int | None = None,
+) -> Tensor:  # fmt: skip
+    """DeltaFormer (`fla.ops.deltaformer`): `u_t = v_t - beta_t sum_{j<t} softmax_j(k_t k_j / sqrt(K)) u_j`, then
+    softmax attention over u.
+
+    All tensors are `[B, T, H, ...]`, `beta` `[B, T, H]` (1 by default). `attention_mask` `[B, T]` has zeros where there
+    is padding: as in flash-linear-attention it hides those tokens from the attention over u and not from u itself,
+    so that padding on the right alone changes nothing; their outputs are zero. `C` changes nothing.
+    """
+    if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        raise ShapeError(
+            f"q, k and v must share [B, T, H]; got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
+        )
+    scale = k.shape[3] ** -0.5
+    seqs = _packed(q, cu_seqlens)
+    u = per_sequence(lambda *parts: erased_values(*parts, scale=scale), seqs, k, k, v, beta).to(q.dtype)
+    if attention_mask is None:
+        return causal_attention(q, k, u, scale=scale, seqs=seqs)
+    if attention_mask.shape != q.shape[:2]:
+        raise ShapeError(
+            f"attention_mask must be [B, T] = {list(q.shape[:2])}; got {list(attention_mask.shape)}"
+        )
+    seen = attention_mask.bool()
+    lengths = tuple(length for length in seen.sum(1).tolist() if length)
+    o = torch.zeros(v.shape, dtype=q.dtype, device=q.device)
+    if lengths:
+        rows = (x[seen][None] for x in (q, k, u))
+        o[seen] = causal_attention(*rows, scale=scale, seqs=Sequences(lengths))[0]
+    return o
+
+
+def _packed(q: Tensor, cu_seqlens: Tensor | None) -> Sequences | None:
+    seqs = sequences(cu_seqlens)
+    if seqs is not None and (q.shape[0] != 1 or seqs.total != q.shape[1]):
+        raise ShapeError(
+            f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); q is {list(q.shape)}"
+        )
+    return seqs
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4 or x.shape[:2] != q.shape[:2]:
+            raise ShapeError(f"q, k and v must be [B, T, heads, dim]; got {name} {list(x.shape)}")
+    HQ, H = q.shape[2], k.shape[2]
+    if k.shape[3] != q.shape[3] or v.shape[2] != H:
+        raise ShapeError(
+            f"k must have the channels of q and v the heads of k; got {[list(x.shape) for x in (q, k, v)]}"
+        )
+    if H == 0 or HQ % H:
+        raise ShapeError(f"the query heads must be a multiple of the key heads: {HQ} is not one of {H}")
+
+
+def _forgetting_window(
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor, *, scale: float, window: int | None, sinks: Tensor | None
+) -> Tensor:
+    """Forgetting attention with a window, sinks or both, a block of queries at a time."""
+
+    def of_block(q: Tensor, k: Tensor, v: Tensor, cq: Tensor, ck: Tensor) -> Tensor:
+        n, m = q.shape[2], k.shape[2]
+        seen = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        if window is not None:
+            seen = seen.triu(m - n - window + 1)
+        logits = scale * (q @ k.mT) + (cq[..., None] - ck[..., None, :]).to(q.dtype)
+        logits = logits.masked_fill(~seen, -torch.inf)
+        if sinks is None:
+            return logits.softmax(-1) @ v
+        sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1] @ v
+
+    heads_first = [widen(x).transpose(1, 2) for x in (q, k, v)]
+    gates = c.transpose(1, 2)
+    outputs = []
+    with without_autocast(q):
+        for start in range(0, q.shape[1], BLOCK):
+            end = min(start + BLOCK, q.shape[1])
+            rows, near = slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
+            queries, keys, values = (x[:, :, s] for x, s in zip(heads_first, (rows, near, near), strict=True))
+            outputs.append(recomputed(of_block, queries, keys, values, gates[:, :, rows], gates[:, :, near]))
+    return torch.cat(outputs, dim=2).transpose(1, 2).to(q.dtype)
