@@ -75,7 +75,13 @@ def describe(hint: Any) -> str:
 
 @functools.cache
 def _hints(cls: Any) -> Mapping[str, Any]:
-    return typing.get_type_hints(cls)
+    # A file that was run and not imported (runpy) is in no module by name: its functions know its names.
+    names: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for value in vars(base).values():
+            if isinstance(value, types.FunctionType) and value.__module__ == base.__module__:
+                names |= value.__globals__
+    return typing.get_type_hints(cls, localns=names)
 
 
 def _is(value: Any, hint: Any) -> bool:
