@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.mixers import About, MixerConfig, RecurrentState
 from intarsia.mixers.base import GeneratorOf, positive
+from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
 from intarsia.ops import Sequences, linear_attention
@@ -42,22 +43,33 @@ class LearnedDecayConfig(MixerConfig):
         return LearnedDecay(d_model, self)
 
 
-class LearnedDecay(KeepsFloat32, RecurrentMixer):
-    """`S_t = sigmoid(w_h) S_{t-1} + k_t v_tᵀ`, `y = W_o S_tᵀ q_t / sqrt(K)`."""
+class Decays(FillsItself, KeepsFloat32):
+    """The log-decay of each head, `log sigmoid(w)`."""
 
     float32_names = ("w",)
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        self.w.uniform_(2, 6, generator=generator_of("w"))  # half of the past is gone after 5 to 280 tokens
+
+    def forward(self) -> Tensor:
+        return nn.functional.logsigmoid(self.w)
+
+
+class LearnedDecay(RecurrentMixer):
+    """`S_t = sigmoid(w_h) S_{t-1} + k_t v_tᵀ`, `y = W_o S_tᵀ q_t / sqrt(K)`."""
 
     def __init__(self, d_model: int, config: LearnedDecayConfig) -> None:
         super().__init__(d_model)
         self.config = config
         width = config.num_heads * config.head_dim
         self.qkv_proj = nn.Linear(d_model, 3 * width, bias=False)
-        self.w = nn.Parameter(torch.empty(config.num_heads))
+        self.decays = Decays(config.num_heads)
         self.o_proj = nn.Linear(width, d_model, bias=False)
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.w.uniform_(2, 6, generator=generator_of("w"))  # half of the past is gone after 5 to 280 tokens
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
@@ -65,7 +77,7 @@ class LearnedDecay(KeepsFloat32, RecurrentMixer):
         self.check_input(x, state, seqs)
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(-3)
         o, board = linear_attention(
-            q, k, v, nn.functional.logsigmoid(self.w),
+            q, k, v, self.decays(),
             initial_state=None if state is None else state.board,
             output_final_state=state is not None,
             cu_seqlens=seqs,

@@ -169,7 +169,7 @@ def test_gla_is_the_recurrence_of_the_paper(config: GLAConfig) -> None:
         logits = heads(x, w["decay_proj.weight"], H)
     else:
         logits = heads(x, w["decay_proj.1.weight"] @ w["decay_proj.0.weight"], H)
-    alpha = sigmoid(logits + w["decay_bias"].reshape(H, K)) ** (1 / config.tau)
+    alpha = sigmoid(logits + w["decay.bias"].reshape(H, K)) ** (1 / config.tau)
     S = torch.zeros(2, H, K, V, dtype=torch.float64)
     o = torch.zeros_like(v)
     for t in range(T):
@@ -222,7 +222,7 @@ def test_forget_gates_are_exact_in_float32_however_wide_open_or_shut(bound: floa
 def test_trnn_is_the_recurrence_of_the_paper(config: TRNNConfig) -> None:
     x, w, y = run(config)
     z = torch.einsum("btd,cd->btc", x, w["v_proj.weight"])
-    f = sigmoid(torch.einsum("btd,cd->btc", x, w["decay_proj.weight"]) + w["decay_bias"])
+    f = sigmoid(torch.einsum("btd,cd->btc", x, w["decay_proj.weight"]) + w["decay.bias"])
     h = torch.zeros_like(z)
     last = torch.zeros_like(z[:, 0])
     for t in range(T):

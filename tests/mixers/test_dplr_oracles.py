@@ -36,7 +36,7 @@ def rwkv7(w: dict[str, Tensor], x: Tensor, config: RWKV7Config) -> Tensor:
             k = w["k_proj.weight"][keys] @ x_k
             v = w["v_proj.weight"][values] @ x_v
             d = w["decay_proj.2.weight"][keys] @ torch.tanh(w["decay_proj.0.weight"] @ x_d)
-            decay = torch.exp(-math.exp(-0.5) * sigmoid(d + w["decay_bias"][keys]))
+            decay = torch.exp(-math.exp(-0.5) * sigmoid(d + w["decay.bias"][keys]))
             rate = w["rate_proj.2.weight"][keys] @ (w["rate_proj.0.weight"] @ x_a) + w["rate_bias"][keys]
             rate = sigmoid(rate)
             removal = k * w["removal"][h]
@@ -117,7 +117,7 @@ def test_rwkv7_begins_as_the_authors_models_do() -> None:
         return mixer
 
     first, last = fresh(0), fresh(11)
-    bias = first.decay_bias.view(2, 8)
+    bias = first.decay.bias.view(2, 8)
     # From -5.5 - 2.5 in the slowest channel to 0.5 + 2.5 in the fastest.
     torch.testing.assert_close(bias[0, 0], torch.tensor(-8.0))
     torch.testing.assert_close(bias[1, 7], torch.tensor(3.0))

@@ -72,7 +72,8 @@ def test_mamba2_equals_transformers(groups: int, limits: tuple[float, float | No
             "dt_proj.weight": dt,
             "conv.weight": w["conv1d.weight"].squeeze(1),
             "conv.bias": w["conv1d.bias"],
-            **{name: w[name] for name in ("A_log", "dt_bias", "D", "norm.weight")},
+            **{f"decay.{name}": w[name] for name in ("A_log", "dt_bias", "D")},
+            "norm.weight": w["norm.weight"],
             "o_proj.weight": w["out_proj.weight"],
         },
     )
@@ -100,11 +101,11 @@ def test_mamba_equals_transformers() -> None:
             "q_proj.weight": q,
             "dt_proj.0.weight": dt,
             "dt_proj.1.weight": w["dt_proj.weight"],
-            "dt_bias": w["dt_proj.bias"],
+            "decay.dt_bias": w["dt_proj.bias"],
             "conv.weight": w["conv1d.weight"].squeeze(1),
             "conv.bias": w["conv1d.bias"],
-            "A_log": w["A_log"],
-            "D": w["D"],
+            "decay.A_log": w["A_log"],
+            "decay.D": w["D"],
             "o_proj.weight": w["out_proj.weight"],
         },
     )
@@ -150,7 +151,7 @@ def test_a_decay_factor_that_is_given_holds_in_every_layer() -> None:
 def longhorn(w: dict[str, Tensor], u: Tensor, size: int) -> Tensor:
     """Longhorn's step of one token after another, from its weights: the paper's recurrence in a Mamba block."""
     B, tokens, _ = u.shape
-    inner, N = w["D"].shape[0], w["k_proj.weight"].shape[0]
+    inner, N = w["decay.D"].shape[0], w["k_proj.weight"].shape[0]
     S, past, outputs = torch.zeros(B, inner, N, dtype=u.dtype), [], []
     for t in range(tokens):
         past.append(u[:, t] @ w["v_proj.weight"].T)
@@ -159,12 +160,12 @@ def longhorn(w: dict[str, Tensor], u: Tensor, size: int) -> Tensor:
         )
         x = x * torch.sigmoid(x)
         k, q = x @ w["k_proj.weight"].T, x @ w["q_proj.weight"].T
-        step = x @ w["dt_proj.0.weight"].T @ w["dt_proj.1.weight"].T + w["dt_bias"]
+        step = x @ w["dt_proj.0.weight"].T @ w["dt_proj.1.weight"].T + w["decay.dt_bias"]
         beta = torch.sigmoid(step)
         delta = beta / (1 + beta * (k * k).sum(-1, keepdim=True))
         erased = torch.einsum("bd,bn->bdn", delta, k**2)
         S = (1 - erased) * S + torch.einsum("bd,bn->bdn", delta * x, k)
-        o = torch.einsum("bdn,bn->bd", S, q) + w["D"] * x
+        o = torch.einsum("bdn,bn->bd", S, q) + w["decay.D"] * x
         z = u[:, t] @ w["output_gate_proj.weight"].T
         outputs.append((o * z * torch.sigmoid(z)) @ w["o_proj.weight"].T)
     return torch.stack(outputs, dim=1)

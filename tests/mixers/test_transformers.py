@@ -102,7 +102,7 @@ def test_bounded_decay_equals_transformers_glm5_next() -> None:
         f = projection(f)
     ours = DecayGate(H, K, lower_bound=-5.0)
     ours.load_state_dict({"A_log": theirs.A_log.flatten(), "dt_bias": theirs.dt_bias.flatten()})
-    close(ours.gate().log_decay(f.unflatten(-1, (H, K))).flatten(), theirs(x).flatten())
+    close(ours().log_decay(f.unflatten(-1, (H, K))).flatten(), theirs(x).flatten())
 
 
 def test_gated_deltanet_equals_transformers_qwen3_next() -> None:

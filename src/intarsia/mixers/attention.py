@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.qk_clip import ClipsLogits
@@ -174,7 +174,7 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         return KeyValueState(GrowingTensor(empty), GrowingTensor(empty))
 
     def _no_keys(self, batch_size: int) -> Tensor:
-        return self.k_proj.weight.new_empty(batch_size, 0, self.config.kv_heads, self.config.head_dim)
+        return empty_beside(self.k_proj.weight, batch_size, 0, self.config.kv_heads, self.config.head_dim)
 
     def scale_heads_(self, factor: Tensor) -> None:
         # With grouped heads a key head serves several queries, so the queries alone are scaled there.

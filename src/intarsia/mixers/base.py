@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
@@ -15,7 +16,7 @@ from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
 from intarsia.options import check_types
 
-__all__ = ["About", "Cost", "Family", "GeneratorOf", "Mixer", "MixerConfig", "positive"]
+__all__ = ["About", "Cost", "Family", "GeneratorOf", "Mixer", "MixerConfig", "empty_beside", "positive"]
 
 S = TypeVar("S", bound=State)
 
@@ -93,6 +94,12 @@ class Mixer(FillsItself, Generic[S]):
             batch = next(iter(state.tensors().values())).shape[0]
             if batch != x.shape[0]:
                 raise ShapeError(f"the state is of {batch} sequences and the input of {x.shape[0]}")
+
+
+def empty_beside(weight: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor where the weight is, in its dtype unless another is said: an ordinary one also where the weight
+    is divided among processes."""
+    return torch.empty(shape, dtype=weight.dtype if dtype is None else dtype, device=weight.device)
 
 
 Family = Literal["additive", "delta", "softmax"]

@@ -105,7 +105,7 @@ class Comba(DeltaLayer):
             (beta * widen(v.unflatten(-1, values))).to(v.dtype),
             beta * fed_back,
             k,
-            self.decay.gate().log_decay(self.decay_proj(x)),
+            self.decay().log_decay(self.decay_proj(x)),
             initial_state=board,
             output_final_state=board is not None,
             cu_seqlens=seqs,

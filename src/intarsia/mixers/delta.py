@@ -165,7 +165,7 @@ class DeltaMixer(DeltaLayer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        if state is not None and _decodes(x, state):
+        if state is not None and _decodes(x, state) and self._has_weights():
             return self._decode(x, state)
         return super().forward(x, state, seqs)
 
@@ -182,12 +182,16 @@ class DeltaMixer(DeltaLayer):
             g,
             self.beta_proj(x),
             normalize=self.normalize,
-            gate=None if self.decay is None else self.decay.gate(),
+            gate=None if self.decay is None else self.decay(),
             beta_max=self.beta_max,
             initial_state=board,
             output_final_state=board is not None,
             cu_seqlens=seqs,
         )
+
+    def _has_weights(self) -> bool:
+        """Whether the decay's weights can be read here: not where FSDP gathers them when `decay` is called."""
+        return self.decay is None or type(self.decay.A_log) in (Tensor, nn.Parameter)
 
     def _decode(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """The same for a few tokens: all between the projections in one step, which reads each state once and

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
 from intarsia.mixers.filling import linear
 from intarsia.mixers.recurrent import CHUNK
@@ -156,8 +156,8 @@ class DeltaFormer(Mixer[GrowingState]):
     def init_state(self, batch_size: int) -> GrowingState:
         weight, empty = self.k_proj.weight, (batch_size, 0, self.config.num_heads, self.config.head_dim)
         growing = {
-            "keys": GrowingTensor(weight.new_empty(empty)),
-            "erased_values": GrowingTensor(weight.new_empty(empty, dtype=compute_dtype(weight))),
+            "keys": GrowingTensor(empty_beside(weight, *empty)),
+            "erased_values": GrowingTensor(empty_beside(weight, *empty, dtype=compute_dtype(weight))),
         }
         return GrowingState(growing, {})
 

@@ -95,7 +95,7 @@ class DeltaProduct(DeltaLayer):
 
         g = None
         if self.decay is not None and self.decay_proj is not None:
-            g = self.decay.gate().log_decay(self.decay_proj(x))
+            g = self.decay().log_decay(self.decay_proj(x))
             g = F.pad(g.unsqueeze(2), (0, 0, 0, n - 1)).flatten(1, 2)
         o, board = gated_delta_rule(
             q.unflatten(-1, (H, self.key_dim)).repeat_interleave(n, dim=1),

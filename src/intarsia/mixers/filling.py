@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -25,6 +25,10 @@ class FillsItself(nn.Module):
     Buffers that are in no state dictionary are filled again when the module leaves the meta device (`to_empty`), and
     when weights are loaded into it there (`load_state_dict(..., assign=True)`).
     """
+
+    drawn_as_parent: ClassVar[bool] = False
+    """Whether a model's seed draws its parameters under the name of the module that holds it, as if they were that
+    one's own."""
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         """Fill the parameters that belong to the module directly, `generator_of(name)` being the generator for the

@@ -19,6 +19,10 @@ class KeepsFloat32(nn.Module):
 
     Log-decays, time-step biases and routers need this: rounded to bfloat16 they change which state is
     forgotten and which experts are chosen.
+
+    All of its parameters, those of modules in it too, should have one dtype then, and be read by calling it alone:
+    so `fully_shard`, which wants one dtype in a group, can gather them apart from the rest. What it returns must not
+    be the parameters themselves, whose memory is let go after the call.
     """
 
     float32_names: ClassVar[tuple[str, ...]] = ()

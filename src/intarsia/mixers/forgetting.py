@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed
 from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
@@ -176,11 +176,11 @@ class ForgettingAttention(Mixer[GrowingState]):
         fixed = ("shifted_key", "shifted_value") if self.config.kv_shift else ()
         return GrowingState(
             {
-                "keys": GrowingTensor(weight.new_empty(batch_size, 0, H, K)),
-                "values": GrowingTensor(weight.new_empty(batch_size, 0, H, K)),
-                "log_gate": GrowingTensor(weight.new_empty(batch_size, 0, H, dtype=torch.float64)),
+                "keys": GrowingTensor(empty_beside(weight, batch_size, 0, H, K)),
+                "values": GrowingTensor(empty_beside(weight, batch_size, 0, H, K)),
+                "log_gate": GrowingTensor(empty_beside(weight, batch_size, 0, H, dtype=torch.float64)),
             },
-            {name: weight.new_zeros(batch_size, H, K) for name in fixed},
+            {name: empty_beside(weight, batch_size, H, K).zero_() for name in fixed},
         )
 
     def cost(self) -> Cost:

@@ -83,7 +83,7 @@ class GatedDeltaNet2(DeltaLayer):
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, board: Tensor | None, seqs: Sequences | None
     ) -> tuple[Tensor, Tensor | None]:
         keys, values = (self.heads, self.key_dim), (self.heads, self.value_dim)
-        g = self.decay.gate().log_decay(self.decay_proj(x).unflatten(-1, keys))
+        g = self.decay().log_decay(self.decay_proj(x).unflatten(-1, keys))
         erase = self.erase_max * torch.sigmoid(widen(self.erase_proj(x).unflatten(-1, keys)))
         written = widen(v) * torch.sigmoid(widen(self.write_proj(x)))
         k = l2norm(k.unflatten(-1, keys))

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, GeneratorOf, positive
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.mixers.base import About, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import GatedNorm, low_rank
+from intarsia.mixers.parts import DecayBias, GatedNorm, low_rank
 from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
-from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class GLAConfig(HeadsConfig):
         return GatedLinearAttention(d_model, self, norm_eps)
 
 
-class GatedLinearAttention(KeepsFloat32, AdditiveMixer):
+class GatedLinearAttention(AdditiveMixer):
     """Gated linear attention, sections 4.1 and 4.4 of the paper:
 
         g = log(sigmoid(W_2 W_1 x + b)) / tau [B, T, H, K]        S_t = Diag(exp g_t) S_{t-1} + k_t v_tᵀ
@@ -63,8 +60,6 @@ class GatedLinearAttention(KeepsFloat32, AdditiveMixer):
     `sqrt(K)` (which the norm undoes) and the output gate has no bias; `b` begins at zero.
     """
 
-    float32_names = ("decay_bias",)
-
     def __init__(self, d_model: int, config: GLAConfig, norm_eps: float = 1e-5) -> None:
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         super().__init__(d_model, H, K, V)
@@ -73,21 +68,17 @@ class GatedLinearAttention(KeepsFloat32, AdditiveMixer):
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.decay_proj = low_rank(d_model, H * K, config.decay_rank)
-        self.decay_bias = nn.Parameter(torch.empty(H * K))
+        self.decay = DecayBias(H * K)
         self.output_gate_proj = nn.Linear(d_model, H * V, bias=False)
         self.norm = GatedNorm(V, norm_eps, "swish")
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.decay_bias.zero_()
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         keys, values = (self.heads, self.key_dim), (self.heads, self.value_dim)
-        g = F.logsigmoid(widen(self.decay_proj(x)) + self.decay_bias) / self.config.tau
+        g = F.logsigmoid(self.decay(self.decay_proj(x))) / self.config.tau
         o, state = self.mix(
             self.q_proj(x).unflatten(-1, keys),
             self.k_proj(x).unflatten(-1, keys),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from intarsia.mixers.base import About, GeneratorOf
+from intarsia.mixers.base import About
 from intarsia.mixers.mamba_block import MambaBlock, MambaBlockConfig
 
 
@@ -47,16 +47,7 @@ class Longhorn(MambaBlock):
     policy but for D, one, `dt_bias`, zero, and the projection of the step. There is no norm.
     """
 
-    def __init__(self, d_model: int, config: LonghornConfig) -> None:
-        super().__init__(d_model, config)
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.dt_bias.zero_()
-        self.D.fill_(1)
-
-    def rates(self) -> None:
-        return None
+    has_rates = False
 
     @staticmethod
     def write_and_decay(step: Tensor, k: Tensor, rates: Tensor | None) -> tuple[Tensor, Tensor]:

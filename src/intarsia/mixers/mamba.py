@@ -6,13 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from intarsia.mixers.base import About, GeneratorOf
+from intarsia.mixers.base import About
 from intarsia.mixers.mamba_block import MambaBlock, MambaBlockConfig
-from intarsia.mixers.parts import fill_time_steps
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,7 @@ class Mamba(MambaBlock):
     `softplus(dt_bias)` log-uniform in [0.001, 0.1], D one and the projection of the step. There is no norm.
     """
 
-    def __init__(self, d_model: int, config: MambaConfig) -> None:
-        super().__init__(d_model, config)
-        self.A_log = nn.Parameter(torch.empty(self.inner, self.state_dim))
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.A_log.copy_(torch.arange(1, self.state_dim + 1).log())
-        fill_time_steps(self.dt_bias, generator_of("dt_bias"))
-        self.D.fill_(1)
-
-    def rates(self) -> Tensor:
-        return -self.A_log.exp()
+    has_rates = True
 
     @staticmethod
     def write_and_decay(step: Tensor, k: Tensor, rates: Tensor | None) -> tuple[Tensor, Tensor]:

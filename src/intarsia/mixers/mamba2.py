@@ -85,7 +85,30 @@ class GroupedNorm(FillsItself):
         return (normed * self.weight).to(z.dtype)
 
 
-class Mamba2(RecurrentMixer, KeepsFloat32):
+class HeadRates(FillsItself, KeepsFloat32):
+    """What sets the speed of each head, in float32: `A_log`, `dt_bias` and `D`, all `[heads]`."""
+
+    float32_names = ("A_log", "dt_bias", "D")
+    drawn_as_parent = True
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        self.A_log.uniform_(1, 16, generator=generator_of("A_log")).log_()
+        fill_time_steps(self.dt_bias, generator_of("dt_bias"))
+        self.D.fill_(1)
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`-exp(A_log)`, `dt_bias` and `D`."""
+        return -self.A_log.exp(), self.dt_bias.clone(), self.D.clone()
+
+
+class Mamba2(RecurrentMixer):
     """Mamba-2: the state space dual model in the block of the paper's section 7, with parallel projections.
 
     x, k, q = silu(conv(W u) + b)        dt = clamp(softplus(W u + dt_bias)) [B, T, HV]
@@ -96,8 +119,6 @@ class Mamba2(RecurrentMixer, KeepsFloat32):
     and initial weights follow the model's policy, but for those that are named there: `exp(A_log)` uniform in
     [1, 16], `softplus(dt_bias)` log-uniform in [0.001, 0.1] and D one.
     """
-
-    float32_names = ("A_log", "dt_bias", "D")
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model)
@@ -113,17 +134,9 @@ class Mamba2(RecurrentMixer, KeepsFloat32):
         self.dt_proj = nn.Linear(d_model, HV, bias=False)
         self.output_gate_proj = nn.Linear(d_model, inner, bias=False)
         self.conv: ShortConvolution = ShortConvolution(inner + 2 * keys, config.conv_size, bias=True)
-        self.A_log = nn.Parameter(torch.empty(HV))
-        self.dt_bias = nn.Parameter(torch.empty(HV))
-        self.D = nn.Parameter(torch.empty(HV))
+        self.decay = HeadRates(HV)
         self.norm = GroupedNorm(inner, config.num_groups, norm_eps)
         self.o_proj = nn.Linear(inner, d_model, bias=False)
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.A_log.uniform_(1, 16, generator=generator_of("A_log")).log_()
-        fill_time_steps(self.dt_bias, generator_of("dt_bias"))
-        self.D.fill_(1)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
@@ -136,18 +149,19 @@ class Mamba2(RecurrentMixer, KeepsFloat32):
             [self.v_proj.out_features, self.k_proj.out_features, self.q_proj.out_features], -1
         )
         v = v.unflatten(-1, values)
-        dt = F.softplus(widen(self.dt_proj(x)) + self.dt_bias).clamp(self.config.dt_min, self.config.dt_max)
+        rates, dt_bias, skip = self.decay()
+        dt = F.softplus(widen(self.dt_proj(x)) + dt_bias).clamp(self.config.dt_min, self.config.dt_max)
         o, board = linear_attention(
             q.unflatten(-1, keys),
             k.unflatten(-1, keys),
             (v * dt[..., None]).to(v.dtype),
-            -self.A_log.exp() * dt,
+            rates * dt,
             scale=1.0,
             initial_state=None if state is None else state.board,
             output_final_state=state is not None,
             cu_seqlens=seqs,
         )
-        y = self.o_proj(self.norm((o + self.D[:, None] * v).flatten(-2), self.output_gate_proj(x)))
+        y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), self.output_gate_proj(x)))
         if state is None or board is None:
             return y, None
         return y, RecurrentState(board, tail, state.tokens + x.shape[1])

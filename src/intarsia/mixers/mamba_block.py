@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from intarsia.mixers.base import GeneratorOf, MixerConfig, positive
 from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
-from intarsia.mixers.parts import ShortConvolution
+from intarsia.mixers.parts import ShortConvolution, fill_time_steps
 from intarsia.mixers.recurrent import CHUNK, RecurrentMixer, additive_rule_flops
 from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, linear_attention
@@ -53,7 +54,38 @@ class StepProjection(FillsItself, nn.Linear):
         nn.init.uniform_(self.weight, -bound, bound, generator=generator_of("weight"))
 
 
-class MambaBlock(RecurrentMixer, KeepsFloat32):
+class ChannelRates(FillsItself, KeepsFloat32):
+    """What sets the speed of each channel, in float32: `dt_bias` and `D` `[inner]`, and with a `state_dim` (N)
+    `A_log` `[inner, N]`.
+
+    Initial values as in Mamba: `A = -(1 … N)`, `softplus(dt_bias)` log-uniform in [0.001, 0.1], D one. Without a
+    `state_dim`, as in Longhorn, `dt_bias` is zero.
+    """
+
+    float32_names = ("A_log", "dt_bias", "D")
+    drawn_as_parent = True
+
+    def __init__(self, inner: int, state_dim: int | None) -> None:
+        super().__init__()
+        self.A_log = None if state_dim is None else nn.Parameter(torch.empty(inner, state_dim))
+        self.dt_bias = nn.Parameter(torch.empty(inner))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        if self.A_log is None:
+            self.dt_bias.zero_()
+        else:
+            self.A_log.copy_(torch.arange(1, self.A_log.shape[1] + 1).log())
+            fill_time_steps(self.dt_bias, generator_of("dt_bias"))
+        self.D.fill_(1)
+
+    def forward(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """`-exp(A_log)` or None, `dt_bias` and `D`."""
+        return None if self.A_log is None else -self.A_log.exp(), self.dt_bias.clone(), self.D.clone()
+
+
+class MambaBlock(RecurrentMixer):
     """The block of Mamba (Gu and Dao 2023, arXiv:2312.00752, figure 3) around a recurrence of each channel:
 
         x = silu(conv(W u) + b)                      [B, T, inner]
@@ -62,11 +94,12 @@ class MambaBlock(RecurrentMixer, KeepsFloat32):
         S_t = exp(g_t) * S_{t-1} + write_t x_t k_t   [N] for each channel
         y = W ((q_t · S_t + D x_t) * silu(W u))
 
-    `g` and `write` are made of the step, as a subclass says. For the shared operator each channel is a value head
-    with K = N and V = 1. The board is `[B, inner, N, 1]`.
+    `g` and `write` are made of the step, as a subclass says; `decay` holds A_log, dt_bias and D. For the shared
+    operator each channel is a value head with K = N and V = 1. The board is `[B, inner, N, 1]`.
     """
 
-    float32_names = ("A_log", "dt_bias", "D")
+    has_rates: ClassVar[bool]
+    """Whether the decays of a channel have rates of their own, `A_log`."""
 
     def __init__(self, d_model: int, config: MambaBlockConfig) -> None:
         super().__init__(d_model)
@@ -81,8 +114,7 @@ class MambaBlock(RecurrentMixer, KeepsFloat32):
         self.dt_proj = nn.Sequential(
             nn.Linear(self.inner, rank, bias=False), StepProjection(rank, self.inner, bias=False)
         )
-        self.dt_bias = nn.Parameter(torch.empty(self.inner))
-        self.D = nn.Parameter(torch.empty(self.inner))
+        self.decay = ChannelRates(self.inner, self.state_dim if self.has_rates else None)
         self.o_proj = nn.Linear(self.inner, d_model, bias=False)
 
     def forward(
@@ -92,18 +124,24 @@ class MambaBlock(RecurrentMixer, KeepsFloat32):
         z = self.output_gate_proj(x)
         v, tail = self.conv(self.v_proj(x), None if state is None else state.conv, seqs)
         # The recurrence works in float32: next to its decay factors, these are small.
-        step = widen(self.dt_proj(v)) + self.dt_bias
+        rates, dt_bias, skip = self.decay()
+        step = widen(self.dt_proj(v)) + dt_bias
         q, k, wide = widen(self.q_proj(v)), widen(self.k_proj(v)), widen(v)
         o, board = self._scan(
-            (q, k, wide, step), None if state is None else state.board, state is not None, seqs
+            (q, k, wide, step), rates, None if state is None else state.board, state is not None, seqs
         )
-        y = self.o_proj(((o + self.D * wide) * F.silu(widen(z))).to(z.dtype))
+        y = self.o_proj(((o + skip * wide) * F.silu(widen(z))).to(z.dtype))
         if state is None or board is None:
             return y, None
         return y, RecurrentState(board, tail, state.tokens + x.shape[1])
 
     def _scan(
-        self, inputs: tuple[Tensor, ...], board: Tensor | None, keeps_board: bool, seqs: Sequences | None
+        self,
+        inputs: tuple[Tensor, ...],
+        rates: Tensor | None,
+        board: Tensor | None,
+        keeps_board: bool,
+        seqs: Sequences | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The recurrence over q, k `[B, T, N]`, x and the step `[B, T, inner]`, in segments where it is long.
 
@@ -112,7 +150,6 @@ class MambaBlock(RecurrentMixer, KeepsFloat32):
         B, T, inner = inputs[-1].shape
         elements = SEGMENT_ELEMENTS.get(inputs[-1].device.type, DEFAULT_SEGMENT_ELEMENTS)
         size = max(1, elements // (B * inner * self.state_dim * CHUNK)) * CHUNK
-        rates = self.rates()
         if size >= T:
             return self._segment(inputs, rates, board, keeps_board, seqs)
         outputs = []
@@ -159,10 +196,6 @@ class MambaBlock(RecurrentMixer, KeepsFloat32):
             cu_seqlens=seqs,
         )
         return o.squeeze(-1), board
-
-    @abstractmethod
-    def rates(self) -> Tensor | None:
-        """What `write_and_decay` needs of the parameters."""
 
     @staticmethod
     @abstractmethod

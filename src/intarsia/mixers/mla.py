@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.qk_clip import ClipsLogits
 from intarsia.mixers.rope import positions_of, rotate
@@ -153,7 +153,7 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
 
     def init_state(self, batch_size: int) -> LatentState:
         shape = (batch_size, 0, self.config.kv_rank + self.config.rope_dim)
-        return LatentState(GrowingTensor(self.kv_down_proj.weight.new_empty(shape)))
+        return LatentState(GrowingTensor(empty_beside(self.kv_down_proj.weight, *shape)))
 
     def scale_heads_(self, factor: Tensor) -> None:
         # The shared key serves all heads and stays: own queries and keys take a root each, shared queries all.

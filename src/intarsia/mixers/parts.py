@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intarsia.mixers.filling import FillsItself, GeneratorOf
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.ops import Gate, Sequences, gated_rms_norm, short_convolution
+from intarsia.ops.precision import widen
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 
@@ -78,9 +79,32 @@ class DecayGate(FillsItself, KeepsFloat32):
             self.A_log.zero_()
         fill_time_steps(self.dt_bias, generator_of("dt_bias"))
 
+    def forward(self) -> Gate:
+        """What the operator needs to make the log-decay of the raw projection: copies, which outlive FSDP's."""
+        return Gate(self.A_log.clone(), self.dt_bias.clone(), self.lower_bound)
+
     def gate(self) -> Gate:
-        """What the operator needs to make the log-decay of the raw projection."""
+        """The same of the parameters themselves."""
         return Gate(self.A_log, self.dt_bias, self.lower_bound)
+
+
+class DecayBias(FillsItself, KeepsFloat32):
+    """The bias of a raw decay, `[channels]` in float32; it begins at zero."""
+
+    float32_names = ("bias",)
+    drawn_as_parent = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x + bias`, float32 (float64 for float64)."""
+        return widen(x) + self.bias
 
 
 class GatedNorm(FillsItself):

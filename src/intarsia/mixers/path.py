@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
 from intarsia.mixers.filling import linear
 from intarsia.mixers.forgetting import cumulative_log_gate
@@ -187,15 +187,15 @@ class PathAttention(Mixer[GrowingState]):
         weight = self.k_proj.weight
         wide, empty = compute_dtype(weight), (batch_size, 0, H, K)
         growing = {
-            "values": GrowingTensor(weight.new_empty(empty)),
-            "keys": GrowingTensor(weight.new_empty(empty, dtype=wide)),
+            "values": GrowingTensor(empty_beside(weight, *empty)),
+            "keys": GrowingTensor(empty_beside(weight, *empty, dtype=wide)),
         }
         if self.config.forget_gate:
-            growing["log_gate"] = GrowingTensor(weight.new_empty(empty[:3], dtype=torch.float64))
+            growing["log_gate"] = GrowingTensor(empty_beside(weight, *empty[:3], dtype=torch.float64))
         fixed = {}
         if self.conv is not None:
             channels, size = self.conv.weight.shape
-            fixed["conv"] = weight.new_zeros(batch_size, channels, size - 1, dtype=wide)
+            fixed["conv"] = empty_beside(weight, batch_size, channels, size - 1, dtype=wide).zero_()
         return GrowingState(growing, fixed)
 
     def cost(self) -> Cost:

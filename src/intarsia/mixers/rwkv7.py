@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, GeneratorOf, positive
 from intarsia.mixers.filling import FillsItself
-from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import token_before
+from intarsia.mixers.parts import DecayBias, token_before
 from intarsia.mixers.recurrent import RecurrentMixer, dplr_rule_flops
 from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, dplr_rule
@@ -83,7 +82,21 @@ class HeadLayerNorm(FillsItself):
         return F.group_norm(wide, self.heads, weight, bias, self.eps).view(o.shape)
 
 
-class RWKV7(KeepsFloat32, RecurrentMixer):
+class GradedDecayBias(DecayBias):
+    """The bias of the decay, which spreads from slow to fast over the channels, more so in deeper layers."""
+
+    def __init__(self, heads: int, dim: int, depth_fraction: float) -> None:
+        self.heads, self.dim, self.depth_fraction = heads, dim, depth_fraction
+        super().__init__(heads * dim)
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        exponent = 1 + self.depth_fraction**0.3
+        self.bias.copy_(
+            -5.5 + 6 * _ramp(self.heads * self.dim) ** exponent + 2.5 * _zigzag(self.heads, self.dim)
+        )
+
+
+class RWKV7(RecurrentMixer):
     """RWKV-7's time mixing (the paper's section 4; its states are our transposed).
 
     Each projection sees a mixture of the token and the one before it: `x_c = x_t + mu_c (x_{t-1} - x_t)`.
@@ -102,8 +115,6 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
     which is a feed-forward; and the orthogonal initial matrices.
     """
 
-    float32_names = ("decay_bias",)
-
     def __init__(self, d_model: int, config: RWKV7Config, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
@@ -113,7 +124,7 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.decay_proj = _network(d_model, config.decay_rank, nn.Tanh(), H * K)
-        self.decay_bias = nn.Parameter(torch.empty(H * K))
+        self.decay = GradedDecayBias(H, K, config.depth_fraction or 0.0)
         self.rate_proj = _network(d_model, config.rate_rank, nn.Identity(), H * K)
         self.rate_bias = nn.Parameter(torch.empty(H * K))
         self.output_gate_proj = _network(d_model, config.gate_rank, nn.Sigmoid(), H * V)
@@ -127,14 +138,11 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         H, K, D = self.config.num_heads, self.config.head_dim, self.d_model
         fraction = self.config.depth_fraction or 0.0
-        # Deeper layers look less at the token before; decays spread from slow to fast over the channels.
+        # Deeper layers look less at the token before.
         exponents = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None] * (1 - fraction)
         self.shift.copy_(1 - (torch.arange(D) / D) ** exponents)
-        ramp = torch.linspace(0, 1, H * K) if H * K > 1 else torch.zeros(1)
-        zigzag = torch.linspace(-1, 1, K) if K > 1 else torch.zeros(1)
-        zigzag = (zigzag * zigzag.abs()).repeat(H)
-        self.decay_bias.copy_(-5.5 + 6 * ramp ** (1 + fraction**0.3) + 2.5 * zigzag)
-        self.rate_bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (ramp - 0.5))
+        ramp = _ramp(H * K)
+        self.rate_bias.copy_(-0.19 + 0.3 * _zigzag(H, K) + 0.4 * (ramp - 0.5))
         self.removal.copy_((0.71 - 0.1 * (ramp - 0.5)).view(H, K))
         self.replacement.fill_(1.02)
         self.bonus.fill_(-0.04)
@@ -149,7 +157,7 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
         r, k = self.r_proj(x_r).unflatten(-1, keys), self.k_proj(x_k).unflatten(-1, keys)
         v = self.v_proj(x_v).unflatten(-1, values)
-        decay = widen(self.decay_proj(x_d)) + self.decay_bias
+        decay = self.decay(self.decay_proj(x_d))
         g = -math.exp(-0.5) * torch.sigmoid(decay).unflatten(-1, keys)
         rate = torch.sigmoid(widen(self.rate_proj(x_a)) + self.rate_bias).unflatten(-1, keys)
         wide = widen(k)
@@ -185,6 +193,17 @@ class RWKV7(KeepsFloat32, RecurrentMixer):
 
     def mixing_flops(self) -> int:
         return dplr_rule_flops(*self.board_shape)
+
+
+def _ramp(channels: int) -> Tensor:
+    """From 0 to 1 over all channels."""
+    return torch.linspace(0, 1, channels) if channels > 1 else torch.zeros(1)
+
+
+def _zigzag(heads: int, dim: int) -> Tensor:
+    """From -1 to 1 over the channels of each head, steeper at both ends."""
+    line = torch.linspace(-1, 1, dim) if dim > 1 else torch.zeros(1)
+    return (line * line.abs()).repeat(heads)
 
 
 def _network(d_in: int, rank: int, activation: nn.Module, d_out: int) -> nn.Sequential:

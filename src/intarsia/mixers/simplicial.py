@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
@@ -205,7 +205,9 @@ class SimplicialAttention(Mixer[GrowingState]):
 
     def init_state(self, batch_size: int) -> GrowingState:
         shape = (batch_size, 0, self.config.num_heads, self.config.head_dim)
-        return GrowingState({name: GrowingTensor(self.k_proj.weight.new_empty(shape)) for name in NAMES}, {})
+        return GrowingState(
+            {name: GrowingTensor(empty_beside(self.k_proj.weight, *shape)) for name in NAMES}, {}
+        )
 
     def cost(self) -> Cost:
         c = self.config

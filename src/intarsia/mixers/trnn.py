@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, GeneratorOf, MixerConfig, positive
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.mixers.base import About, MixerConfig, positive
+from intarsia.mixers.parts import DecayBias
 from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
@@ -43,7 +43,7 @@ class TRNNConfig(MixerConfig):
         return TRNN(d_model, self)
 
 
-class TRNN(KeepsFloat32, AdditiveMixer):
+class TRNN(AdditiveMixer):
     """The T-RNN of the paper, with a projection back to the model's width:
 
         z_t = W x_t        f_t = sigmoid(V x_t + b)        h_t = f_t * h_{t-1} + (1 - f_t) * z_t        y = W_o h_t
@@ -57,27 +57,21 @@ class TRNN(KeepsFloat32, AdditiveMixer):
     Differences: W_o, which the paper leaves to the layer above; `b` begins at zero.
     """
 
-    float32_names = ("decay_bias",)
-
     def __init__(self, d_model: int, config: TRNNConfig) -> None:
         channels = d_model if config.channels is None else config.channels
         super().__init__(d_model, channels, 1, 1)
         self.config = config
         self.v_proj = nn.Linear(d_model, channels, bias=False)
         self.decay_proj = nn.Linear(d_model, channels, bias=False)
-        self.decay_bias = nn.Parameter(torch.empty(channels))
+        self.decay = DecayBias(channels)
         self.o_proj = nn.Linear(channels, d_model, bias=False)
-        self.reset_parameters()
-
-    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        self.decay_bias.zero_()
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         z = self.v_proj(x)
-        f = widen(self.decay_proj(x)) + self.decay_bias
+        f = self.decay(self.decay_proj(x))
         # 1 - f as a sigmoid of its own: where little is forgotten the difference would lose the little.
         v = torch.sigmoid(-f) * widen(z)
         one = v.new_ones(*v.shape[:2], 1, 1)

@@ -150,9 +150,13 @@ def _draw(
 def _filler(module: nn.Module) -> Callable[[str, int, float], None] | None:
     """What fills the module's own parameters, given its name, the seed and the standard deviation; None: nobody."""
     if isinstance(module, FillsWeights):
-        return lambda prefix, seed, std: module.init_own_weights(
-            lambda name: generator(seed, _join(prefix, name)), std
-        )
+        parent = getattr(module, "drawn_as_parent", False)
+
+        def fill_own(prefix: str, seed: int, std: float) -> None:
+            prefix = prefix.rpartition(".")[0] if parent else prefix
+            module.init_own_weights(lambda name: generator(seed, _join(prefix, name)), std)
+
+        return fill_own
     if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag)):
         return lambda prefix, seed, std: _fill_matrix(module, prefix, seed, std)
     for name in ("reset_parameters", "_reset_parameters"):  # nn.MultiheadAttention has the second
