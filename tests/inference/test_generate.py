@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.inference import GREEDY, Sampling, generate
-from intarsia.model import LanguageModel, ModelConfig
+from intarsia.model import LanguageModel, ModelConfig, presets
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig
 from support.mixer_cases import CASES
 
@@ -144,6 +148,77 @@ def test_states_continue_a_prefix_many_times() -> None:
     for _ in range(2):
         assert list(generate(model, rest, max_tokens=6, sampling=GREEDY, states=states)) == expected
     assert states.tokens == 40
+
+
+MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}
+SMALLEST = [name for name in presets.names() if name.endswith("-nano")]
+
+
+def mode(name: str) -> AbstractContextManager[object]:
+    return MODES[name]()
+
+
+@pytest.mark.parametrize("name", [*SMALLEST, *MIXERS])
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(MODES, 2)))
+def test_a_prefix_of_one_mode_goes_on_in_another(name: str, before: str, after: str) -> None:
+    """A state that was made under inference mode, say, and continued by training, or the other way round."""
+    if name in MIXERS:
+        model = build(name)
+    else:
+        model = LanguageModel(presets.get(name, vocab_size=VOCAB)).eval()
+        model.init_weights(0)
+    tokens = torch.tensor([tokens_of(12)])
+    cuts = [slice(0, 6), slice(6, 7), slice(7, 12)]
+
+    def logits(*modes: str) -> Tensor:
+        states, pieces = model.init_states(1), []
+        for cut, kind in zip(cuts, modes, strict=True):
+            with mode(kind):
+                out = model(tokens[:, cut], states=states)
+            states = out.states
+            pieces.append(out.logits)
+        with mode(modes[-1]):
+            return torch.cat(pieces[1:], dim=1)
+
+    found = logits(before, after, after)
+    torch.testing.assert_close(found, logits(after, after, after), rtol=1e-5, atol=1e-5)
+    if after == "grad":
+        found.sum().backward()
+        assert model.blocks[0].mixer_norm.weight.grad.any()
+    back = logits(before, after, before)
+    torch.testing.assert_close(back, logits(before, before, before), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["full-nano", "kimi-linear-nano", "gpt-oss-nano"])
+def test_threads_continue_one_prefix_each_by_itself(name: str) -> None:
+    model = LanguageModel(presets.get(name, vocab_size=VOCAB)).eval()
+    model.init_weights(0)
+    with torch.inference_mode():
+        states = model(torch.tensor([tokens_of(20)]), states=model.init_states(1), last_only=True).states
+
+    def draw(seed: int) -> list[int]:
+        return list(generate(model, tokens_of(9, seed), max_tokens=6, seed=seed, states=states))
+
+    expected = [draw(seed) for seed in range(4)]
+    for _ in range(3):
+        with torch.inference_mode():  # one token more, so that there is room behind the prefix
+            states = model(
+                torch.tensor([tokens_of(20)[:-1]]), states=model.init_states(1), last_only=True
+            ).states
+            states = model(torch.tensor([tokens_of(20)[-1:]]), states=states, last_only=True).states
+        got: list[list[int]] = [[], [], [], []]
+        begin = threading.Barrier(4)
+
+        def run(seed: int, got: list[list[int]] = got, begin: threading.Barrier = begin) -> None:
+            begin.wait()
+            got[seed] = draw(seed)
+
+        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert got == expected
 
 
 def test_interleaved_generations_do_not_meet() -> None:

@@ -45,6 +45,14 @@ class State:
         """The state on another device; dtypes stay."""
         return self.with_tensors({name: t.to(device) for name, t in self.tensors().items()})
 
+    def recordable(self: S) -> S:
+        """The state as autograd can record what is computed from it: a copy where it was made in inference mode and
+        gradients are recorded now, and otherwise itself."""
+        recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if recorded and any(t.is_inference() for t in self.tensors().values()):
+            return self.snapshot()
+        return self
+
     def detach(self: S) -> S:
         """The state cut off from the graph that computed it."""
         return self.with_tensors({name: t.detach() for name, t in self.tensors().items()})
@@ -72,19 +80,41 @@ class RecurrentState(State):
 
 
 class _Buffer:
-    """Room for a growing sequence of entries, `[B, capacity, ...]`, and how much of it is taken."""
+    """Room for a growing sequence of entries, `[B, capacity, ...]`, of which each place is written once, by one thread.
+
+    Whoever wants to write claims the places first. Of several threads that go on from one sequence one gets them; the
+    others take a copy, as everybody does who comes later.
+    """
 
     def __init__(self, storage: Tensor, filled: int) -> None:
         self.storage = storage
-        self.filled = filled
+        # Dynamo cannot ask a tensor this; what it makes itself is never of that kind.
+        self._of_inference = not torch.compiler.is_compiling() and storage.is_inference()
+        # Where the free places begin; empty while a thread looks. `pop` gives an element to one thread alone.
+        self._filled = [filled]
+
+    def claim(self, start: int, end: int) -> bool:
+        """Whether the places from `start` to `end` are there and were free. They are the caller's then."""
+        if end > self.storage.shape[1]:
+            return False
+        # A tensor that was made in inference mode can only be written there.
+        if self._of_inference and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()):
+            return False
+        try:
+            filled = self._filled.pop()
+        except IndexError:
+            return False
+        free = filled == start
+        self._filled.append(end if free else filled)
+        return free
 
 
 class GrowingTensor:
     """A sequence `[B, n, ...]` to which entries are appended along dimension 1, as a value.
 
     Appending returns a new sequence; the old one stays valid. The newest holder of a buffer writes into its
-    spare room; a holder that was overtaken (a fork) copies first. With gradients the content is concatenated,
-    since a buffer that is written in place cannot be part of a graph.
+    spare room; a holder that was overtaken (a fork, in this thread or another) copies first. With gradients the
+    content is concatenated, since a buffer that is written in place cannot be part of a graph.
 
     With a `limit` the sequence holds its last `limit` entries. It moves through its buffer, and where that ends it is
     copied to the front of a new one: the entries before it are never overwritten, since others may hold them.
@@ -116,17 +146,17 @@ class GrowingTensor:
         if dropped > len(self):
             entries = entries[:, dropped - len(self) :]
         start, end = self._start + min(dropped, len(self)), self._end
-        if buffer.filled != end or buffer.storage.shape[1] < end + entries.shape[1]:
+        if not buffer.claim(end, end + entries.shape[1]):
             # Half as much again: the copies add up to a constant number per entry, the spare room to a third.
             length -= dropped
             capacity = max(length + length // 2, 64)
             storage = entries.new_empty(entries.shape[0], capacity, *entries.shape[2:])
             storage[:, : end - start] = buffer.storage[:, start:end]
-            buffer, start, end = _Buffer(storage, end - start), 0, end - start
+            start, end = 0, end - start
+            buffer = _Buffer(storage, end + entries.shape[1])
         following = end + entries.shape[1]
         with torch.no_grad():
             buffer.storage[:, end:following] = entries
-        buffer.filled = following
         return GrowingTensor.__new__(GrowingTensor)._hold(buffer, start, following, limit)
 
 

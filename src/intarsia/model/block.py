@@ -41,6 +41,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State | None]:
         """`[B, T, D]` to the same; the mixer's next state where one was given."""
         h = x if self.placement == "after" else self.mixer_norm(x)
+        state = None if state is None else state.recordable()
         mixed, state = self.mixer(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
