@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intarsia.data import Document, open_corpus
+from intarsia.data import Document, open_corpus, open_tokenizer
 from intarsia.data.documents import assign_splits, text_hash
 from intarsia.errors import DataError, IntarsiaError
 
@@ -309,6 +309,21 @@ def test_a_limit_below_every_document(tmp_path: Path) -> None:
         list(open_corpus(tmp_path, limit_bytes=5).documents())
     with pytest.raises(DataError, match="'train' or 'heldout'"):
         open_corpus(tmp_path).documents("test")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
+@pytest.mark.parametrize("source", ["x.txt", "x.jsonl", "."])
+def test_an_empty_corpus_needs_text_and_no_other_limit(tmp_path: Path, source: str, content: bytes) -> None:
+    (tmp_path / source if source != "." else tmp_path / "x.md").write_bytes(content)
+    with pytest.raises(DataError, match="holds no text"):
+        list(open_corpus(tmp_path / source, limit_bytes=1000).documents())
+    with pytest.raises(DataError, match="holds no text"):
+        open_tokenizer("bpe:300", corpus=open_corpus(tmp_path / source), directory=tmp_path / "cache")
+
+
+def test_a_limit_below_every_python_file() -> None:
+    with pytest.raises(DataError, match="limit_bytes=5"):
+        list(open_corpus("python-stdlib", limit_bytes=5).documents())
 
 
 def test_a_directory_without_text(tmp_path: Path) -> None:

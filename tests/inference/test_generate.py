@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -243,6 +244,14 @@ def test_the_callers_modes_are_left_alone() -> None:
     assert model.training
 
 
+def test_prompts_of_any_kind_of_whole_numbers() -> None:
+    model = build("kda mla")
+    expected = list(generate(model, [3, 1, 4], max_tokens=3, sampling=GREEDY))
+    ids = torch.tensor([3, 1, 4])
+    for prompt in ((3, 1, 4), ids, ids.numpy(), list(ids), ids.to(torch.int32)):
+        assert list(generate(model, prompt, max_tokens=3, sampling=GREEDY)) == expected
+
+
 def test_no_tokens() -> None:
     assert list(generate(build("kda"), [1], max_tokens=0)) == []
 
@@ -253,11 +262,23 @@ def test_no_tokens() -> None:
         ([], {}, "holds no token"),
         ([1, VOCAB], {}, f"token {VOCAB}, which is outside"),
         ([-1], {}, "token -1"),
+        ([[1, 2], [3, 4]], {}, "one call continues one sequence"),
+        ([[1, 2]], {}, "one call continues one sequence"),
+        (torch.tensor([[1, 2], [3, 4]]), {}, "one call continues one sequence"),
+        (torch.tensor([[1], [2]]), {}, "one call continues one sequence"),
+        ([1, 2.0], {}, "whole numbers; got 2.0"),
+        ([1, "2"], {}, "whole numbers; got '2'"),
+        ([1, None], {}, "whole numbers; got None"),
+        ("12", {}, "encode a text with its tokenizer"),
+        (7, {}, "token ids, got 7"),
+        (None, {}, "token ids, got None"),
         ([1], {"max_tokens": -1}, "max_tokens"),
+        ([1], {"max_tokens": 2.5}, "max_tokens"),
+        ([1], {"max_tokens": None}, "max_tokens"),
         ([1], {"prefill_chunk": 0}, "prefill_chunk"),
     ],
 )
-def test_wrong_input_is_an_error_at_once(prompt: list[int], options: dict[str, int], message: str) -> None:
+def test_wrong_input_is_an_error_at_once(prompt: Any, options: dict[str, Any], message: str) -> None:
     """By the call, not by the first token that is asked for."""
     with pytest.raises(ConfigError, match=message):
         generate(build("kda"), prompt, **options)

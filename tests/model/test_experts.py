@@ -200,6 +200,19 @@ def test_load_is_counted_in_training_alone():
     assert module.router.load.sum() == 2 * 40 * CONFIG.num_active
 
 
+def test_tokens_that_do_not_count_are_no_load():
+    module, x = layer().train(), tokens()
+    counted = torch.arange(len(x)) % 3 > 0
+    expected = module(x)
+    module.router.load.zero_()
+    assert torch.equal(module(x, counted), expected), "they are served all the same"
+    chosen, _ = module.router(x[counted])
+    assert torch.equal(module.router.load, chosen.flatten().bincount(minlength=8).float())
+    module.router.load.zero_()
+    module(x.view(2, -1, x.shape[-1]), counted.view(2, -1))
+    assert torch.equal(module.router.load, chosen.flatten().bincount(minlength=8).float())
+
+
 def test_shapes_and_few_tokens():
     module = layer()
     x = tokens(6)

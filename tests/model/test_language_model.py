@@ -119,6 +119,26 @@ def test_activation_checkpointing_changes_nothing_but_memory(make_model, tokens)
     assert model(tokens, states=model.init_states(2)).states is not None
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tokens_without_a_target_are_no_load_of_experts(make_model, tokens, recompute):
+    model = make_model()
+    model.activation_checkpointing = recompute
+    routers = [block.feed_forward.router for block in model.blocks[1:]]
+    targets = tokens.clone()
+    targets[0, 1:] = -100
+    model(tokens, targets=targets).nll.sum().backward()
+    active = model.config.experts.num_active
+    assert all(router.load.sum() == (targets != -100).sum() * active for router in routers)
+    for router in routers:
+        router.load.zero_()
+    model(tokens, targets=torch.full_like(tokens, -100)).nll.sum().backward()
+    assert not any(router.load.any() for router in routers)
+    model(tokens)
+    assert all(router.load.sum() == tokens.numel() * active for router in routers), (
+        "without targets all count"
+    )
+
+
 def test_activation_checkpointing_keeps_less(make_model, tokens):
     def kept(model):
         sizes = {}

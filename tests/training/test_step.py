@@ -73,6 +73,22 @@ def test_the_loss_is_the_mean_over_tokens_that_count(model, train_config, batch)
     assert result.loss == pytest.approx(float(nll.sum()) / result.tokens, rel=1e-5)
 
 
+def test_a_step_without_a_target_is_refused_and_changes_nothing(model, train_config, batch):
+    before = copy.deepcopy(model.state_dict())
+    batch.targets[:] = -100
+    with pytest.raises(TrainingError, match=r"step 1 has nothing to learn from: all 192 targets are -100"):
+        step(model, train_config, batch)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_micro_batches_without_a_target_count_for_nothing(model, train_config, batch):
+    other, config = copy.deepcopy(model), train_config.replace(micro_rows=1)
+    batch.targets[0, :96] = -100  # the first two of four micro-batches
+    whole, cut = step(model, train_config, batch), step(other, config, batch)
+    assert cut.tokens == whole.tokens == 96
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
 def test_gradients_are_clipped_to_their_norm(model, train_config, batch):
     config = train_config.replace(grad_clip=1e-3)
     result = step(model, config, batch)

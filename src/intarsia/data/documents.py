@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -89,12 +90,19 @@ class Corpus(ABC):
             empty = False
             if split is None or document.split == split:
                 yield document
-        if empty and self.limit_bytes is not None:
+        if empty and self.limit_bytes is not None and self._holds_text():
             raise DataError(
                 f"no document of {self.name!r} fits into limit_bytes={self.limit_bytes}: raise it"
             )
         if empty:
             raise DataError(f"the corpus {self.name!r} holds no text")
+
+    def _holds_text(self) -> bool:
+        """Whether there is any text, limit or no limit."""
+        whole = copy.copy(self)
+        whole.limit_bytes = None
+        whole.__dict__.pop("files", None)  # a cached property, made with the limit
+        return any(document.text.strip() for document in whole.candidates())
 
 
 def text_hash(text: str) -> int:

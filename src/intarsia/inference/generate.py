@@ -6,6 +6,7 @@ each further token costs the same in every linear layer, however long the text h
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ def generate(
 
     Args:
         model: any language model; it is run in evaluation mode and left as it was.
-        prompt: token ids, at least one. (A document begins with the tokenizer's separator.)
+        prompt: token ids of one sequence, at least one: whole numbers in a list, a tuple, a tensor or an array of one
+            dimension. (A document begins with the tokenizer's separator.)
         max_tokens: stop after this many tokens.
         sampling: how tokens are chosen; `Sampling()`, the model's own distribution, by default.
         seed: of this generation's own random generator. Same model, prompt, sampling and seed: same tokens.
@@ -50,14 +52,13 @@ def generate(
         Token ids, each as soon as it is chosen.
 
     Raises:
-        ConfigError: an empty prompt, an id outside the vocabulary, or a number out of range. Raised by the
-            call itself, before the first token is asked for.
+        ConfigError: a prompt that is empty, holds several sequences or what is no id, an id outside the vocabulary,
+            or a number out of range. Raised by the call itself, before the first token is asked for.
         IntarsiaError: the model's logits are not finite.
     """
-    if max_tokens < 0:
-        raise ConfigError(f"max_tokens must be at least 0, got {max_tokens}")
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise ConfigError(f"prefill_chunk must be at least 1, got {prefill_chunk}")
+    _check_count("max_tokens", max_tokens, 0)
+    if prefill_chunk is not None:
+        _check_count("prefill_chunk", prefill_chunk, 1)
     ids = _checked_prompt(prompt, model.config.vocab_size)
     sampler = Sampler(sampling or Sampling(), seed)
     return _steps(model, ids, max_tokens, sampler, frozenset(stop), prefill_chunk, states)
@@ -149,8 +150,17 @@ def _advance(
             model.train()
 
 
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def _checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
-    ids = [int(token) for token in prompt]
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        raise ConfigError(
+            f"the prompt must be token ids, got {prompt!r}: encode a text with its tokenizer, or call stream_text"
+        )
+    ids = [_checked_id(token) for token in prompt]
     if not ids:
         raise ConfigError(
             "the prompt holds no token: begin with the tokenizer's separator to start a new document"
@@ -162,3 +172,18 @@ def _checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
             "was it made with another tokenizer?"
         )
     return ids
+
+
+def _checked_id(token: object) -> int:
+    """One token's id, from any kind of whole number."""
+    if getattr(token, "ndim", 0) or isinstance(token, list | tuple):
+        raise ConfigError(
+            "the prompt holds sequences where token ids should be: one call continues one sequence, so call "
+            "generate for each"
+        )
+    try:
+        if isinstance(token, bool):
+            raise TypeError
+        return operator.index(token)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"the prompt must hold token ids, whole numbers; got {token!r}") from None

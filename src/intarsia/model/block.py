@@ -37,15 +37,20 @@ class Block(nn.Module):
             self.feed_forward = SwiGLU(config.d_model, config.feed_forward.d_hidden)
 
     def forward(
-        self, x: Tensor, state: State | None = None, seqs: Sequences | None = None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        seqs: Sequences | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
-        """`[B, T, D]` to the same; the mixer's next state where one was given."""
+        """`[B, T, D]` to the same; the mixer's next state where one was given. `counted` is for `Experts`."""
         h = x if self.placement == "after" else self.mixer_norm(x)
         state = None if state is None else state.recordable()
         mixed, state = self.mixer(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
-        return self._add(x, h, self.feed_forward(h), self.feed_forward_norm), state
+        y = self.feed_forward(h, counted) if isinstance(self.feed_forward, Experts) else self.feed_forward(h)
+        return self._add(x, h, y, self.feed_forward_norm), state
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: RMSNorm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
@@ -53,15 +58,23 @@ class Block(nn.Module):
             return x + norm(y)
         return (x if self.placement == "before" else self.residual_scale * h) + y
 
-    def forward_and_recompute(self, x: Tensor, seqs: Sequences | None = None) -> Tensor:
+    def forward_and_recompute(
+        self, x: Tensor, seqs: Sequences | None = None, counted: Tensor | None = None
+    ) -> Tensor:
         """The same without state; the backward pass computes everything but `x` again."""
         y: Tensor = checkpoint(
-            self._output, x, seqs, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
+            self._output,
+            x,
+            seqs,
+            counted,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=self._contexts,
         )
         return y
 
-    def _output(self, x: Tensor, seqs: Sequences | None) -> Tensor:
-        y: Tensor = self(x, None, seqs)[0]
+    def _output(self, x: Tensor, seqs: Sequences | None, counted: Tensor | None) -> Tensor:
+        y: Tensor = self(x, None, seqs, counted)[0]
         return y
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

@@ -29,7 +29,8 @@ class Router(FillsItself, KeepsFloat32):
 
     Parameters: `weight` `[E, D]`, and with `config.biases` the `logit_bias` `[E]`.
     Buffers: `bias` `[E]`, added to the scores when experts are chosen; `load` `[E]`, the tokens that each
-    expert served in training forwards since the last update of the bias (not saved).
+    expert served in training forwards since the last update of the bias (not saved). Tokens for which the model is
+    given no target do not count.
     """
 
     float32_names: ClassVar[tuple[str, ...]] = ("weight", "logit_bias", "bias", "load")
@@ -110,10 +111,12 @@ class Experts(FillsItself):
         self._counts_load = True
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` to the same."""
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """`[..., D]` to the same. In training `counted` `[...]` says which tokens count as load; None: all."""
         tokens = x.flatten(0, -2)
         chosen, weights = self.router(tokens)
+        if self.training and self._counts_load:
+            self._count(chosen, counted)
         y = self._routed(tokens, chosen, weights).view(x.shape)
         if self.shared is None:
             return y
@@ -126,8 +129,6 @@ class Experts(FillsItself):
         by_expert, order = chosen.flatten().sort(stable=True)
         experts = torch.arange(self.config.num_experts, device=x.device)
         ends = torch.searchsorted(by_expert, experts, right=True)
-        if self.training and self._counts_load:
-            self.router.load.add_(ends.diff(prepend=ends.new_zeros(1)))
         dtype = product_dtype(x)
         # A copy per chosen expert and then a permutation: both gradients are sums in a fixed order.
         copies = x.to(dtype).unsqueeze(1).expand(N, active, D).reshape(N * active, D)
@@ -140,6 +141,13 @@ class Experts(FillsItself):
         places = torch.arange(N * active, device=x.device)
         y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, D)
         return (y * weights.unsqueeze(-1)).sum(1).to(dtype)
+
+    def _count(self, chosen: Tensor, counted: Tensor | None) -> None:
+        """Add to the load what the chosen experts `[N, active]` are given."""
+        served = torch.ones_like(chosen) if counted is None else counted.reshape(-1, 1).expand_as(chosen)
+        load = self.router.load
+        # Whole numbers: in any order the sum is the same.
+        load.index_add_(0, chosen.flatten(), served.flatten().to(load.dtype))
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

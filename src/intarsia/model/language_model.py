@@ -17,7 +17,7 @@ from intarsia.model.block import Block
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import ModelCost
 from intarsia.model.experts import Experts
-from intarsia.model.loss import chunked_cross_entropy
+from intarsia.model.loss import IGNORED, chunked_cross_entropy
 from intarsia.ops.sequences import Sequences
 
 
@@ -115,7 +115,8 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: `[B, T]` int64.
-            targets: `[B, T]` int64, the token after each token; -100 where there is none.
+            targets: `[B, T]` int64, the token after each token; -100 where there is none. Such tokens do not count as
+                load of the experts that serve them.
             states: what was remembered of the tokens before; `init_states` at the beginning.
             seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next.
             last_only: logits of the last token alone.
@@ -125,13 +126,15 @@ class LanguageModel(nn.Module):
         """
         self._check(tokens, targets, states, seqs, last_only)
         x = self.embed(tokens)
+        # A token that is not predicted from moves no expert's bias.
+        counted = None if targets is None or self.config.experts is None else targets != IGNORED
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
         for layer, block in enumerate(self.blocks):
             if recompute:
-                x = cast(Block, block).forward_and_recompute(x, seqs)
+                x = cast(Block, block).forward_and_recompute(x, seqs, counted)
             else:
-                x, state = block(x, None if states is None else states.layers[layer], seqs)
+                x, state = block(x, None if states is None else states.layers[layer], seqs, counted)
                 new_states += [] if state is None else [state]
         x = self.norm(x[:, -1:] if last_only else x)
         after = None if states is None else ModelStates(tuple(new_states))

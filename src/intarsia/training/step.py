@@ -67,10 +67,15 @@ def train_step(
         watched: the mixers whose logits are to be clipped.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite. The weights are then as before the step. Raised
-            by all processes alike.
+        TrainingError: the loss or the gradient is not finite, or no token of the whole step has a target. The weights
+            are then as before the step. Raised by all processes alike.
     """
     tokens = int(processes.sum((batch.targets != IGNORED).sum().to(processes.device)))
+    if not tokens:
+        raise TrainingError(
+            f"step {step + 1} has nothing to learn from: all {batch.targets.numel()} targets are {IGNORED}, which "
+            "means that there is none"
+        )
     optimizers.zero_grad()
     nll = torch.zeros((), dtype=torch.float64, device=processes.device)
     for part_tokens, part_targets, seqs in micro_batches(batch, config.length, config.micro_rows):
