@@ -9,36 +9,9 @@ import torch
 
 from intarsia.model import LanguageModel, ModelConfig, cost_of, presets
 from intarsia.model.published import PUBLISHED
+from support.published import theirs
 
 pytest.importorskip("transformers")
-
-
-def theirs(name: str) -> Any:
-    """transformers' configuration of the published model."""
-    import transformers as hf
-
-    if name == "qwen3-next":
-        return hf.Qwen3NextConfig()
-    if name == "gpt-oss":
-        return hf.GptOssConfig()
-    if name == "gpt-oss-20b":
-        return hf.GptOssConfig(num_hidden_layers=24, num_local_experts=32)
-    if name == "olmo-hybrid":
-        return hf.OlmoHybridConfig()
-    if name == "minimax-01":
-        layers = ["linear_attention"] * 7 + ["full_attention"]
-        return hf.MiniMaxConfig(
-            vocab_size=200064, hidden_size=6144, intermediate_size=9216, num_hidden_layers=80, num_attention_heads=64,
-            num_key_value_heads=8, head_dim=128, num_local_experts=32, layer_types=layers * 10,
-        )  # fmt: skip
-    if name == "moonlight":
-        return hf.DeepseekV3Config(
-            vocab_size=163840, hidden_size=2048, intermediate_size=11264, moe_intermediate_size=1408,
-            num_hidden_layers=27, num_attention_heads=16, num_key_value_heads=16, n_shared_experts=2,
-            n_routed_experts=64, kv_lora_rank=512, q_lora_rank=None, num_experts_per_tok=6, first_k_dense_replace=1,
-            n_group=1, topk_group=1,
-        )  # fmt: skip
-    raise AssertionError(name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, MixerConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, NormedConfig, empty_beside, positive
 from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.qk_clip import ClipsLogits
@@ -22,7 +22,7 @@ QKNorm = Literal["none", "head", "channels"]
 
 
 @dataclass(frozen=True)
-class AttentionConfig(MixerConfig):
+class AttentionConfig(NormedConfig):
     """The options of softmax attention.
 
     `num_kv_heads` (all heads by default) key-value heads are each shared by `num_heads / num_kv_heads` query
@@ -111,6 +111,7 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
     """How many tokens each sees, itself included; None: all up to itself."""
 
     def __init__(self, d_model: int, config: AttentionConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         super().__init__()
         self.d_model, self.config = d_model, config
         H, HKV, K, bias = config.num_heads, config.kv_heads, config.head_dim, config.bias

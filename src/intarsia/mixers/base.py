@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -16,7 +16,17 @@ from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
 from intarsia.options import check_types
 
-__all__ = ["About", "Cost", "Family", "GeneratorOf", "Mixer", "MixerConfig", "empty_beside", "positive"]
+__all__ = [
+    "About",
+    "Cost",
+    "Family",
+    "GeneratorOf",
+    "Mixer",
+    "MixerConfig",
+    "NormedConfig",
+    "empty_beside",
+    "positive",
+]
 
 S = TypeVar("S", bound=State)
 
@@ -156,6 +166,21 @@ class MixerConfig:
     def example(cls) -> MixerConfig:
         """The mixer in the common size of the tables."""
         return cls(**cls.about.example)
+
+
+@dataclass(frozen=True)
+class NormedConfig(MixerConfig):
+    """The options of a mixer that has norms: `norm_eps` is their epsilon where it is not the model's."""
+
+    norm_eps: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(norm_eps=self.norm_eps)
+
+    def own_eps(self, norm_eps: float) -> float:
+        """The epsilon of the mixer's norms in a model whose own is `norm_eps`."""
+        return norm_eps if self.norm_eps is None else self.norm_eps
 
 
 def positive(**values: int | float | None) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, GeneratorOf, positive
+from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
 from intarsia.mixers.parts import DecayGate, OutputGate
@@ -18,7 +18,7 @@ from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
-class CombaConfig(GroupedHeadsConfig):
+class CombaConfig(NormedConfig, GroupedHeadsConfig):
     """The options of Comba.
 
     `num_heads` query and key heads of `head_dim` (K), `num_v_heads` value heads (a multiple; the same number by
@@ -68,6 +68,7 @@ class Comba(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: CombaConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         HV, V = config.value_heads, config.value_dim
         super().__init__(
             d_model, heads=config.num_heads, key_dim=config.head_dim, value_heads=HV, value_dim=V,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
 from intarsia.mixers.parts import OutputGate
@@ -18,7 +18,7 @@ from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
-class DeltaNetConfig(HeadsConfig):
+class DeltaNetConfig(NormedConfig, HeadsConfig):
     """The options of DeltaNet; the defaults are those of 2024.
 
     `head_dim` is the key dimension K, `head_v_dim` the value dimension V (K by default). `feature_map` is what is
@@ -69,6 +69,7 @@ class DeltaNet(DeltaMixer):
     """
 
     def __init__(self, d_model: int, config: DeltaNetConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, V = config.num_heads, config.value_dim
         super().__init__(
             d_model,

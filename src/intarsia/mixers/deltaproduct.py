@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
 from intarsia.mixers.parts import DecayGate, OutputGate
@@ -16,7 +16,7 @@ from intarsia.ops import Sequences, gated_delta_rule
 
 
 @dataclass(frozen=True)
-class DeltaProductConfig(HeadsConfig):
+class DeltaProductConfig(NormedConfig, HeadsConfig):
     """The options of DeltaProduct; the defaults are those of the authors' layer, Gated DeltaProduct.
 
     `num_heads` query and key heads of `head_dim` (K), as many value heads of `head_v_dim` (V; K by default).
@@ -64,6 +64,7 @@ class DeltaProduct(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: DeltaProductConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, V = config.num_heads, config.value_dim
         super().__init__(
             d_model,

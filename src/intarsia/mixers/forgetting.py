@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, empty_beside, positive
 from intarsia.mixers.blockwise import per_sequence, recomputed
 from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
@@ -26,7 +26,7 @@ LEAST_LOG_GATE = -(2.0**14)
 
 
 @dataclass(frozen=True)
-class ForgettingConfig(MixerConfig):
+class ForgettingConfig(NormedConfig):
     """The options of forgetting attention: `num_heads` heads of `head_dim` for queries, keys and values.
 
     The paper's "Pro" block has all three of `qk_norm` (RMSNorm of each head's queries and keys), `output_gate`
@@ -125,6 +125,7 @@ class ForgettingAttention(Mixer[GrowingState]):
     """
 
     def __init__(self, d_model: int, config: ForgettingConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         super().__init__()
         self.d_model, self.config = d_model, config
         H, K = config.num_heads, config.head_dim

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
 from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 
 
 @dataclass(frozen=True)
-class GatedDeltaNetConfig(GroupedHeadsConfig):
+class GatedDeltaNetConfig(NormedConfig, GroupedHeadsConfig):
     """The options of Gated DeltaNet; the defaults are Qwen3-Next's.
 
     `num_heads` query and key heads of `head_dim` (K), `num_v_heads` value heads (a multiple; the same number
@@ -53,6 +53,7 @@ class GatedDeltaNet(DeltaMixer):
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNetConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         HV, V = config.value_heads, config.value_dim
         super().__init__(
             d_model,

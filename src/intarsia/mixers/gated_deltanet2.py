@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.filling import linear
 from intarsia.mixers.heads import HeadsConfig
@@ -19,7 +19,7 @@ from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
-class GatedDeltaNet2Config(HeadsConfig):
+class GatedDeltaNet2Config(NormedConfig, HeadsConfig):
     """The options of Gated DeltaNet-2.
 
     `num_heads` heads of `head_dim` (K) and `head_v_dim` (V; K by default). `rank` is that of the projections of decay
@@ -65,6 +65,7 @@ class GatedDeltaNet2(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNet2Config, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         rank = V if config.rank is None else config.rank
         super().__init__(d_model, heads=H, key_dim=K, value_heads=H, value_dim=V, conv_size=config.conv_size)

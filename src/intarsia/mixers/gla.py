@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.parts import DecayBias, GatedNorm, low_rank
 from intarsia.mixers.state import RecurrentState
@@ -17,7 +17,7 @@ from intarsia.ops import Sequences
 
 
 @dataclass(frozen=True)
-class GLAConfig(HeadsConfig):
+class GLAConfig(NormedConfig, HeadsConfig):
     """The options of gated linear attention: `num_heads` heads of `head_dim` (K) query-key and `head_v_dim` (V;
     twice K by default, as in the paper) value channels. The decay is `sigmoid(…) ** (1 / tau)` of a projection
     of rank `decay_rank` (None: full)."""
@@ -61,6 +61,7 @@ class GatedLinearAttention(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: GLAConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         super().__init__(d_model, H, K, V)
         self.config = config

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About
+from intarsia.mixers.base import About, NormedConfig
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.state import RecurrentState
@@ -21,7 +21,7 @@ from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
-class HGRN2Config(HeadsConfig):
+class HGRN2Config(NormedConfig, HeadsConfig):
     """The options of HGRN2: `num_heads` heads of `head_dim` (K, the paper's expansion ratio) forget gates and
     `head_v_dim` (V; K by default) inputs. No forget gate falls below `lower_bound`, in [0, 1); None makes it the
     share of the layers below this one."""
@@ -68,6 +68,7 @@ class HGRN2(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: HGRN2Config, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         super().__init__(d_model, H, K, V)
         self.config = config

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
 from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 
 
 @dataclass(frozen=True)
-class KDAConfig(HeadsConfig):
+class KDAConfig(NormedConfig, HeadsConfig):
     """The options of KDA; the defaults are Kimi Linear's, the others what its Table 1 ablates.
 
     `head_dim` is the key dimension K, `head_v_dim` the value dimension V (K by default). `conv_size` None
@@ -69,6 +69,7 @@ class KimiDeltaAttention(DeltaMixer):
     """
 
     def __init__(self, d_model: int, config: KDAConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         decay_rank = K if config.decay_rank == "head" else config.decay_rank
         gate_rank = V if config.output_gate_rank == "head" else config.output_gate_rank

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About
+from intarsia.mixers.base import About, NormedConfig
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.parts import GatedNorm
 from intarsia.mixers.state import RecurrentState
@@ -21,7 +21,7 @@ from intarsia.ops.precision import compute_dtype
 
 
 @dataclass(frozen=True)
-class LightningConfig(HeadsConfig):
+class LightningConfig(NormedConfig, HeadsConfig):
     """The options of Lightning Attention; the defaults are MiniMax-01's.
 
     `head_dim` is the key dimension K, `head_v_dim` the value dimension V (K by default). All decay rates are
@@ -69,6 +69,7 @@ class LightningAttention(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: LightningConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         super().__init__(d_model, H, K, V)
         self.config = config

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, GeneratorOf, MixerConfig, positive
+from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
 from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.parts import ShortConvolution, fill_time_steps
@@ -21,7 +21,7 @@ from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
-class Mamba2Config(MixerConfig):
+class Mamba2Config(NormedConfig):
     """The options of Mamba-2; the defaults are the paper's.
 
     `num_heads` value heads (HV) of `head_dim` (V); `num_groups` heads of queries and keys (H), each of `state_dim`
@@ -121,6 +121,7 @@ class Mamba2(RecurrentMixer):
     """
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         super().__init__(d_model)
         self.config = config
         HV, inner, keys = (

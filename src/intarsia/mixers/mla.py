@@ -52,7 +52,7 @@ class MLAConfig(MixerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(num_heads=self.num_heads, kv_rank=self.kv_rank, nope_dim=self.nope_dim, v_dim=self.v_dim)
-        positive(q_rank=self.q_rank, rope_theta=self.rope_theta)
+        positive(q_rank=self.q_rank, rope_theta=self.rope_theta, latent_norm_eps=self.latent_norm_eps)
         if self.rope_dim < 0 or (self.rotate and (self.rope_dim == 0 or self.rope_dim % 2)):
             raise ConfigError(f"rotate needs a positive even rope_dim; got {self.rope_dim}")
 

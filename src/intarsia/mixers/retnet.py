@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, positive
+from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.state import RecurrentState
@@ -19,7 +19,7 @@ from intarsia.ops.precision import compute_dtype
 
 
 @dataclass(frozen=True)
-class RetNetConfig(HeadsConfig):
+class RetNetConfig(NormedConfig, HeadsConfig):
     """The options of retention: `num_heads` heads of `head_dim` (K, even) query-key and `head_v_dim` (V; twice K
     by default, as in the paper) value channels."""
 
@@ -72,6 +72,7 @@ class RetNet(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: RetNetConfig, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         super().__init__(d_model, H, K, V)
         self.config, self.norm_eps = config, norm_eps

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.base import About, GeneratorOf, positive
+from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
 from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.parts import DecayBias, token_before
@@ -22,13 +22,13 @@ from intarsia.ops.precision import compute_dtype, widen
 
 
 @dataclass(frozen=True)
-class RWKV7Config(HeadsConfig):
+class RWKV7Config(NormedConfig, HeadsConfig):
     """The options of RWKV-7's time mixing.
 
     `num_heads` heads of `head_dim` (K; the published models have 64) and `head_v_dim` (V; K by default). The ranks
     are those of the small networks of the decay, of the in-context learning rate and of the output gate; the
-    defaults are the authors' for a width of 1024. `depth_fraction`, the layer's number over the depth, shapes the
-    initial values; the model sets it.
+    defaults are the authors' for a width of 1024. The norm's epsilon is `norm_eps` (or the model's) times K.
+    `depth_fraction`, the layer's number over the depth, shapes the initial values; the model sets it.
     """
 
     type: ClassVar[str] = "rwkv7"
@@ -116,6 +116,7 @@ class RWKV7(RecurrentMixer):
     """
 
     def __init__(self, d_model: int, config: RWKV7Config, norm_eps: float = 1e-5) -> None:
+        norm_eps = config.own_eps(norm_eps)
         super().__init__(d_model)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.config = config

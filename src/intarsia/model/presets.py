@@ -87,7 +87,12 @@ def qwen3_next(size: Size, vocab_size: int | None = None) -> ModelConfig:
         output_gate=True,
     )  # fmt: skip
     mixers = {"gdn": GatedDeltaNetConfig(max(1, H // 2), K, num_v_heads=H), "attention": attention}
-    layers = {"layout": "gdn gdn gdn attention", "mixers": mixers, "zero_centered_norms": True}
+    layers = {
+        "layout": "gdn gdn gdn attention",
+        "mixers": mixers,
+        "zero_centered_norms": True,
+        "norm_eps": 1e-6,
+    }
     return _matched(size, _model(size, vocab_size, **layers))
 
 
@@ -95,10 +100,12 @@ def olmo_hybrid(size: Size, vocab_size: int | None = None) -> ModelConfig:
     """OLMo-Hybrid's layers: values twice as wide as keys, beta up to 2, norms after attention."""
     H, K = size.num_heads, size.head_dim
     mixers = {
-        "gdn": GatedDeltaNetConfig(H, K * 3 // 4, head_v_dim=K * 3 // 2, negative_eigenvalues=True),
+        "gdn": GatedDeltaNetConfig(
+            H, K * 3 // 4, head_v_dim=K * 3 // 2, negative_eigenvalues=True, norm_eps=1e-5
+        ),
         "attention": AttentionConfig(H, K, qk_norm="channels"),
     }
-    layers = {"layout": "gdn gdn gdn attention", "mixers": mixers}
+    layers = {"layout": "gdn gdn gdn attention", "mixers": mixers, "norm_eps": 1e-6}
     return _matched(size, _model(size, vocab_size, **layers, norm_placement={"attention": "after"}))
 
 
@@ -115,7 +122,7 @@ def minimax_01(size: Size, vocab_size: int | None = None) -> ModelConfig:
     """MiniMax-01's layers, dense, with its factor of the residual stream; the depth must hold its period of 8."""
     H, K = size.num_heads, size.head_dim
     mixers = {
-        "lightning": LightningConfig(H, K),
+        "lightning": LightningConfig(H, K, norm_eps=1e-6),
         "attention": AttentionConfig(H, K, num_kv_heads=max(1, H // 8), rope=0.5),
     }
     # The published factor grows with the depth, (2 · 80) ** 0.25.

@@ -68,14 +68,15 @@ def moonlight(vocab_size: int = 163840) -> ModelConfig:
 
 def minimax_01(vocab_size: int = 200064) -> ModelConfig:
     """MiniMax-Text-01 (arXiv:2501.08313): Lightning 7 : softmax 1, 456 B parameters. The residual stream carries the
-    normed input times a factor."""
+    normed input times a factor. Attention rotates half of the channels, as the released code does; transformers 5.23
+    ignores that factor and rotates all."""
     return ModelConfig(
         vocab_size=vocab_size,
         d_model=6144,
         depth=80,
         layout="lightning*7 attention",
         mixers={
-            "lightning": LightningConfig(num_heads=64, head_dim=128),
+            "lightning": LightningConfig(num_heads=64, head_dim=128, norm_eps=1e-6),
             "attention": AttentionConfig(64, 128, num_kv_heads=8, rope=0.5, rope_theta=10_000_000.0),
         },
         feed_forward=FeedForwardConfig(d_hidden=9216),
@@ -154,7 +155,7 @@ def olmo_hybrid(vocab_size: int = 100352) -> ModelConfig:
         depth=32,
         layout="gdn*3 attention",
         mixers={
-            "gdn": GatedDeltaNetConfig(30, 96, head_v_dim=192, negative_eigenvalues=True),
+            "gdn": GatedDeltaNetConfig(30, 96, head_v_dim=192, negative_eigenvalues=True, norm_eps=1e-5),
             "attention": AttentionConfig(30, 128, rope_theta=500000.0, qk_norm="channels"),
         },
         feed_forward=FeedForwardConfig(d_hidden=11008),

@@ -1,0 +1,54 @@
+"""transformers' configurations of the published models that presets are named after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def theirs(name: str, **changes: Any) -> Any:
+    """transformers' configuration of the published model: its class's defaults, and where the release says another,
+    that. `changes` come on top."""
+    import transformers as hf
+
+    if name == "kimi-linear":
+        full = (4, 8, 12, 16, 20, 24, 27)  # counted from 1, as in the release
+        lists = {
+            "full_attn_layers": full,
+            "kda_layers": [layer for layer in range(1, 28) if layer not in full],
+            "head_dim": 128, "num_heads": 32, "short_conv_kernel_size": 4,
+        }  # fmt: skip
+        return hf.KimiLinearConfig(
+            **{"linear_attn_config": lists, "num_key_value_heads": 32, "head_dim": 72} | changes
+        )
+    if name == "qwen3-next":
+        rope = {"rope_type": "default", "rope_theta": 10_000_000.0, "partial_rotary_factor": 0.25}
+        return hf.Qwen3NextConfig(**{"rope_parameters": rope} | changes)
+    if name == "gpt-oss":
+        return hf.GptOssConfig(**changes)
+    if name == "gpt-oss-20b":
+        return hf.GptOssConfig(**{"num_hidden_layers": 24, "num_local_experts": 32} | changes)
+    if name == "olmo-hybrid":
+        # What it was trained with first; the release has None, which is no rotation.
+        rope = {"rope_type": "default", "rope_theta": 500_000.0}
+        return hf.OlmoHybridConfig(**{"rope_parameters": rope} | changes)
+    if name == "minimax-01":
+        layers = ["linear_attention"] * 7 + ["full_attention"]
+        values = {
+            "vocab_size": 200064, "hidden_size": 6144, "intermediate_size": 9216, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 32,
+            "layer_types": layers * 10,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000.0},
+            "full_attn_alpha_factor": 3.5565588200778455, "linear_attn_alpha_factor": 3.5565588200778455,
+            "mlp_alpha_factor": 3.5565588200778455,
+        }  # fmt: skip
+        return hf.MiniMaxConfig(**values | changes)
+    if name == "moonlight":
+        values = {
+            "vocab_size": 163840, "hidden_size": 2048, "intermediate_size": 11264, "moe_intermediate_size": 1408,
+            "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2,
+            "n_routed_experts": 64, "kv_lora_rank": 512, "q_lora_rank": None, "num_experts_per_tok": 6,
+            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.446,
+            "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+        }  # fmt: skip
+        return hf.DeepseekV3Config(**values | changes)
+    raise AssertionError(name)
