@@ -362,6 +362,53 @@ def test_export_gets_the_original_and_compile_ours(family: str, counted: list[in
     )  # compiled again: it sees what was undone
 
 
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+@pytest.mark.parametrize("T", [1, 9])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_transforms_get_the_original_and_second_derivatives_ours(
+    family: str, T: int, counted: list[int]
+) -> None:
+    hf, name = module(family), integration.FAMILIES[family][1 if T == 1 else 0]
+    x = [normal(i, 1, T, 2, 8).double() for i in range(3)]
+    g = -normal(3, 1, T, 2, *[8] * (family == "kimi_linear")).abs().double()
+    x = [*x, g, normal(4, 1, T, 2).sigmoid().double(), normal(5, 1, 2, 8, 8).double()]
+
+    def rule(*x: Tensor) -> tuple[Tensor, Tensor]:
+        return getattr(hf, name)(
+            *x[:3], g=x[3], beta=x[4], initial_state=x[5], output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )  # fmt: skip
+
+    def loss(*x: Tensor) -> Tensor:
+        o, state = rule(*x)
+        return (o.double() ** 3).sum() + (state.double() ** 2).sum()
+
+    def second(x: list[Tensor]) -> list[Tensor]:
+        x = [t.clone().requires_grad_() for t in x]
+        first = torch.autograd.grad(loss(*x), x, create_graph=True)
+        return list(torch.autograd.grad(sum(d.square().sum() for d in first), x))
+
+    def transformed() -> list[Tensor]:
+        everything = tuple(range(6))
+        tangents = tuple(torch.ones_like(t) for t in x)
+        rows = [torch.stack([t, t]) for t in x]
+        return [
+            *torch.func.grad(loss, everything)(*x),
+            torch.func.jvp(loss, tuple(x), tangents)[1],
+            *(torch.vmap(rule)(*rows) if T > 1 else ()),  # the originals of one token write in place
+            *torch.jit.trace(rule, tuple(x), check_trace=False)(*x),
+        ]
+
+    # The originals compute in float32.
+    expected, expected_second = transformed(), second(x)
+    with intarsia.integrations.accelerate_transformers():
+        got = transformed()
+        assert not counted
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        torch.testing.assert_close(second(x), expected_second, rtol=1e-3, atol=1e-3)
+        assert counted == [T]
+
+
 def test_an_option_of_a_later_version_is_the_originals(counted: list[int]) -> None:
     def original(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, gate: Any = None) -> str:
         return "original"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,6 +70,21 @@ def test_cached_equals_uncached(case: str, T: int) -> None:
     close(in_pieces(mixer, x, [T]), y)
     if T > 1:
         close(in_pieces(mixer, x, [T - 1, 1]), y)
+
+
+@every_mixer
+def test_prefill_and_decoding_need_no_memory(case: str) -> None:
+    with torch.no_grad():
+        for device, mode in (("meta", nullcontext()), ("cpu", FakeTensorMode())):
+            with mode:
+                with torch.device(device):
+                    mixer = CASES[case].build(D_MODEL)
+                state = mixer.init_state(2)
+                for T in (9, 1, 3):
+                    y, state = mixer(torch.empty(2, T, D_MODEL, device=device), state)
+                    assert y.shape == (2, T, D_MODEL)
+                assert state is not None
+                assert state.tokens == 13
 
 
 @every_mixer

@@ -304,15 +304,6 @@ def test_dtypes(layer_impl: str, x_dtype: torch.dtype, weight_dtype: torch.dtype
 
 
 @compiled
-def test_second_derivatives_are_refused() -> None:
-    x = inputs(T=5, D=2, state=False)
-    leaf = x["x"].requires_grad_()
-    (gradient,) = torch.autograd.grad(run("cpu", **x)[0].square().sum(), leaf, create_graph=True)
-    with pytest.raises(UnsupportedError, match="first derivatives"):
-        gradient.sum().backward()
-
-
-@compiled
 def test_the_custom_operators_are_registered_as_torch_expects() -> None:
     x = tuple(inputs(T=9, D=4).values())
     operators = torch.ops.intarsia

@@ -230,15 +230,6 @@ def test_dtypes_may_differ(
 
 
 @compiled
-def test_second_derivatives_are_refused() -> None:
-    x = inputs(3, 4, gate="swish")
-    leaf = x["o"].requires_grad_()
-    (gradient,) = torch.autograd.grad(run("cpu", "swish", **x)[0].square().sum(), leaf, create_graph=True)
-    with pytest.raises(UnsupportedError, match="first derivatives"):
-        gradient.sum().backward()
-
-
-@compiled
 @every_gate
 def test_the_custom_operators_are_registered_as_torch_expects(gate: str | None) -> None:
     x = inputs(2, 3, 2, 4, gate=gate)

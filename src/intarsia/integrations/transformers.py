@@ -23,6 +23,9 @@ from torch import Tensor
 from intarsia.errors import UnsupportedError
 from intarsia.extras import require
 from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native, short_convolution
+from intarsia.ops.cpu_common import apart_from_torch
+from intarsia.ops.precision import compute_dtype
+from intarsia.ops.tracing import transform
 
 Function = Callable[..., Any]
 
@@ -89,8 +92,8 @@ def accelerate_transformers() -> Acceleration:
     """Replace the delta rule of the linear-attention models of transformers by Intarsia's, on CPUs.
 
     Holds for all models of `FAMILIES` that the installed transformers has, made before or after, in this process
-    until it is undone. Tensors on other devices and `torch.export` get the original functions. Calling it again is
-    harmless; it stays until each call has been undone.
+    until it is undone. Tensors on other devices, `torch.export`, `torch.jit.trace` and the transforms of `torch.func`
+    get the original functions. Calling it again is harmless; it stays until each call has been undone.
 
     Sequences packed into one row are kept apart, whether the model is told of them by `cu_seq_lens_q` or by
     `seq_idx`; `DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)` makes both. The
@@ -189,7 +192,10 @@ _kernels_missing = torch.compiler.assume_constant_result(native.missing_reason)
 
 
 def _served(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+    """Whether the operators take a call: not one that becomes a program of its own, which would need them wherever it
+    runs, nor one under a transform of `torch.func`, which has a use for PyTorch's own operations alone."""
+    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not traced and transform() is None
 
 
 def _rule(original: Function, family: str) -> Function:
@@ -214,7 +220,7 @@ def _rule(original: Function, family: str) -> Function:
         # Their l2norm, in float32 with 1e-6 under the root, is ours.
         normalize = bool(options.get("use_qk_l2norm_in_kernel"))
         state = options.get("initial_state")
-        if state is not None and query.shape[1] == 1 and not _recorded(query, key, value, g, beta, state):
+        if state is not None and query.shape[1] == 1 and apart_from_torch(query, key, value, g, beta, state):
             if _kernels_missing() is not None:  # in PyTorch there is nothing to gain
                 return original(
                     query, key, value, g=g, beta=beta, initial_state=state, output_final_state=keep,
@@ -230,22 +236,17 @@ def _rule(original: Function, family: str) -> Function:
     return delta_rule
 
 
-def _recorded(*inputs: Tensor) -> bool:
-    """Whether autograd or torch.compile follows what is computed, which they cannot do in a decode step."""
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
-
-
 def _decode(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """`gated_delta_rule` of one token a sequence, by the kernel for that."""
     B, _, H, K = q.shape
     step = _decode_step(H, K, v.shape[2], v.shape[3], "channel" if g.dim() == 4 else "head", normalize)
-    read = StatePool(state.to(torch.promote_types(q.dtype, torch.float32)).contiguous())
+    read = StatePool(state.to(compute_dtype(q, k, v)).contiguous())
     written = StatePool(torch.empty_like(read.board))
     qkv = torch.cat([x.flatten(1) for x in (q, k, v)], dim=1)
     o = step(qkv, read, _slots(B), g=g.flatten(1), beta=beta.flatten(1), into=written)
-    return o.view(v.shape), written.board
+    return o.view(v.shape).to(v.dtype), written.board
 
 
 @functools.lru_cache

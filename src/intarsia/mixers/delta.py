@@ -12,15 +12,16 @@ from intarsia.mixers.parts import DecayGate, GatedNorm, OutputGate, ShortConvolu
 from intarsia.mixers.recurrent import RecurrentMixer, delta_rule_flops
 from intarsia.mixers.state import RecurrentState
 from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native
+from intarsia.ops.cpu_common import apart_from_torch
 from intarsia.ops.cpu_few import FEW
 
 
 def _decodes(x: Tensor, state: RecurrentState) -> bool:
-    """Whether the decode step computes what follows a state: natively, outside of autograd and of torch.compile."""
+    """Whether the decode step computes what follows a state: natively, outside of autograd and unseen by PyTorch."""
     return (
         x.shape[1] <= FEW
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and apart_from_torch(x, state.board, state.conv)
         and x.is_cpu
         and state.board.is_cpu
         and native.missing_reason() is None

@@ -13,6 +13,7 @@ from intarsia.ops.gate import Gate
 from intarsia.ops.norm import l2norm
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import sizes
 
 Decay = Literal["none", "fixed", "head", "channel"]
 Rule = Literal["additive", "delta", "general"]
@@ -90,7 +91,7 @@ class Arguments:
     @property
     def sequences(self) -> int:
         """How many sequences there are, packed or not."""
-        return self.seqs.count if self.seqs is not None else self.q.shape[0]
+        return self.seqs.count if self.seqs is not None else sizes(self.q)[0]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -100,7 +101,8 @@ class Arguments:
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
         """`(N, HV, K, V)`."""
-        return self.sequences, self.v.shape[2], self.k.shape[3], self.v.shape[3]
+        _, _, HV, V = sizes(self.v)
+        return self.sequences, HV, sizes(self.k)[3], V
 
 
 def check(
@@ -130,8 +132,8 @@ def check(
             raise ShapeError(f"{name} must be [B, T, heads, dim]; got {list(tensor.shape)}")
         if not tensor.is_floating_point():
             raise ShapeError(f"{name} must be a floating-point tensor; got {tensor.dtype}")
-    B, T, H, K = q.shape
-    HV = v.shape[2]
+    B, T, H, K = sizes(q)
+    HV = sizes(v)[2]
     if k.shape != q.shape:
         raise ShapeError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
     if v.shape[:2] != (B, T):

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import transform
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ChunkLayout:
         if self.packed:
             padded = F.pad(x[0], (0, 0) * (x.dim() - 2) + (0, 1))
             index, inverse = self._token_places(x.device)
-            tokens = _Reorder.apply(padded, index.flatten(), inverse).unflatten(0, index.shape)
+            tokens = _reordered(padded, index.flatten(), inverse).unflatten(0, index.shape)
             return [part.transpose(1, 2) for part in tokens.split(counts)]
         B, T = x.shape[:2]
         steps = len(self.active)
@@ -78,7 +78,7 @@ class ChunkLayout:
         if self.packed:
             tokens = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
             index, inverse = self._token_places(tokens.device)
-            return _Reorder.apply(tokens, inverse, index.flatten())[None, :length]
+            return _reordered(tokens, inverse, index.flatten())[None, :length]
         B = len(self.lengths)
         rows = (part.transpose(1, 2).unflatten(0, (-1, B)).transpose(0, 1).flatten(1, 2) for part in parts)
         return torch.cat(list(rows), dim=1)[:, :length]
@@ -105,7 +105,11 @@ class _Reorder(torch.autograd.Function):
         return x.index_select(0, index)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
+
+
+def _reordered(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """`_Reorder`, or what the transforms of `torch.func` can see of it."""
+    return _Reorder.apply(x, index, inverse) if transform() is None else x.index_select(0, index)

@@ -30,6 +30,7 @@ from torch import Tensor
 from intarsia.ops.arguments import Arguments, Rule
 from intarsia.ops.chunk_layout import ChunkLayout
 from intarsia.ops.decay import Row, scores
+from intarsia.ops.tracing import sizes
 from intarsia.ops.triangular import unit_lower_inverse
 
 CHUNK = 64
@@ -67,15 +68,16 @@ class Chunks:
 def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     """Run a linear operator chunk by chunk and return `o` in v's dtype and the state in the compute dtype."""
     dtype = call.compute_dtype
-    T, HV, K = call.q.shape[1], call.v.shape[2], call.k.shape[3]
-    layout = ChunkLayout.of(call.q.shape[0], T, call.seqs, CHUNK)
+    (B, T, _, K), HV = sizes(call.q), sizes(call.v)[2]
+    layout = ChunkLayout.of(B, T, call.seqs, CHUNK)
     segment = SEGMENT_ELEMENTS.get(call.q.device.type, DEFAULT_SEGMENT_ELEMENTS)
     segments = _segments(layout.active, max(1, segment // (HV * layout.size * K)))
 
     if call.initial_state is None:
         S = torch.zeros(call.state_shape, dtype=dtype, device=call.q.device)
     else:
-        S = call.initial_state.to(dtype)[list(layout.order)]
+        S = call.initial_state.to(dtype)
+        S = S[list(layout.order)] if layout.packed else S
     g = call.g.expand(call.v.shape[:3]) if call.g is not None and call.decay == "fixed" else call.g
     finals: list[Tensor] = []
     outputs = []
@@ -94,6 +96,8 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     o = layout.join(outputs, segments, T)
     if not call.output_final_state:
         return o, None
+    if not layout.packed:
+        return o, S
     # States end in groups, the shortest sequences first; put them back in the order they came in.
     final = torch.cat([S, *reversed(finals)])
     place = torch.empty(len(layout.order), dtype=torch.long)

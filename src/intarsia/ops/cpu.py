@@ -13,10 +13,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from intarsia.ops import cpu_common, native
-from intarsia.ops.arguments import Arguments
+from intarsia.ops.arguments import Arguments, check
+from intarsia.ops.chunked import chunked
 from intarsia.ops.cpu_common import Optional, detached, differentiable_once, edges_of, rows
 from intarsia.ops.cpu_few import few_tokens
+from intarsia.ops.gate import Gate
 from intarsia.ops.precision import compute_dtype
+from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import differentiable_gradients
 
 
 def refuse(call: Arguments) -> str | None:
@@ -205,6 +209,17 @@ def _summed(room: OptionalTensors, x: _Inputs) -> list[Tensor]:
     return [x.q.new_empty(0) if d is None else d for d in results]
 
 
+def _in_torch(x: _Inputs) -> tuple[Tensor, Tensor | None]:
+    """The same outputs by PyTorch's own operations, for derivatives of derivatives."""
+    gate = None if x.A_log is None else Gate(x.A_log, x.dt_bias, x.lower_bound or None)
+    call = check(
+        x.q, x.k, x.v, x.g, x.beta, scale=x.scale, initial_state=x.initial_state, output_final_state=True,
+        cu_seqlens=Sequences(tuple(x.lengths)) if x.lengths else None, normalize=x.normalize, gate=gate,
+        beta_max=x.beta_max or None,
+    )  # fmt: skip
+    return chunked(call.plain())
+
+
 @torch.library.impl(_library, "linear_backward", "CPU")
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, z, chunk_states, d_o, d_final_state = arguments
@@ -240,6 +255,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, d_o: Optional, d_final: Optional, *_: Any) -> tuple[Optional, ...]:
     *tensors, z, chunk_states = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        again = differentiable_gradients(
+            lambda *x: _in_torch(_Inputs(*x, *ctx.settings)), tensors, (d_o, d_final if ctx.final else None)
+        )
+        return (*again, *[None] * 7)
     if d_o is None:
         d_o = torch.zeros_like(tensors[2])
     grads = torch.ops.intarsia.linear_backward(

@@ -82,14 +82,15 @@ def edges_of(lengths: list[int]) -> list[int]:
 
 
 def differentiable_once(library: torch.library.Library, operator: str, of: str) -> None:
-    """Let the gradients that `operator` computes for `of` not be differentiated again.
+    """Let the gradients that `operator` computes for `of` not be differentiated again where it is called by itself.
 
-    Without this PyTorch would take them for constants, and the second derivatives would be wrong.
+    Without this PyTorch would take them for constants, and the second derivatives would be wrong. Who differentiates
+    the operator whose gradients they are has them by `differentiable_gradients`.
     """
 
     def differentiate(ctx: Any, *_: Any) -> None:
         raise UnsupportedError(
-            f"the CPU kernels of {of} give first derivatives; for second derivatives take another impl"
+            f"{operator} gives first derivatives; for second ones differentiate {of} with create_graph=True"
         )
 
     torch.library.register_autograd(operator, differentiate, lib=library)

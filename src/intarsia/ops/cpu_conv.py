@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
+from intarsia.ops.conv_torch import conv_in_torch
 from intarsia.ops.cpu_common import (
     DTYPES,
     Optional,
@@ -19,6 +20,8 @@ from intarsia.ops.cpu_common import (
     rows,
 )
 from intarsia.ops.precision import compute_dtype
+from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import differentiable_gradients
 
 
 def refuse_conv(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> str | None:
@@ -156,6 +159,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, d_y: Optional, d_final: Optional) -> tuple[Optional, ...]:
     x, weight, initial_state = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        seqs = Sequences(tuple(ctx.lengths)) if ctx.lengths else None
+        again = differentiable_gradients(
+            lambda x, weight, state: conv_in_torch(x, weight, ctx.silu, state, True, seqs),
+            ctx.saved_tensors,
+            (d_y, d_final if ctx.final else None),
+        )
+        return (*again, None, None, None)
     d_x, d_weight, d_initial = torch.ops.intarsia.conv_backward(
         x, weight, initial_state, ctx.lengths, ctx.silu,
         torch.zeros_like(x) if d_y is None else d_y, d_final if ctx.final else None,

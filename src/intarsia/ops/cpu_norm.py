@@ -17,7 +17,9 @@ from intarsia.ops.cpu_common import (
     refuse,
     rows,
 )
+from intarsia.ops.norm_torch import norm_in_torch
 from intarsia.ops.precision import compute_dtype
+from intarsia.ops.tracing import differentiable_gradients
 
 
 def refuse_norm(o: Tensor, z: Tensor | None, weight: Tensor) -> str | None:
@@ -104,6 +106,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _differentiate(ctx: Any, d_y: Tensor) -> tuple[Optional, ...]:
     o, z, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        again = differentiable_gradients(
+            lambda o, z, weight: (norm_in_torch(o, z, weight, ctx.eps, ctx.gate),), ctx.saved_tensors, (d_y,)
+        )
+        return (*again, None, None)
     d_o, d_z, d_weight = torch.ops.intarsia.norm_backward(o, z, weight, ctx.eps, ctx.gate, d_y)
     return d_o, None if z is None else d_z, d_weight, None, None
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from intarsia.ops.tracing import differentiable_gradients, sizes, transform
 from intarsia.ops.triangular import corners, from_corners
 
 
@@ -98,6 +98,10 @@ def scores(rows: Sequence[Row], columns: Sequence[Tensor], alpha: Tensor | None)
 def channel_scores(rows: Sequence[Row], columns: Sequence[Tensor], alpha: Tensor) -> Scores:
     """`scores` with factors of each channel, `[..., C, K]`."""
     moments = tuple(row.moment for row in rows)
+    if transform() is not None:
+        flat = _plain_channel_scores(moments, alpha, [row.x for row in rows], columns)
+        between, starts, ends = _unflatten(flat[:-1], len(rows), len(columns))
+        return Scores(between, starts, ends, flat[-1][..., None])
     # Views, because torch.compile takes no tensor twice, and the delta rule's keys are rows and columns.
     views = (c.view_as(c) for c in columns)
     flat = _ChannelScores.apply(moments, alpha, *(row.x for row in rows), *views)
@@ -127,9 +131,9 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
     return rows @ columns.mT
 
 
-def _sizes(chunk: int) -> Iterator[int]:
-    """1, 2, 4 … chunk / 2."""
-    return (1 << level for level in range(chunk.bit_length() - 1))
+def _sizes(x: Tensor) -> Iterator[int]:
+    """1, 2, 4 … C / 2 for `[..., C, K]`."""
+    return (1 << level for level in range(sizes(x)[-2].bit_length() - 1))
 
 
 class _Doubling:
@@ -163,7 +167,8 @@ class _Doubling:
 
 
 class _ChannelScores(torch.autograd.Function):
-    """Keeps only its inputs and computes the levels again in backward: memory O(C K) a chunk, once."""
+    """Keeps only its inputs and computes the levels again in backward: memory O(C K) a chunk, once. A backward pass
+    that is itself to be differentiated is that of the plain form."""
 
     @staticmethod
     def forward(
@@ -177,7 +182,7 @@ class _ChannelScores(torch.autograd.Function):
             for moment, x in zip(moments, rows, strict=True)
         ]
         blocks = _Doubling(moments, rows, columns, alpha)
-        for size in _sizes(alpha.shape[-2]):
+        for size in _sizes(alpha):
             level = second_rows, first_columns, _, _ = blocks.level(size)
             for row, matrices in zip(second_rows, between, strict=True):
                 for column, matrix in zip(first_columns, matrices, strict=True):
@@ -191,15 +196,20 @@ class _ChannelScores(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         alpha, *rows_and_columns = ctx.saved_tensors
         moments = ctx.moments
         rows, columns = rows_and_columns[: len(moments)], rows_and_columns[len(moments) :]
+        if torch.is_grad_enabled():
+
+            def plain(alpha: Tensor, *both: Tensor) -> tuple[Tensor, ...]:
+                return _plain_channel_scores(moments, alpha, both[: len(moments)], both[len(moments) :])
+
+            return None, *differentiable_gradients(plain, ctx.saved_tensors, grads)
         # Forward once more, keeping what each level reads.
         blocks = _Doubling(moments, rows, columns, alpha)
         levels = []
-        for size in _sizes(alpha.shape[-2]):
+        for size in _sizes(alpha):
             level = second_rows, first_columns, total_1, total_2 = blocks.level(size)
             kept = [x.clone() for x in second_rows], [x.clone() for x in first_columns]
             levels.append((size, *kept, total_1, total_2))
@@ -235,6 +245,30 @@ class _ChannelScores(torch.autograd.Function):
                     d_row.addcmul_(d_diagonal, column)
                     d_column.addcmul_(d_diagonal, row)
         return None, d_total, *d_rows, *d_columns
+
+
+def _plain_channel_scores(
+    moments: tuple[Moment, ...], alpha: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """What `_ChannelScores` gives, with nothing changed in place."""
+    starts = [x if moment == "before" else x * alpha for moment, x in zip(moments, rows, strict=True)]
+    ends, total = list(columns), alpha
+    levels: list[list[list[Tensor]]] = [[[] for _ in columns] for _ in rows]
+    for size in _sizes(alpha):
+        total_1, total_2 = _pairs(total, 1)
+        row_pairs, column_pairs = [_pairs(x, size) for x in starts], [_pairs(x, size) for x in ends]
+        for (_, second), found in zip(row_pairs, levels, strict=True):
+            for (first, _), corner in zip(column_pairs, found, strict=True):
+                corner.append(second @ first.mT)
+        starts = [torch.cat([a, b * total_1], dim=-2).flatten(-3, -2) for a, b in row_pairs]
+        ends = [torch.cat([a * total_2, b], dim=-2).flatten(-3, -2) for a, b in column_pairs]
+        total = (total_1 * total_2).squeeze(-2)
+    between = [
+        from_corners((x * c).sum(-1) if moment == "written" else torch.zeros_like(x[..., 0]), corner)
+        for moment, x, found in zip(moments, rows, levels, strict=True)
+        for c, corner in zip(columns, found, strict=True)
+    ]
+    return *between, *starts, *ends, total.squeeze(-2)
 
 
 def _zero_matrix(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.ops import native
 from intarsia.ops.arguments import Decay, check_gate
 from intarsia.ops.conv import Activation
-from intarsia.ops.cpu_common import DTYPES
+from intarsia.ops.cpu_common import DTYPES, apart_from_torch
 from intarsia.ops.decode_torch import decode_in_torch
 from intarsia.ops.gate import Gate
 from intarsia.ops.norm import NormGate
@@ -213,7 +213,10 @@ class DecodeStep:
         for each in (pool, to):
             if each.form != expected:
                 raise ShapeError(f"the pool must have {_describe(*expected)}; it has {_describe(*each.form)}")
-        slots.check_pools(pool.slots, to.slots, same=pool.board.data_ptr() == to.board.data_ptr())
+        same = pool.board is to.board
+        if apart_from_torch(pool.board.detach(), to.board.detach()):  # others have no memory to compare
+            same = pool.board.data_ptr() == to.board.data_ptr()
+        slots.check_pools(pool.slots, to.slots, same=same)
 
     def _check(self) -> None:
         H, HV = self.heads, self.value_heads
@@ -261,9 +264,11 @@ class DecodeStep:
             None if self.conv_weight is None else self.conv_weight.double().mT,
             None if self.norm_weight is None else self.norm_weight.double(),
         )
-        if any(x is not None and x.device.type != "cpu" for x in weights):
+        if not apart_from_torch(*(None if x is None else x.detach() for x in weights)) or any(
+            x is not None and x.device.type != "cpu" for x in weights
+        ):
             if self.impl == "cpu":
-                raise UnsupportedError("impl='cpu' takes weights on the CPU")
+                raise UnsupportedError("impl='cpu' takes plain weights on the CPU, not traced ones")
             return None
         rate, bias, conv_weight, norm_weight = (
             None if x is None else x.detach().contiguous() for x in weights

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops.cpu_common import prefers_kernels
 from intarsia.ops.cpu_norm import cpu_norm, refuse_norm
+from intarsia.ops.norm_torch import norm_in_torch
 from intarsia.ops.precision import widen
 
 NormGate = Literal["sigmoid", "swish"]
@@ -69,9 +69,4 @@ def gated_rms_norm(
         raise ShapeError(f"o must be a floating-point tensor; got {o.dtype}")
     if prefers_kernels(impl, refuse_norm(o, z, weight), o):
         return cpu_norm(o, z, weight, eps, gate)
-    wide = widen(o)
-    y = F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps)
-    if z is not None:
-        z = z.to(y.dtype)
-        y = y * (torch.sigmoid(z) if gate == "sigmoid" else F.silu(z))
-    return y.to(o.dtype)
+    return norm_in_torch(o, z, weight, eps, gate)

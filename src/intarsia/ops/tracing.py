@@ -6,17 +6,15 @@ them unseen, and its result be wrong without a word.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
 def transform() -> str | None:
-    """The transform of derivatives or batches that is at work, which knows PyTorch's own operations alone, or None.
-
-    Under torch.compile there is none to be seen: its tracer asks the operators by their registration.
-    """
-    if torch.compiler.is_compiling():
-        return None
+    """The transform of derivatives or batches that is at work, which knows PyTorch's own operations alone, or None."""
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is at work (grad, vmap, jvp, …), which looks into PyTorch's own operations"
     if forward_ad._current_level >= 0:
@@ -34,3 +32,35 @@ def observed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
+
+
+def sizes(x: Tensor) -> tuple[int, ...]:
+    """The shape of x as numbers: under `torch.jit.trace` its sizes are tensors, of which numbers are not made."""
+    return tuple(int(n) for n in x.shape) if torch.jit.is_tracing() else x.shape
+
+
+def differentiable_gradients(
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of `inputs` from those of the results of `function(*inputs)`, which can be differentiated again.
+
+    What a hand-written backward pass answers with where its own result is to be differentiated: `function` computes
+    the same by PyTorch's own operations.
+    """
+    with torch.enable_grad():
+        # Other tensors for the same values: a gradient shall not run on into what made the inputs.
+        leaves = [None if x is None else x.view_as(x) for x in inputs]
+        results = function(*leaves)
+        pairs = [
+            (y, d)
+            for y, d in zip(results, gradients, strict=True)
+            if y is not None and d is not None and y.requires_grad
+        ]
+        wanted = [x for x in leaves if x is not None and x.requires_grad]
+        if not (pairs and wanted):
+            return [None] * len(inputs)
+        outputs, ds = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, ds, create_graph=True, allow_unused=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in leaves]

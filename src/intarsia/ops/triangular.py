@@ -3,7 +3,7 @@
 A matrix of size C (a power of two) is its diagonal and, for each block size s = 1, 2, 4 … C/2, the corners:
 the C / 2s square blocks of size s whose rows are the second half, and whose columns the first half, of a
 block of 2s on the diagonal. The two functions here have hand-written gradients, because autograd would copy
-the whole matrix once for every size.
+the whole matrix once for every size; the transforms of `torch.func`, which cannot see those, get plain forms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from intarsia.ops.tracing import transform
 
 
 def corners(matrix: Tensor, size: int) -> Tensor:
@@ -36,7 +37,6 @@ class _FromCorners(torch.autograd.Function):
         return matrix
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         levels = range(len(ctx.needs_input_grad) - 1)
         return grad.diagonal(dim1=-2, dim2=-1), *(corners(grad, 1 << level) for level in levels)
@@ -44,7 +44,14 @@ class _FromCorners(torch.autograd.Function):
 
 def from_corners(diagonal: Tensor, levels: list[Tensor]) -> Tensor:
     """The matrix `[..., C, C]` from its diagonal `[..., C]` and its corners of sizes 1, 2, 4 …, zero above."""
-    return _FromCorners.apply(diagonal, *levels)
+    if transform() is None:
+        return _FromCorners.apply(diagonal, *levels)
+    blocks = diagonal[..., None, None]
+    for corner in levels:
+        first, second = blocks.unflatten(-3, (-1, 2)).unbind(-3)
+        above = torch.cat([first, torch.zeros_like(corner)], dim=-1)
+        blocks = torch.cat([above, torch.cat([corner, second], dim=-1)], dim=-2)
+    return blocks.squeeze(-3)
 
 
 class _UnitLowerInverse(torch.autograd.Function):
@@ -64,7 +71,6 @@ class _UnitLowerInverse(torch.autograd.Function):
         return inverse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
         return -(inverse.mT @ grad @ inverse.mT).tril(-1)
@@ -75,4 +81,7 @@ def unit_lower_inverse(n: Tensor) -> Tensor:
 
     By doubling: `[[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]`.
     """
-    return _UnitLowerInverse.apply(n)
+    if transform() is None:
+        return _UnitLowerInverse.apply(n)
+    one = torch.eye(n.shape[-1], dtype=n.dtype, device=n.device)
+    return torch.linalg.solve_triangular(n.tril(-1), one.expand_as(n), upper=False, unitriangular=True)
