@@ -125,7 +125,32 @@ def gated_deltanet2(w: dict[str, Tensor], x: Tensor, config: GatedDeltaNet2Confi
             o[t, h] = memory.T @ q[t, h] / K**0.5
     o = o / torch.sqrt((o * o).mean(-1, keepdim=True) + EPS) * w["norm.weight"]
     z = x @ w["output_gate_proj.0.weight"].T @ w["output_gate_proj.1.weight"].T + w["output_gate_proj.1.bias"]
-    return (o * silu(z.view(o.shape))).flatten(1) @ w["o_proj.weight"].T
+    gate = {"swish": silu, "sigmoid": sigmoid}[config.output_gate]
+    return (o * gate(z.view(o.shape))).flatten(1) @ w["o_proj.weight"].T
+
+
+def kda(w: dict[str, Tensor], x: Tensor, config: KDAConfig) -> Tensor:
+    """Kimi Linear report, equations 1 and 10: decay, take off what the key reads, write. With more value heads than
+    key heads each has its own decay and strength, and value head h reads and writes with key head h / (HV / H)."""
+    H, HV, K, V = config.num_heads, config.value_heads, config.head_dim, config.value_dim
+    q, k, v = qkv(w, x)
+    q, k, v = unit(q.view(T, H, K)), unit(k.view(T, H, K)), v.view(T, HV, V)
+    f = x @ w["decay_proj.0.weight"].T @ w["decay_proj.1.weight"].T + w["decay.dt_bias"]
+    alpha = torch.exp(-torch.exp(w["decay.A_log"])[:, None] * softplus(f.view(T, HV, K)))
+    beta = sigmoid(x @ w["beta_proj.weight"].T)
+    o = x.new_zeros(T, HV, V)
+    for h in range(HV):
+        memory, shared = x.new_zeros(K, V), h // (HV // H)
+        for t in range(T):
+            memory = alpha[t, h][:, None] * memory
+            new = v[t, h] - memory.T @ k[t, shared]
+            memory = memory + beta[t, h] * torch.outer(k[t, shared], new)
+            o[t, h] = memory.T @ q[t, shared] / K**0.5
+    o = o / torch.sqrt((o * o).mean(-1, keepdim=True) + EPS) * w["norm.weight"]
+    z = x @ w["output_gate_proj.0.weight"].T @ w["output_gate_proj.1.weight"].T
+    if config.output_gate_bias:
+        z = z + w["output_gate_proj.1.bias"]
+    return (o * sigmoid(z.view(o.shape))).flatten(1) @ w["o_proj.weight"].T
 
 
 def close(config: MixerConfig, oracle: Callable[..., Tensor]) -> None:
@@ -165,12 +190,27 @@ def test_deltaproduct(config: DeltaProductConfig) -> None:
     "config",
     [
         GatedDeltaNet2Config(2, 8, 6),
-        GatedDeltaNet2Config(2, 6, 8, conv_size=None, rank=3, negative_eigenvalues=True),
+        GatedDeltaNet2Config(
+            2, 6, 8, conv_size=None, rank=3, negative_eigenvalues=True, output_gate="sigmoid"
+        ),
     ],
     ids=str,
 )
 def test_gated_deltanet2(config: GatedDeltaNet2Config) -> None:
     close(config, gated_deltanet2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        KDAConfig(2, 8, 6),
+        KDAConfig(2, 8, 6, num_v_heads=4),
+        KDAConfig(2, 6, num_v_heads=6, output_gate_bias=True, conv_size=None),
+    ],
+    ids=str,
+)
+def test_kda(config: KDAConfig) -> None:
+    close(config, kda)
 
 
 def test_gated_deltanet2_with_one_number_for_both_gates_is_kda() -> None:

@@ -64,10 +64,12 @@ def of_mixer(m: Any, t: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(m, KDAConfig):
         return {
             "num_heads": (m.num_heads, t.linear_num_heads),
-            "value_heads": (getattr(m, "value_heads", m.num_heads), t.linear_num_heads),
+            "value_heads": (m.value_heads, t.linear_num_heads),
             "head_dim": (m.head_dim, t.linear_head_dim),
             "value_dim": (m.value_dim, t.linear_head_dim),
             "conv_size": (m.conv_size, t.linear_conv_kernel_dim),
+            # flash-linear-attention's layer has one, the released weights do not.
+            "output_gate_bias": (m.output_gate_bias, False),
         }
     if isinstance(m, GatedDeltaNetConfig):
         return {
@@ -461,6 +463,7 @@ def test_no_option_of_these_mixers_is_forgotten() -> None:
             "output_gate",
             "decay_rank",
             "output_gate_rank",
+            "output_gate_bias",
             "negative_eigenvalues",
         },
         GatedDeltaNetConfig: {"output_gate"},

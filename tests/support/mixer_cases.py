@@ -40,6 +40,7 @@ CASES: dict[str, MixerConfig] = {
     "kda without convolution or gate": KDAConfig(
         3, 8, 4, conv_size=None, output_gate="none", negative_eigenvalues=True
     ),
+    "kda with more value heads and a bias": KDAConfig(2, 8, 6, num_v_heads=4, output_gate_bias=True),
     "gdn": GatedDeltaNetConfig(num_heads=2, head_dim=8, num_v_heads=4, head_v_dim=6),
     "gdn without convolution": GatedDeltaNetConfig(2, 8, conv_size=None, negative_eigenvalues=True),
     "deltanet": DeltaNetConfig(num_heads=2, head_dim=8, head_v_dim=12),
@@ -51,7 +52,7 @@ CASES: dict[str, MixerConfig] = {
     ),
     "gated deltanet 2": GatedDeltaNet2Config(num_heads=2, head_dim=8, head_v_dim=12),
     "gated deltanet 2 without convolution": GatedDeltaNet2Config(
-        3, 8, 6, conv_size=None, rank=5, negative_eigenvalues=True
+        3, 8, 6, conv_size=None, rank=5, negative_eigenvalues=True, output_gate="sigmoid"
     ),
     "rwkv7": RWKV7Config(num_heads=2, head_dim=8, head_v_dim=12, decay_rank=5, rate_rank=6, gate_rank=7),
     "comba": CombaConfig(num_heads=2, head_dim=8, num_v_heads=4, head_v_dim=6),

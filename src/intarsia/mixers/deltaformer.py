@@ -113,7 +113,8 @@ class DeltaFormer(Mixer[GrowingState]):
     phi(k_j)ᵀ` whose answer to `w_t` is taken off before `v_t` is written. Here kappa is softmax over the tokens
     before, with the same 1 / sqrt(K) as for reading, as in the authors' code.
 
-    Differences from the authors' code: the strength is one by default; u is kept and solved for in float32.
+    Differences from the authors' code: the strength is one by default; u is kept and solved for in float32. In
+    flash-linear-attention's layer the strength is linear, heads may be grouped, and queries and keys be normed.
     """
 
     def __init__(self, d_model: int, config: DeltaFormerConfig) -> None:

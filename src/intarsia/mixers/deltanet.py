@@ -65,7 +65,10 @@ class DeltaNet(DeltaMixer):
     With `feature_map="l2"` the layer of Yang et al. 2024 (arXiv:2406.06484). With `"elu"` queries and keys are those
     of Schlag et al. 2021 (arXiv:2102.11174): elu + 1, divided by their sum. What stays of 2024 is the norm of each
     head, where 2021 had the residual stream's alone; under it the factor `1 / sqrt(K)` is of no consequence but for
-    the norm's epsilon.
+    the norm's epsilon. Values are the projection as it is, as in 2021.
+
+    Differences from flash-linear-attention's layer: without a convolution there is no SiLU either, which it keeps on
+    q and k with `"l2"` and on v always, with elu too (where it may also have convolutions).
     """
 
     def __init__(self, d_model: int, config: DeltaNetConfig, norm_eps: float = 1e-5) -> None:

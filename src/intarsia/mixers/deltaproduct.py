@@ -61,6 +61,9 @@ class DeltaProduct(DeltaLayer):
 
     `n = steps`; keys of length one as in DeltaNet, beta in [0, 2]. For the operator a token is
     n tokens, of which the first alone decays and the last alone is read.
+
+    Unlike in the authors' layer, in flash-linear-attention, there are as many value heads as key heads, and without
+    a convolution there is no SiLU either, which theirs keeps on q, k and v.
     """
 
     def __init__(self, d_model: int, config: DeltaProductConfig, norm_eps: float = 1e-5) -> None:

@@ -121,7 +121,9 @@ class ForgettingAttention(Mixer[GrowingState]):
     bias b begins at zero, as in the authors' code.
 
     Differences from the authors' code: the weights of the norms of heads are shared by all heads; the log gate
-    is bounded below by `LEAST_LOG_GATE`.
+    is bounded below by `LEAST_LOG_GATE`. flash-linear-attention's layer differs more: its output gate multiplies the
+    heads' outputs as they are, without a norm, it has no shift of keys and values, and its norms of queries and keys
+    have weights of each head; on the other side it has grouped heads and biases.
     """
 
     def __init__(self, d_model: int, config: ForgettingConfig, norm_eps: float = 1e-5) -> None:

@@ -50,6 +50,8 @@ class GatedDeltaNet(DeltaMixer):
     g = -exp(A_log) softplus(W x + dt_bias) [B, T, HV]
     S_t = exp(g_t) (I - beta_t k_t k_tᵀ) S_{t-1} + beta_t k_t v_tᵀ
     y = W_o (silu(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
+
+    Without a convolution there is no SiLU either; flash-linear-attention's layer keeps it on q, k and v.
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNetConfig, norm_eps: float = 1e-5) -> None:

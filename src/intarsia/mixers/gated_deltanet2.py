@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
-from intarsia.mixers.filling import linear
-from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import DecayGate
+from intarsia.mixers.heads import HeadsConfig, check_output_gate
+from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 from intarsia.mixers.recurrent import dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen
@@ -24,6 +23,7 @@ class GatedDeltaNet2Config(NormedConfig, HeadsConfig):
 
     `num_heads` heads of `head_dim` (K) and `head_v_dim` (V; K by default). `rank` is that of the projections of decay
     and output gate, V by default. `negative_eigenvalues` lets the erase gate reach 2; the write gate stays in [0, 1].
+    `output_gate` is `"swish"` as in Gated DeltaNet; flash-linear-attention's layer has `"sigmoid"`.
     """
 
     type: ClassVar[str] = "gdn2"
@@ -41,10 +41,12 @@ class GatedDeltaNet2Config(NormedConfig, HeadsConfig):
     conv_size: int | None = 4
     rank: int | None = None
     negative_eigenvalues: bool = False
+    output_gate: OutputGate = field(default="swish", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(conv_size=self.conv_size, rank=self.rank)
+        check_output_gate(self.output_gate)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> GatedDeltaNet2:
         return GatedDeltaNet2(d_model, self, norm_eps)
@@ -60,8 +62,8 @@ class GatedDeltaNet2(DeltaLayer):
     q, k and v as in KDA: short convolution, SiLU, q and k of length one. f and G are of low rank, G with a bias. With
     one number for b and w this is KDA. For the operator the transition is `Diag(exp g) - k (exp(g) * b * k)ᵀ`.
 
-    Unlike in the authors' code there are as many value heads as key heads, and without a convolution there is no
-    SiLU either (as in the other mixers here).
+    Unlike in the authors' code, and in flash-linear-attention's layer, there are as many value heads as key heads,
+    and without a convolution there is no SiLU either (as in the other mixers here).
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNet2Config, norm_eps: float = 1e-5) -> None:
@@ -73,12 +75,10 @@ class GatedDeltaNet2(DeltaLayer):
         self.erase_max = 2 if config.negative_eigenvalues else 1
         self.erase_proj = nn.Linear(d_model, H * K, bias=False)
         self.write_proj = nn.Linear(d_model, H * V, bias=False)
-        self.decay_proj = nn.Sequential(
-            nn.Linear(d_model, rank, bias=False), nn.Linear(rank, H * K, bias=False)
-        )
+        self.decay_proj = low_rank(d_model, H * K, rank)
         self.decay = DecayGate(H, K)
-        gate = nn.Sequential(nn.Linear(d_model, rank, bias=False), linear(rank, H * V, bias=True))
-        self.add_output("swish", gate, norm_eps)
+        gate = None if config.output_gate == "none" else low_rank(d_model, H * V, rank, bias=True)
+        self.add_output(config.output_gate, gate, norm_eps)
 
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, board: Tensor | None, seqs: Sequences | None

@@ -47,10 +47,7 @@ class GroupedHeadsConfig(MixerConfig):
             num_v_heads=self.num_v_heads,
             head_v_dim=self.head_v_dim,
         )
-        if self.value_heads % self.num_heads:
-            raise ConfigError(
-                f"num_v_heads must be a multiple of num_heads={self.num_heads}; got {self.num_v_heads}"
-            )
+        check_value_heads(self.value_heads, self.num_heads)
 
     @property
     def value_heads(self) -> int:
@@ -61,6 +58,12 @@ class GroupedHeadsConfig(MixerConfig):
     def value_dim(self) -> int:
         """V."""
         return self.head_dim if self.head_v_dim is None else self.head_v_dim
+
+
+def check_value_heads(value_heads: int, num_heads: int) -> None:
+    """Raise ConfigError unless each query-key head has the same number of value heads."""
+    if value_heads % num_heads:
+        raise ConfigError(f"num_v_heads must be a multiple of num_heads={num_heads}; got {value_heads}")
 
 
 def check_output_gate(gate: str) -> None:

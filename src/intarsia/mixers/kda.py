@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
-from intarsia.mixers.heads import HeadsConfig, check_output_gate
+from intarsia.mixers.heads import HeadsConfig, check_output_gate, check_value_heads
 from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 
 
@@ -21,6 +21,11 @@ class KDAConfig(NormedConfig, HeadsConfig):
     `gate_lower_bound`. `decay_rank` and `output_gate_rank` are the ranks of those projections: an integer,
     `"head"` for K (decay) and V (output gate), or None for full rank. `negative_eigenvalues` lets beta
     reach 2.
+
+    `num_v_heads` value heads (HV, a multiple of `num_heads`; the same number by default) have decays and write
+    strengths of their own, and share queries and keys (flash-linear-attention; no published model does it).
+    `output_gate_bias` gives the output gate a bias, as flash-linear-attention's layer has it; the report's equation
+    10 and the released weights have none.
     """
 
     type: ClassVar[str] = "kda"
@@ -42,10 +47,15 @@ class KDAConfig(NormedConfig, HeadsConfig):
     decay_rank: int | Literal["head"] | None = "head"
     output_gate_rank: int | Literal["head"] | None = "head"
     negative_eigenvalues: bool = False
+    num_v_heads: int | None = field(default=None, kw_only=True)
+    output_gate_bias: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(conv_size=self.conv_size)
+        positive(conv_size=self.conv_size, num_v_heads=self.num_v_heads)
+        check_value_heads(self.value_heads, self.num_heads)
+        if self.output_gate_bias and self.output_gate == "none":
+            raise ConfigError("output_gate_bias needs an output gate; output_gate is 'none'")
         if self.gate not in ("softplus", "bounded"):
             raise ConfigError(f"gate must be 'softplus' or 'bounded'; got {self.gate!r}")
         check_output_gate(self.output_gate)
@@ -56,6 +66,11 @@ class KDAConfig(NormedConfig, HeadsConfig):
             if not (rank is None or rank == "head" or (isinstance(rank, int) and rank > 0)):
                 raise ConfigError(f"{name} must be a positive integer, 'head' or None; got {rank!r}")
 
+    @property
+    def value_heads(self) -> int:
+        """HV."""
+        return self.num_heads if self.num_v_heads is None else self.num_v_heads
+
     def build(self, d_model: int, norm_eps: float = 1e-5) -> KimiDeltaAttention:
         return KimiDeltaAttention(d_model, self, norm_eps)
 
@@ -63,27 +78,35 @@ class KDAConfig(NormedConfig, HeadsConfig):
 class KimiDeltaAttention(DeltaMixer):
     """KDA, equations 1 and 10 of the Kimi Linear report: `DeltaMixer` with a decay of each channel.
 
-    g = decay gate(W x) [B, T, H, K]
+    g = decay gate(W x) [B, T, HV, K]
     S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ
     y = W_o (sigmoid(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
+
+    Differences from flash-linear-attention's layer that are no options: without a convolution there
+    is no SiLU either, which it keeps on q, k and v; where K and V differ, the rank `"head"` of the decay is K, and V
+    there; its convolution may have a bias.
     """
 
     def __init__(self, d_model: int, config: KDAConfig, norm_eps: float = 1e-5) -> None:
         norm_eps = config.own_eps(norm_eps)
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
+        H, HV, K, V = config.num_heads, config.value_heads, config.head_dim, config.value_dim
         decay_rank = K if config.decay_rank == "head" else config.decay_rank
         gate_rank = V if config.output_gate_rank == "head" else config.output_gate_rank
         super().__init__(
             d_model,
             heads=H,
             key_dim=K,
-            value_heads=H,
+            value_heads=HV,
             value_dim=V,
             conv_size=config.conv_size,
-            decay_proj=low_rank(d_model, H * K, decay_rank),
-            decay=DecayGate(H, K, config.gate_lower_bound if config.gate == "bounded" else None),
+            decay_proj=low_rank(d_model, HV * K, decay_rank),
+            decay=DecayGate(HV, K, config.gate_lower_bound if config.gate == "bounded" else None),
             output_gate=config.output_gate,
-            output_gate_proj=None if config.output_gate == "none" else low_rank(d_model, H * V, gate_rank),
+            output_gate_proj=(
+                None
+                if config.output_gate == "none"
+                else low_rank(d_model, HV * V, gate_rank, config.output_gate_bias)
+            ),
             negative_eigenvalues=config.negative_eigenvalues,
             norm_eps=norm_eps,
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers.filling import FillsItself, GeneratorOf
+from intarsia.mixers.filling import FillsItself, GeneratorOf, linear
 from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.ops import Gate, Sequences, gated_rms_norm, short_convolution
 from intarsia.ops.precision import widen
@@ -59,7 +59,8 @@ class DecayGate(FillsItself, KeepsFloat32):
     bounded:  `g = lower_bound sigmoid(exp(A_log) (f + dt_bias))`
 
     Initial values as in Mamba: `softplus(dt_bias)` is log-uniform in [0.001, 0.1], `exp(A_log)` uniform in
-    [1, 16]; with a bound `A_log` is zero.
+    [1, 16]; with a bound `A_log` is zero. flash-linear-attention draws KDA's in the same way, and those of its layers
+    with a decay of each head from [0, 16].
     """
 
     float32_names = ("A_log", "dt_bias")
@@ -126,11 +127,11 @@ class GatedNorm(FillsItself):
         )
 
 
-def low_rank(d_in: int, d_out: int, rank: int | None) -> nn.Module:
-    """A projection through `rank` dimensions, or a plain one where the rank is None."""
+def low_rank(d_in: int, d_out: int, rank: int | None, bias: bool = False) -> nn.Module:
+    """A projection through `rank` dimensions, or a plain one where the rank is None; the bias is that of the output."""
     if rank is None:
-        return nn.Linear(d_in, d_out, bias=False)
-    return nn.Sequential(nn.Linear(d_in, rank, bias=False), nn.Linear(rank, d_out, bias=False))
+        return linear(d_in, d_out, bias)
+    return nn.Sequential(linear(d_in, rank), linear(rank, d_out, bias))
 
 
 def token_before(x: Tensor, first: Tensor | None, seqs: Sequences | None) -> Tensor:

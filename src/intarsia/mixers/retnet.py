@@ -68,6 +68,7 @@ class RetNet(AdditiveMixer):
     The rotation is what remains of xPos once its decay is the head's gamma. Differences:
     * The norm of each head is the authors' code's, RMSNorm without weights (the paper writes GroupNorm).
     * Their code also divides scores by row sums, "invariant after normalization"; that is left out.
+    * flash-linear-attention's layer gives the norm weights and rotates by RoPE's angles, which stop short of 1 / theta.
     * Channel i is rotated with channel i + K / 2 and not with its neighbour: weights are permuted on loading.
     """
 
