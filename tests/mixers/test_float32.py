@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from intarsia.mixers import KDAConfig
 from intarsia.mixers.float32 import KeepsFloat32
 
 
@@ -41,6 +42,25 @@ def test_float64_and_meta_are_obeyed():
     assert module.A_log.is_meta
     assert module.A_log.dtype == torch.float32
     assert module.to_empty(device="cpu").A_log.dtype == torch.float32
+
+
+def test_what_is_made_narrow_is_widened():
+    """As from_pretrained and its kind make models."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        mixer = KDAConfig(2, 8).build(16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert mixer.q_proj.weight.dtype == torch.bfloat16
+    assert mixer.decay.A_log.dtype == mixer.decay.dt_bias.dtype == torch.float32
+    rates = mixer.decay.A_log.exp()
+    assert ((rates >= 1) & (rates <= 16)).all()
+    assert not torch.equal(rates, rates.bfloat16().float()), "drawn in float32"
+    module = Decay()
+    module.bias = torch.zeros(7)
+    module.A_log = nn.Parameter(torch.ones(7, dtype=torch.bfloat16), requires_grad=False)
+    assert module.A_log.dtype == torch.float32
+    assert not module.A_log.requires_grad
 
 
 @pytest.mark.parametrize("assign", [False, True])

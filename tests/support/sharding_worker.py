@@ -1,6 +1,7 @@
 """One process of a test of `fully_shard` by hand: `python sharding_worker.py SOURCE CONFIG`.
 
-SOURCE is the example of docs/training.md, which defines `shard_by_hand`, and CONFIG a model's configuration in JSON.
+SOURCE is the example of docs/training.md, which defines `shard_by_hand` and its uses, and CONFIG a model's
+configuration in JSON.
 Prints what the process found, in JSON.
 """
 
@@ -14,10 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from intarsia.mixers import KeepsFloat32
 from intarsia.model import LanguageModel, ModelConfig
 
 
@@ -33,11 +32,11 @@ def differences(ours: LanguageModel, theirs: LanguageModel, what: str) -> list[s
     return [name for (name, a), b in pairs if not torch.equal(whole(a.detach()), b.detach())]
 
 
-def report(shard_by_hand: Any, config: ModelConfig) -> dict[str, Any]:
+def report(example: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     model = LanguageModel(config)
     model.init_weights(0)
     alone = copy.deepcopy(model).to(torch.bfloat16)
-    shard_by_hand(model)
+    example["bfloat16"](model)
     tokens = torch.randint(config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {
         "sharded": all(isinstance(p, DTensor) for p in model.parameters()),
@@ -67,17 +66,19 @@ def report(shard_by_hand: Any, config: ModelConfig) -> dict[str, Any]:
     # The order of large models: meta device, divided, memory, weights.
     with torch.device("meta"):
         empty = LanguageModel(config)
-    for block in empty.blocks:
-        for module in block.modules():
-            if isinstance(module, KeepsFloat32):
-                fully_shard(module)
-        fully_shard(block)
-    fully_shard(empty)
+    example["shard_by_hand"](empty)
     empty.to_empty(device="cpu")
     empty.init_weights(0)
     fresh = LanguageModel(config)
     fresh.init_weights(0)
     found["from meta"] = differences(empty, fresh, "data")
+    # Float32 weights that are multiplied in bfloat16. The same weights, of which autocast makes the same copies.
+    example["bfloat16_with_float32_weights"](fresh)
+    loss = fresh(tokens[:, :-1], targets=tokens[:, 1:]).nll.mean()
+    loss.backward()
+    found["mixed"] = loss.item()
+    found["mixed dtypes"] = sorted({str(p.grad.dtype) for p in fresh.parameters()})
+    found["mixed gradients"] = all(bool(whole(p.grad).isfinite().all()) for p in fresh.parameters())
     return found
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     namespace: dict[str, Any] = {}
     exec(source, namespace)
-    found = report(namespace["shard_by_hand"], ModelConfig.from_dict(json.loads(config)))
+    found = report(namespace, ModelConfig.from_dict(json.loads(config)))
     print(json.dumps(found), flush=True)
     dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.mixers import float32_parts
 from intarsia.model import ExpertsConfig, FeedForwardConfig, ModelConfig
 from support.mixer_cases import CASES, D_MODEL, build
 
@@ -111,10 +111,19 @@ def test_a_model_sharded_on_the_meta_device_gets_its_weights_by_seed(reports: li
     assert [found["from meta"] for found in reports] == [[], []]
 
 
+def test_float32_weights_in_bfloat16_products(reports: list[dict[str, Any]]) -> None:
+    for found in reports:
+        assert found["mixed"] == pytest.approx(found["losses"][1], rel=0.02)
+        assert found["mixed dtypes"] == ["torch.float32"]
+        assert found["mixed gradients"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_keeps_float32_stands_apart(case: str) -> None:
     """Each module that keeps float32 has parameters of one dtype, as `fully_shard` wants a group to have."""
     mixer = build(case).to(torch.bfloat16)
-    for module in mixer.modules():
-        if isinstance(module, KeepsFloat32):
-            assert len({parameter.dtype for parameter in module.parameters()}) <= 1
+    parts = float32_parts(mixer)
+    assert all({parameter.dtype for parameter in part.parameters()} == {torch.float32} for part in parts)
+    held = {id(parameter) for part in parts for parameter in part.parameters()}
+    for name, parameter in mixer.named_parameters():
+        assert (parameter.dtype == torch.float32) == (id(parameter) in held), name

@@ -6,7 +6,7 @@ from intarsia.mixers.comba import Comba, CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormer, DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNet, DeltaNetConfig
 from intarsia.mixers.deltaproduct import DeltaProduct, DeltaProductConfig
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.mixers.float32 import KeepsFloat32, float32_parts
 from intarsia.mixers.forgetting import ForgettingAttention, ForgettingConfig
 from intarsia.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2, GatedDeltaNet2Config
@@ -90,6 +90,7 @@ __all__ = [
     "WindowState",
     "config_from_dict",
     "config_to_dict",
+    "float32_parts",
     "mixer",
     "mixers",
     "names",
