@@ -1,7 +1,8 @@
-"""transformers' configurations of the published models that presets are named after."""
+"""The published models that presets are named after: transformers' configurations of them, and small ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -52,3 +53,13 @@ def theirs(name: str, **changes: Any) -> Any:
         }  # fmt: skip
         return hf.DeepseekV3Config(**values | changes)
     raise AssertionError(name)
+
+
+def shrunk(value: Any, changes: Mapping[str, int]) -> Any:
+    """The options with everything wide made narrow."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: changes[key] if key in changes and isinstance(inner, int) else shrunk(inner, changes)
+        for key, inner in value.items()
+    }
