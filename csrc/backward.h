@@ -20,7 +20,7 @@
 namespace intarsia::INTARSIA_ISA {
 
 // Backward substitution inside one block: w in place of `du`, and -beta w, which is -dz.
-template <class R, int WIDTH>
+template <class R, class Products, int WIDTH>
 INLINE void substitute_back(const R* kk, const R* beta, R* du, R* minus_dz, int V) {
   constexpr int N = LANES<R>;
   for (int j = BLOCK - 1; j >= 0; j--) {
@@ -32,7 +32,7 @@ INLINE void substitute_back(const R* kk, const R* beta, R* du, R* minus_dz, int 
     }
     for (int n = 0; n < WIDTH; n++) {
       store<R>(du + j * V + n * N, w[n]);
-      store<R>(minus_dz + j * V + n * N, w[n] * -beta[j]);
+      store<R>(minus_dz + j * V + n * N, Products::factor(w[n] * -beta[j]));
     }
   }
 }
@@ -43,14 +43,14 @@ void solve_back(const Chunk<R>& c, Products& products, R* du, R* minus_dz, int V
   for (int first = c.rows - BLOCK; first >= 0; first -= BLOCK) {
     const int next = first + BLOCK;
     if (next < c.rows)
-      products.product(BLOCK, V, c.rows - next, {c.kk + next * CHUNK + first, 1, CHUNK}, minus_dz + next * V, V,
-                       du + first * V, V, Into::add);
-    const R* kk = c.kk + first * CHUNK + first;
+      products.product(Unrounded::left, BLOCK, V, c.rows - next, {c.kk + next * CHUNK + first, 1, CHUNK},
+                       minus_dz + next * V, V, du + first * V, V, Into::add);
+    const R *kk = c.kk + first * CHUNK + first, *beta = c.beta + first;
     R *x = du + first * V, *y = minus_dz + first * V;
     int d = 0;
-    for (; d + 8 * N <= V; d += 8 * N) substitute_back<R, 8>(kk, c.beta + first, x + d, y + d, V);
-    for (; d + 2 * N <= V; d += 2 * N) substitute_back<R, 2>(kk, c.beta + first, x + d, y + d, V);
-    for (; d < V; d += N) substitute_back<R, 1>(kk, c.beta + first, x + d, y + d, V);
+    for (; d + 8 * N <= V; d += 8 * N) substitute_back<R, Products, 8>(kk, beta, x + d, y + d, V);
+    for (; d + 2 * N <= V; d += 2 * N) substitute_back<R, Products, 2>(kk, beta, x + d, y + d, V);
+    for (; d < V; d += N) substitute_back<R, Products, 1>(kk, beta, x + d, y + d, V);
   }
 }
 
@@ -106,8 +106,9 @@ struct Backward {
   R *S, *D, *transposed, *raw, *blocks, *starts, *ends, *earlier;
   R* from_rows;  // [2 rows, V]: do, and behind it -dz
   R *u, *du, *z, *dqk, *dkk;
-  R *dq, *dk;  // [CHUNK, K]
-  R* flow;     // [CHUNK, K], or [CHUNK] for a decay per head: the gradients of the log-decays
+  R *dq, *dk;   // [CHUNK, K]
+  R* from_end;  // [CHUNK]: what flows from the state at the chunk's end to each token's write, k_end D u
+  R* flow;      // [CHUNK, K], or [CHUNK] for a decay per head: the gradients of the log-decays
   R *bias, *grad_bias, *chunk_bias, *row, *dbeta, *passing;
 
   Backward(const LinearTask& task, Arena& arena)
@@ -130,6 +131,7 @@ struct Backward {
     dq = arena.take<R>(CHUNK * K);
     dk = arena.take<R>(CHUNK * K);
     flow = arena.take<R>(CHUNK * K);
+    from_end = arena.take<R>(CHUNK);
     bias = arena.take<R>(K);
     grad_bias = arena.take<R>(K);
     chunk_bias = arena.take<R>(K);
@@ -152,6 +154,9 @@ struct Backward {
 
  private:
   R rate_gradient, chunk_rate;
+
+  // What sums up the keys of tokens that wrote, each times a part of its write.
+  static INLINE Unrounded both(bool erases) { return erases ? Unrounded::both : Unrounded::none; }
 
   // The state before the chunk, where it lies if its rows are whole vectors.
   const R* state_before(const LinearTask& task, int64_t chunk) {
@@ -190,7 +195,7 @@ struct Backward {
         read_row(task.v, first + i, to, task.V, V);
       } else {
         read_row(task.z, first + i, z + i * V, task.V, V);
-        for (int d = 0; d < V; d += LANES<R>) store<R>(to + d, load(z + i * V + d) * c.beta[i]);
+        for (int d = 0; d < V; d += LANES<R>) store<R>(to + d, Products::factor(load(z + i * V + d) * c.beta[i]));
       }
     }
   }
@@ -230,7 +235,9 @@ struct Backward {
     }
     if (task.decay == Decay::channel) fetch(grads.g.rows_from(first), {}, task.K);
     if (first) fetch_inputs(task, first - CHUNK);
-    products.product(K, V, sides * rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
+    products.product(K, V, rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
+    if (task.erases)
+      products.product(Unrounded::left, K, V, rows, {c.k, 1, K}, from_rows + rows * V, V, D, V, Into::add);
     if (task.decay == Decay::channel)
       scores_back_channel(task.erases, to_total);
     else
@@ -241,10 +248,12 @@ struct Backward {
   // du, then dz; writes the gradients of v, and those of beta into dbeta.
   void gradients_of_writes(const LinearTask& task, const LinearGradients& grads, int64_t first) {
     const int rows = c.rows;
+    // Where a key comes again, D has next to nothing left along it, and k D is far smaller than its terms.
+    products.product(both(task.erases), rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::replace);
+    for (int j = 0; j < rows; j++) from_end[j] = dot(u + j * V, du + j * V, V);
     for (int a = 0; a < rows; a += BLOCK)
-      products.product(BLOCK, V, rows - a, {c.qk + a * CHUNK + a, 1, CHUNK}, from_rows + a * V, V, du + a * V, V,
-                       Into::replace);
-    products.product(rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::add);
+      products.product(task.erases ? Unrounded::left : Unrounded::none, BLOCK, V, rows - a,
+                       {c.qk + a * CHUNK + a, 1, CHUNK}, from_rows + a * V, V, du + a * V, V, Into::add);
     if (!task.erases) {
       for (int i = 0; i < c.tokens; i++) write_row(grads.v, first + i, du + i * V, task.V);
       return;
@@ -312,9 +321,11 @@ struct Backward {
       }
       if (first) {
         // With the keys of earlier blocks, which columns_back has left decayed to this block's start.
-        products.product(BLOCK, K, first, {dqk + first * CHUNK, CHUNK, 1}, earlier, K, d_q + first * K, K, Into::add);
+        products.product(both(erases), BLOCK, K, first, {dqk + first * CHUNK, CHUNK, 1}, earlier, K, d_q + first * K, K,
+                         Into::add);
         if (erases)
-          products.product(BLOCK, K, first, {dkk + first * CHUNK, CHUNK, 1}, earlier, K, d_k + first * K, K, Into::add);
+          products.product(both(erases), BLOCK, K, first, {dkk + first * CHUNK, CHUNK, 1}, earlier, K, d_k + first * K,
+                           K, Into::add);
       }
       rows_back(erases, first, alpha, across);
       block_products_back<R>(raw + first * K, raw + (rows + first) * K, alpha, K, erases, dqk + first * CHUNK + first,
@@ -350,8 +361,8 @@ struct Backward {
     });
     products.product(first, K, BLOCK, {dqk + first * CHUNK, 1, CHUNK}, blocks + first * K, K, ends, K, Into::add);
     if (erases)
-      products.product(first, K, BLOCK, {dkk + first * CHUNK, 1, CHUNK}, blocks + (rows + first) * K, K, ends, K,
-                       Into::add);
+      products.product(Unrounded::both, first, K, BLOCK, {dkk + first * CHUNK, 1, CHUNK}, blocks + (rows + first) * K,
+                       K, ends, K, Into::add);
   }
 
   // From the rows' and columns' sides of a block, decayed from its start and to its end, to q, k and the log-decays.
@@ -403,7 +414,7 @@ struct Backward {
       R flows = 0;
       for (int j = 0; j < rows; j++) {
         flow[j] += flows;
-        flows += dot(raw + (rows + j) * K, ends + j * K, K) * to_end[j];
+        flows += from_end[j];
         multiply_row(ends + j * K, to_end[j], K);
       }
       flows = 0;
@@ -430,11 +441,14 @@ struct Backward {
       for (int i = 0; i < rows * K; i += N) store<R>(dk + i, load(dk + i) + load(starts + rows * K + i));
     const R *q = raw, *k = raw + rows * K;
     for (int a = 0; a < rows; a += BLOCK) {
-      products.product(BLOCK, K, a + BLOCK, {dqk + a * CHUNK, CHUNK, 1}, k, K, dq + a * K, K, Into::add);
+      products.product(both(task.erases), BLOCK, K, a + BLOCK, {dqk + a * CHUNK, CHUNK, 1}, k, K, dq + a * K, K,
+                       Into::add);
       products.product(BLOCK, K, rows - a, {dqk + a * CHUNK + a, 1, CHUNK}, q + a * K, K, dk + a * K, K, Into::add);
       if (!task.erases) continue;
-      products.product(BLOCK, K, a + BLOCK, {dkk + a * CHUNK, CHUNK, 1}, k, K, dk + a * K, K, Into::add);
-      products.product(BLOCK, K, rows - a, {dkk + a * CHUNK + a, 1, CHUNK}, k + a * K, K, dk + a * K, K, Into::add);
+      products.product(Unrounded::both, BLOCK, K, a + BLOCK, {dkk + a * CHUNK, CHUNK, 1}, k, K, dk + a * K, K,
+                       Into::add);
+      products.product(Unrounded::both, BLOCK, K, rows - a, {dkk + a * CHUNK + a, 1, CHUNK}, k + a * K, K, dk + a * K,
+                       K, Into::add);
     }
   }
 

@@ -238,8 +238,11 @@ void prepare_blocks(Chunk<R>& c, Products& products, bool erases) {
     anchor_block<R>(q, k, alpha, block_k, total, K);
     // The columns so far have been decayed to the start of this block.
     if (a > 0) {
-      products.product(BLOCK, first, K, {q, K, 1}, c.kT, CHUNK, c.qk + first * CHUNK, CHUNK, Into::replace);
-      if (erases) products.product(BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK, Into::replace);
+      products.product(erases ? Unrounded::right : Unrounded::none, BLOCK, first, K, {q, K, 1}, c.kT, CHUNK,
+                       c.qk + first * CHUNK, CHUNK, Into::replace);
+      if (erases)
+        products.product(Unrounded::right, BLOCK, first, K, {k, K, 1}, c.kT, CHUNK, c.kk + first * CHUNK, CHUNK,
+                         Into::replace);
       decay_columns<R>(c.kT, total, K, first);
     }
     transpose<R>(block_k, K, c.kT + first, CHUNK, BLOCK, K);
@@ -294,7 +297,10 @@ void prepare_head(Chunk<R>& c, Products& products, bool erases, bool decays) {
     for (int i = first; i < first + BLOCK; i++)
       for (int j = 0; j < columns; j += N) {
         const Vec<R> decay = load(c.decays + i * CHUNK + j);
-        store<R>(c.qk + i * CHUNK + j, load(c.qk + i * CHUNK + j) * decay);
+        Vec<R> qk = load(c.qk + i * CHUNK + j) * decay;
+        // A later key may have made it infinite, which a decay of 0 makes NaN.
+        if (j + N > i + 1) qk = lane_numbers<R>() + j > i ? Vec<R>{} : qk;
+        store<R>(c.qk + i * CHUNK + j, qk);
         if (erases) store<R>(c.kk + i * CHUNK + j, load(c.kk + i * CHUNK + j) * decay);
       }
   }

@@ -27,7 +27,7 @@ struct State {
 };
 
 // Forward substitution inside one block: errors z (in place of `r`) and writes u = beta z.
-template <class R, int WIDTH>
+template <class R, class Products, int WIDTH>
 INLINE void substitute(const R* kk, const R* beta, R* r, R* u, int V) {
   constexpr int N = LANES<R>;
   for (int i = 0; i < BLOCK; i++) {
@@ -39,7 +39,7 @@ INLINE void substitute(const R* kk, const R* beta, R* r, R* u, int V) {
     }
     for (int w = 0; w < WIDTH; w++) {
       store<R>(r + i * V + w * N, z[w]);
-      store<R>(u + i * V + w * N, z[w] * beta[i]);
+      store<R>(u + i * V + w * N, Products::factor(z[w] * beta[i]));
     }
   }
 }
@@ -50,12 +50,15 @@ void solve(const Chunk<R>& c, Products& products, R* r, R* u, int V) {
   constexpr int N = LANES<R>;
   for (int first = 0; first < c.rows; first += BLOCK) {
     if (first)
-      products.product(BLOCK, V, first, {c.kk + first * CHUNK, CHUNK, 1}, u, V, r + first * V, V, Into::subtract);
+      products.product(Unrounded::left, BLOCK, V, first, {c.kk + first * CHUNK, CHUNK, 1}, u, V, r + first * V, V,
+                       Into::subtract);
     const R* kk = c.kk + first * CHUNK + first;
     int d = 0;
-    for (; d + 8 * N <= V; d += 8 * N) substitute<R, 8>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
-    for (; d + 2 * N <= V; d += 2 * N) substitute<R, 2>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
-    for (; d < V; d += N) substitute<R, 1>(kk, c.beta + first, r + first * V + d, u + first * V + d, V);
+    const R* beta = c.beta + first;
+    R *errors = r + first * V, *writes = u + first * V;
+    for (; d + 8 * N <= V; d += 8 * N) substitute<R, Products, 8>(kk, beta, errors + d, writes + d, V);
+    for (; d + 2 * N <= V; d += 2 * N) substitute<R, Products, 2>(kk, beta, errors + d, writes + d, V);
+    for (; d < V; d += N) substitute<R, Products, 1>(kk, beta, errors + d, writes + d, V);
   }
 }
 
@@ -99,12 +102,15 @@ struct Forward {
       write(task, first);
       fetch_inputs(task, first + CHUNK);
       if (task.o) output(task, first);
-      products.product(c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
+      products.product(scores(task), c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
     }
     State<R>::write(task, S, task.final);
   }
 
  private:
+  // What multiplies the writes, from the left.
+  static INLINE Unrounded scores(const LinearTask& task) { return task.erases ? Unrounded::left : Unrounded::none; }
+
   // Rows are fetched shortly before they are used: those of one head fall into few sets of the cache, from where
   // they would soon be gone.
   void fetch_inputs(const LinearTask& task, int64_t first) {
@@ -121,6 +127,27 @@ struct Forward {
     products.ahead.begin(c.tokens);
     products.ahead.add(task.o.rows_from(first), task.V);
     products.ahead.add(task.z.rows_from(first), task.V);
+  }
+
+  // What the tokens of the block at `a` find of the chunk's writes.
+  void add_writes(const LinearTask& task, int a, R* o) {
+    products.product(scores(task), BLOCK, V, a + BLOCK, {c.qk + a * CHUNK, CHUNK, 1}, u, V, o, V, Into::add);
+  }
+
+  // The same a token at a time, without the writes after it, and as finite writes there would leave it to the bit.
+  void add_earlier_writes(const LinearTask& task, int a) {
+    // The errors, which lie behind the outputs, are no longer needed.
+    R *own = u + a * V, *o = from_state + a * V, *kept = from_state + c.rows * V;
+    R *o_before = kept + BLOCK * V, *o_of_token = o_before + BLOCK * V;
+    copy(kept, own, BLOCK * V);
+    copy(o_before, o, BLOCK * V);
+    for (int i = BLOCK - 1; i >= 0; i--) {
+      copy(o_of_token, o_before, BLOCK * V);
+      add_writes(task, a, o_of_token);
+      copy(o + i * V, o_of_token + i * V, V);
+      zero(own + i * V, V);
+    }
+    copy(own, kept, BLOCK * V);
   }
 
   // u, and q_start S in the first rows of from_state.
@@ -151,8 +178,14 @@ struct Forward {
 
   void output(const LinearTask& task, int64_t first) {
     if (!task.erases) products.product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
-    for (int a = 0; a < c.rows; a += BLOCK)
-      products.product(BLOCK, V, a + BLOCK, {c.qk + a * CHUNK, CHUNK, 1}, u, V, from_state + a * V, V, Into::add);
+    for (int a = 0; a < c.rows; a += BLOCK) {
+      // Of the block's own writes each token finds those up to its own: the others it multiplies by 0, which keeps
+      // them out where they are finite.
+      if (all_finite(u + a * V, BLOCK * V))
+        add_writes(task, a, from_state + a * V);
+      else
+        add_earlier_writes(task, a);
+    }
     for (int i = 0; i < c.tokens; i++) write_row(task.o, first + i, from_state + i * V, task.V);
   }
 };

@@ -11,30 +11,62 @@
 
 namespace intarsia::INTARSIA_ISA {
 
-class Narrow {
+class Narrow : public Exact<float> {
  public:
   // For matrices whose sides are at most `side`.
-  Narrow(int side, Arena& arena) {
+  Narrow(int side, Arena& arena) : Exact<float>(side, arena) {
     const int64_t pairs = int64_t(side) * whole_steps(side) / 2;
     left_ = arena.take<uint32_t>(pairs);
     right_ = arena.take<uint32_t>(pairs);
   }
 
-  Ahead ahead;
+  static INLINE Vec<float> factor(Vec<float> x) { return rounded_to_narrow(x); }
 
   // As Exact has it; m and k multiples of 16.
   void product(int m, int n, int k, Left<float> A, const float* B, int ldb, float* C, int ldc, Into into,
                const float* keep = nullptr) {
-    if (!keep) keep = C;  // which is not read then
-    A.column == 1 ? pack_left(m, k, A.data, A.row) : pack_transposed(m, k, A.data, A.column);
-    pack_right(k, n, B, ldb);
-    multiply(m, n, k, C, ldc, into, keep);
+    pack_left<Part::high>(m, k, A);
+    pack_right<Part::high>(k, n, B, ldb);
+    multiply(m, n, k, C, ldc, into, keep ? keep : C);  // which is not read then
+  }
+
+  // The same with some factors unrounded: as the sum of two bfloat16, their high and low part. Without tiles two
+  // products of bfloat16 take as long as one of float32, which then is taken.
+  void product(Unrounded factors, int m, int n, int k, Left<float> A, const float* B, int ldb, float* C, int ldc,
+               Into into, const float* keep = nullptr) {
+#ifdef INTARSIA_TILES
+    product(m, n, k, A, B, ldb, C, ldc, into, keep);
+    const Into more = into == Into::subtract ? into : Into::add;
+    if (factors == Unrounded::left || factors == Unrounded::both) {
+      pack_left<Part::low>(m, k, A);
+      multiply(m, n, k, C, ldc, more, C);
+    }
+    if (factors == Unrounded::right || factors == Unrounded::both) {
+      if (factors == Unrounded::both) pack_left<Part::high>(m, k, A);
+      pack_right<Part::low>(k, n, B, ldb);
+      multiply(m, n, k, C, ldc, more, C);
+    }
+#else
+    if (factors == Unrounded::none)
+      product(m, n, k, A, B, ldb, C, ldc, into, keep);
+    else
+      Exact<float>::product(m, n, k, A, B, ldb, C, ldc, into, keep);
+#endif
   }
 
  private:
   static constexpr int N = LANES<float>;
   static_assert(N == 16);
   uint32_t *left_, *right_;
+
+  // A number is the sum of its high part, a bfloat16, and of the rest, of which the low part is the nearest bfloat16.
+  enum class Part { high, low };
+
+  static INLINE Vec<float> rounded_to_narrow(Vec<float> x) { return widen((NarrowVec)_mm512_cvtneps_pbh((__m512)x)); }
+  template <Part PART>
+  static INLINE Vec<float> part(Vec<float> x) {
+    return PART == Part::high ? x : x - rounded_to_narrow(x);
+  }
 
   // The inner side comes in steps of 32 numbers, or 16 pairs: what fills a vector, or a row of a tile.
   static constexpr int whole_steps(int k) { return (k + 31) / 32 * 32; }
@@ -43,15 +75,22 @@ class Narrow {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   }
 
+  template <Part PART>
+  INLINE void pack_left(int m, int k, Left<float> A) {
+    A.column == 1 ? pack_rows<PART>(m, k, A.data, A.row) : pack_transposed<PART>(m, k, A.data, A.column);
+  }
+
   // left_[i][t] = A[i][2 t], A[i][2 t + 1]; zeros behind k.
-  void pack_left(int m, int k, const float* A, int stride) {
+  template <Part PART>
+  void pack_rows(int m, int k, const float* A, int stride) {
     const int pairs = whole_steps(k) / 2;
     for (int i = 0; i < m; i++) {
       const float* a = A + int64_t(i) * stride;
       uint32_t* to = left_ + i * pairs;
       int t = 0;
-      for (; t + 2 * N <= k; t += 2 * N) _mm512_storeu_si512(to + t / 2, narrowed(load(a + t), load(a + t + N)));
-      if (t < k) _mm512_storeu_si512(to + t / 2, narrowed(load(a + t), Vec<float>{}));
+      for (; t + 2 * N <= k; t += 2 * N)
+        _mm512_storeu_si512(to + t / 2, narrowed(part<PART>(load(a + t)), part<PART>(load(a + t + N))));
+      if (t < k) _mm512_storeu_si512(to + t / 2, narrowed(part<PART>(load(a + t)), Vec<float>{}));
     }
   }
 
@@ -63,6 +102,7 @@ class Narrow {
   }
 
   // The same from A's transpose, whose rows are `stride` apart.
+  template <Part PART>
   void pack_transposed(int m, int k, const float* A, int stride) {
     const int pairs = whole_steps(k) / 2;
     for (int t = 0; t < pairs; t += N)
@@ -70,7 +110,8 @@ class Narrow {
         Vec<float> tile[N];
         for (int s = 0; s < N; s++) {
           const float* a = A + int64_t(2 * (t + s)) * stride + i;
-          tile[s] = 2 * (t + s) < k ? (Vec<float>)interleaved(load(a), load(a + stride)) : Vec<float>{};
+          tile[s] = 2 * (t + s) < k ? (Vec<float>)interleaved(part<PART>(load(a)), part<PART>(load(a + stride)))
+                                    : Vec<float>{};
         }
         transpose_lanes<float>(tile);
         for (int s = 0; s < N; s++) store(reinterpret_cast<float*>(left_) + (i + s) * pairs + t, tile[s]);
@@ -78,11 +119,13 @@ class Narrow {
   }
 
   // right_[t][j] = B[2 t][j], B[2 t + 1][j]; zeros behind k.
+  template <Part PART>
   void pack_right(int k, int n, const float* B, int ldb) {
     for (int t = 0; t < k; t += 2) {
       const float* b = B + int64_t(t) * ldb;
       for (int j = 0; j < n; j += N)
-        _mm512_storeu_si512(right_ + t / 2 * n + j, interleaved(load(b + j), load(b + ldb + j)));
+        _mm512_storeu_si512(right_ + t / 2 * n + j,
+                            interleaved(part<PART>(load(b + j)), part<PART>(load(b + ldb + j))));
     }
 #ifdef INTARSIA_TILES
     zero(right_ + k / 2 * n, (whole_steps(k) - k) / 2 * n);

@@ -17,6 +17,11 @@ struct Left {
 // What becomes of the result: `C = keep_i C + sign A B` with `keep` a number per row, all ones or all zeros.
 enum class Into { replace, add, subtract, decay };
 
+// Which factors are left as they are by products that round theirs (narrow.h). Where a key comes again, the delta rule
+// takes back most of what was written before: the sum of the writes, each times its key, is far smaller than its terms,
+// and roundings that differ from token to token would not cancel as the terms do.
+enum class Unrounded { none, left, right, both };
+
 #if INTARSIA_VECTOR_BYTES == 64
 constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 accumulators of 32 registers
 #elif INTARSIA_VECTOR_BYTES == 32
@@ -49,6 +54,15 @@ class Exact {
   Exact(int, Arena&) {}
 
   Ahead ahead;
+
+  // What becomes of a number that products will round: of what a token writes. It is rounded before later tokens see
+  // what was written, so that they correct the error.
+  static INLINE Vec<R> factor(Vec<R> x) { return x; }
+
+  void product(Unrounded, int m, int n, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into,
+               const R* keep = nullptr) {
+    product(m, n, k, A, B, ldb, C, ldc, into, keep);
+  }
 
   // C[m, n] with A[m, k] and B[k, n]; n a multiple of the vector's lanes.
   void product(int m, int n, int k, Left<R> A, const R* B, int ldb, R* C, int ldc, Into into, const R* keep = nullptr) {

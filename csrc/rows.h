@@ -110,6 +110,14 @@ INLINE void write_number(const Rows& rows, int64_t t, R x) {
   write_row<R>(rows, t, &x, 1);
 }
 
+// Of whole vectors.
+template <class R>
+INLINE bool all_finite(const R* x, int count) {
+  Vec<R> zeros{};  // or NaN
+  for (int i = 0; i < count; i += LANES<R>) zeros += load(x + i) * R(0);
+  return sum<R>(zeros) == R(0);
+}
+
 template <class R>
 INLINE void zero(R* p, int64_t count) {
   __builtin_memset(p, 0, size_t(count) * sizeof(R));

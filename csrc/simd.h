@@ -70,6 +70,13 @@ INLINE Vec<R> at_least(Vec<R> x, R bound) {  // keeps NaN
   return x < splat<R>(bound) ? splat<R>(bound) : x;
 }
 
+template <class R>
+INLINE IntVec<R> lane_numbers() {
+  IntVec<R> numbers{};
+  for (int i = 0; i < LANES<R>; i++) numbers[i] = i;
+  return numbers;
+}
+
 // Lanes 0 .. N/2-1 of a and of b side by side, and the upper halves: the step of a transposition.
 template <class R, int STRIDE>
 INLINE void exchange(Vec<R>& a, Vec<R>& b) {
