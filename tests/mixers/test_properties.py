@@ -122,6 +122,21 @@ def test_the_future_changes_no_bit_of_the_past(case: str, dtype: torch.dtype, cu
 
 
 @every_mixer
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("pieces", [[150], [1, 149], [140, 10]], ids=str)
+def test_what_is_not_finite_reaches_no_earlier_token(case: str, bad: float, pieces: list[int]) -> None:
+    """Not even within a block of tokens that are computed together. The other sequence of the batch keeps its bits."""
+    mixer, x, token = build(case, torch.float32), inputs(150, dtype=torch.float32), 145
+    changed = x.clone()
+    changed[0, token:] = bad
+    changed[0, 147] = x[0, 147]
+    y, got = (in_pieces(mixer, each, pieces) for each in (x, changed))
+    assert torch.equal(got[0, :token], y[0, :token])
+    assert torch.equal(got[1], y[1])
+    assert not got[0, token].isfinite().all() or bad == 3e38
+
+
+@every_mixer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pieces", [[150], [100, 49, 1]], ids=str)
 def test_keeps_the_error_budget_cached_or_not(

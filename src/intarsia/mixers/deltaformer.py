@@ -17,6 +17,7 @@ from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.softmax import causal_attention
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
 
 
@@ -78,7 +79,19 @@ def erased_values(
     Returns:
         `[B, T, H, V]`, float32 (float64 for float64), in which all is computed.
     """
+    # Of the tokens that a token reads, one that is not finite spoils all that come after it: so do e and beta.
+    keys = [e, k] if beta is None else [e, k, beta]
 
+    def erase(e: Tensor, k: Tensor, *rest: Tensor) -> Tensor:
+        *strength, v = rest
+        return _in_chunks(e, k, v, *strength, past=past, scale=scale)
+
+    return attended(erase, keys, [v], queries=e)
+
+
+def _in_chunks(
+    e: Tensor, k: Tensor, v: Tensor, beta: Tensor | None = None, *, past: Tensor | None, scale: float
+) -> Tensor:
     def of_chunk(e: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, *before: Tensor) -> Tensor:
         C, S = e.shape[2], k.shape[2]
         own = torch.ones(C, S, dtype=torch.bool, device=e.device).triu(S - C)

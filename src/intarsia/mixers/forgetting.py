@@ -16,6 +16,7 @@ from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.parts import GatedNorm, token_before
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 
 BLOCK = 128
@@ -84,7 +85,10 @@ def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, c: Tensor, *, scale: f
     Returns:
         `[B, T, H, V]` in the dtype of q; computed in float32 (float64 for float64).
     """
+    return attended(lambda *read: _in_blocks(q, *read, scale=scale), [c, k], [v], queries=q)
 
+
+def _in_blocks(q: Tensor, c: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     def of_block(q: Tensor, k: Tensor, v: Tensor, c: Tensor) -> Tensor:
         n, m = q.shape[2], k.shape[2]
         bias = c[:, :, m - n :, None] - c[:, :, None, :]

@@ -16,6 +16,7 @@ from intarsia.mixers.rope import positions_of, rotate
 from intarsia.mixers.softmax import causal_attention, largest_logit
 from intarsia.mixers.state import GrowingTensor, LatentState
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,13 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
             state = LatentState(state.latents.append(latents))
             latents = state.latents.content
         # Expanding costs the past once a call, absorbing costs each query more: absorb when queries are few.
-        attend = self._absorbed if past and x.shape[1] * 8 <= past else self._expanded
-        return self.o_proj(attend(q, latents, seqs).flatten(-2)), state
+        if past and x.shape[1] * 8 <= past:
+            o = attended(
+                lambda read: self._absorbed(q, read.squeeze(2)), [latents.unsqueeze(2)], [], queries=q
+            )
+        else:
+            o = self._expanded(q, latents, seqs)
+        return self.o_proj(o.flatten(-2)), state
 
     def _expanded(self, q: Tensor, latents: Tensor, seqs: Sequences | None) -> Tensor:
         """Attention over keys and values made from the latents `[B, S, kv_rank + rope_dim]`."""
@@ -127,7 +133,7 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
             self.record(largest_logit(q, k, scale=c.key_dim**-0.5, seqs=seqs))
         return causal_attention(q, k, v, scale=c.key_dim**-0.5, seqs=seqs)
 
-    def _absorbed(self, q: Tensor, latents: Tensor, seqs: Sequences | None) -> Tensor:
+    def _absorbed(self, q: Tensor, latents: Tensor) -> Tensor:
         """The same attention with all heads reading the latents themselves, as one shared key-value head."""
         c = self.config
         w_k, w_v = self._up_weights()

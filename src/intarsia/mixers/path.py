@@ -16,6 +16,7 @@ from intarsia.mixers.parts import ShortConvolution, low_rank
 from intarsia.mixers.recurrent import CHUNK
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences, l2norm
+from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
 
 
@@ -86,7 +87,30 @@ def path_attention(
     Returns:
         `[B, T, H, V]` in the dtype of q, and the keys, float32 (float64 for float64), in which all is computed.
     """
+    advanced: list[Tensor | None] = []
 
+    def attend(k: Tensor, w: Tensor, beta: Tensor, *rest: Tensor) -> Tensor:
+        *gate, v = rest
+        o, keys = _in_chunks(q, k, v, w, beta, *gate, past=past, scale=scale, keep=keep)
+        advanced.append(keys)
+        return o
+
+    o = attended(attend, [k, w, beta] if c is None else [k, w, beta, c], [v], queries=q)
+    return o, advanced[0]
+
+
+def _in_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    beta: Tensor,
+    c: Tensor | None = None,
+    *,
+    past: Tensor | None,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
     def of_chunk(
         past: Tensor, q: Tensor, k: Tensor, w: Tensor, beta: Tensor, v: Tensor, c: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, 
 from intarsia.mixers.blockwise import per_sequence, recomputed
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 
 MOST_PAIRS = 1 << 20
@@ -104,8 +105,7 @@ def simplicial_attention(
     Raises:
         ShapeError: a query would look at more than `MOST_PAIRS` pairs.
     """
-    B, T, H, K = q.shape
-    S = k1.shape[1]
+    B, H, S = q.shape[0], q.shape[2], k1.shape[1]
     w1, w2 = min(window1 or S, S), min(window2 or S, S)
     if w1 * w2 > MOST_PAIRS:
         raise ShapeError(
@@ -118,6 +118,17 @@ def simplicial_attention(
             simplicial_attention(*row, window1=window1, window2=window2, scale=scale) for row in rows_of_batch
         )
         return torch.cat(list(alone))
+
+    def attend(k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor) -> Tensor:
+        return _in_blocks(q, k1, v1, k2, v2, w1, w2, scale)
+
+    return attended(attend, [k1, k2], [v1, v2], queries=q, windows=[w1, w2, w1, w2])
+
+
+def _in_blocks(
+    q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor, w1: int, w2: int, scale: float
+) -> Tensor:
+    (B, T, H, K), S = q.shape, k1.shape[1]
     rows = max(1, min(64, MOST_NUMBERS // (B * H * max(w1 * w2, K * (w1 + w2)))))
     dtype = q.dtype
     q, k1, v1, k2, v2 = (widen(x) for x in (q, k1, v1, k2, v2))

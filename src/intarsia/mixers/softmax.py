@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 
 FEW = 8
 """Up to so many queries that follow others are computed without fused kernels where there are sinks."""
@@ -45,10 +46,14 @@ def causal_attention(
             [causal_attention(*part, scale=scale, window=window, sinks=sinks) for part in parts], dim=1
         )
     T, S = q.shape[1], k.shape[1]
-    if window is not None and window < S:
-        return _windowed(q, k, v, scale=scale, window=window, sinks=sinks)
-    mask = visible(T, S, None, q.device) if 1 < T < S else None
-    return _attend(q, k, v, mask, scale=scale, sinks=sinks)
+
+    def attend(k: Tensor, v: Tensor) -> Tensor:
+        if window is not None and window < S:
+            return _windowed(q, k, v, scale=scale, window=window, sinks=sinks)
+        mask = visible(T, S, None, q.device) if 1 < T < S else None
+        return _attend(q, k, v, mask, scale=scale, sinks=sinks)
+
+    return attended(attend, [k], [v], queries=q, windows=[window, window])
 
 
 def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:

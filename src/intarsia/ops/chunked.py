@@ -30,6 +30,8 @@ from torch import Tensor
 from intarsia.ops.arguments import Arguments, Rule
 from intarsia.ops.chunk_layout import ChunkLayout
 from intarsia.ops.decay import Row, scores
+from intarsia.ops.finite import spoiled
+from intarsia.ops.spoiled import without_later
 from intarsia.ops.tracing import sizes
 from intarsia.ops.triangular import unit_lower_inverse
 
@@ -67,6 +69,14 @@ class Chunks:
 
 def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     """Run a linear operator chunk by chunk and return `o` in v's dtype and the state in the compute dtype."""
+    o, final = _by_chunks(call)
+    if spoiled(o):
+        o = without_later(call, o, lambda other: _by_chunks(other)[0])
+    return o, final
+
+
+def _by_chunks(call: Arguments) -> tuple[Tensor, Tensor | None]:
+    """The same, but what is infinite or NaN reaches the earlier tokens of its chunk."""
     dtype = call.compute_dtype
     (B, T, _, K), HV = sizes(call.q), sizes(call.v)[2]
     layout = ChunkLayout.of(B, T, call.seqs, CHUNK)

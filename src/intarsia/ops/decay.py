@@ -73,8 +73,9 @@ def scores(rows: Sequence[Row], columns: Sequence[Tensor], alpha: Tensor | None)
 
     `alpha` holds decay factors in [0, 1]: None, one of each token `[..., C]`, or of each channel `[..., C, K]`.
     """
+    # The upper triangle is cleared and not only multiplied by a decay of 0: later columns can make it infinite.
+    diagonals = {"written": 0, "decayed": -1, "before": -1}
     if alpha is None:
-        diagonals = {"written": 0, "decayed": -1, "before": -1}
         between = [[(row.x @ c.mT).tril(diagonals[row.moment]) for c in columns] for row in rows]
         return Scores(between, [row.x for row in rows], list(columns), None)
     if alpha.dim() == columns[0].dim():
@@ -88,7 +89,10 @@ def scores(rows: Sequence[Row], columns: Sequence[Tensor], alpha: Tensor | None)
             F.pad(from_start[..., :-1], (1, 0), value=1),
         )
     return Scores(
-        [[row.x @ c.mT * decays[row.moment][0] for c in columns] for row in rows],
+        [
+            [(row.x @ c.mT * decays[row.moment][0]).tril(diagonals[row.moment]) for c in columns]
+            for row in rows
+        ],
         [row.x * decays[row.moment][1][..., None] for row in rows],
         [c * to_end[..., None] for c in columns],
         from_start[..., -1, None, None],
