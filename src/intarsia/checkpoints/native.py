@@ -7,9 +7,9 @@ there once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from intarsia.errors import CheckpointError, ConfigError
-from intarsia.files import flush, write_json
+from intarsia.files import flush, message_of, naming, sha256, write_json
 from intarsia.model.config import ModelConfig
 from intarsia.model.initialization import init_buffers
 from intarsia.model.language_model import LanguageModel
@@ -62,12 +62,12 @@ def save_model(
     tensors = {name: tensor.detach().contiguous() for name, tensor in _stored(model).items()}
     staging = Path(tempfile.mkdtemp(dir=target, prefix=".saving-"))
     try:
-        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt", "model": FORMAT})
+        _save_tensors(tensors, staging / WEIGHTS)
         config = {
             "format": FORMAT,
             "version": VERSION,
             "dtype": _name_of(model.embed.weight.dtype),
-            "weights": {"file": WEIGHTS, "sha256": _sha256(staging / WEIGHTS)},
+            "weights": {"file": WEIGHTS, "sha256": sha256(staging / WEIGHTS)},
             "model": model.config.to_dict(),
             "extra": dict(extra or {}),
         }
@@ -83,6 +83,19 @@ def save_model(
         flush(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        with naming(path):
+            save_file(dict(tensors), path, metadata={"format": "pt", "model": FORMAT})
+    except SafetensorError as error:
+        # The library reports what the system said as text: on a full disk "No space left on device (os error 28)".
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise CheckpointError(f"the weights could not be written to {path}: {error}") from error
+        reason = OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path))
+        raise CheckpointError(message_of(reason)) from error
 
 
 def load_model(
@@ -106,7 +119,7 @@ def load_model(
     config, weights = _model_config(directory, values), Path(directory) / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights} is missing: the directory holds no weights")
-    if verify and _sha256(weights) != values["weights"]["sha256"]:
+    if verify and sha256(weights) != values["weights"]["sha256"]:
         raise CheckpointError(
             f"{weights} is not the file that {CONFIG} beside it describes (the checksums differ): "
             f"it is damaged, cut off, or from another save"
@@ -163,8 +176,15 @@ def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError as error:
         where = "the directory is not there" if not path.parent.is_dir() else f"it has no {CONFIG}"
         raise CheckpointError(f"no model in {path.parent}: {where}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {message_of(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged or was cut off: it is no JSON ({error}). It describes the weights beside it, which are "
+            "of no use without it: take the directory from a copy, or save the model again. If it is that of a "
+            "training run whose `checkpoints/` are there, remove it and `result.json`, and give the `intarsia train` "
+            "command again"
+        ) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe an Intarsia model")
     if values.get("version") != VERSION:
@@ -221,14 +241,6 @@ def _name_of(dtype: torch.dtype) -> str:
         if known == dtype:
             return name
     raise CheckpointError(f"models are saved in {', '.join(DTYPES)}; this one is {dtype}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

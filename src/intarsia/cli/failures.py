@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from intarsia.errors import IntarsiaError
+from intarsia.files import message_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,10 +42,3 @@ def reported(verb: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(WRONG_INPUT) from None
 
     return run
-
-
-def message_of(error: Exception) -> str:
-    """What to tell the user of an error."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

@@ -30,11 +30,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intarsia.errors import ConfigError, OptionError
+from intarsia.errors import CheckpointError, ConfigError, OptionError
 from intarsia.ladder.plan import Corpus
 from intarsia.ladder.schema import build, merge, toml_line, with_none
 from intarsia.model import ModelConfig, presets
 from intarsia.training.config import TrainConfig
+from intarsia.training.run_directory import RunDirectory
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,9 +43,10 @@ else:
     import tomli as tomllib
 
 DEFAULT_STEPS = 1000
-DEFAULTS = {"checkpoint_every": 100, "eval_bytes": 1_000_000}
-"""Where the command line differs from `TrainConfig`: a run can be killed at any moment and goes on, and the
-evaluation of a large corpus does not take longer than the training. The warm-up is a twentieth of the steps."""
+DEFAULTS = {"checkpoint_every": 100, "keep_stable": True, "eval_bytes": 1_000_000}
+"""Where the command line differs from `TrainConfig`: a run can be killed at any moment and goes on, can be made longer
+when it is done, and the evaluation of a large corpus does not take longer than the training. The warm-up is a twentieth
+of the steps."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,15 @@ class Settings:
         with self.origin.told("model"):
             return ModelConfig.from_dict(merge(preset.to_dict(), self.model))
 
-    def train_config(self, steps: int | None = None, tokens: int | None = None) -> TrainConfig:
-        """How to train it. `steps`, or `tokens` rounded up to whole steps, replaces what the settings say."""
-        values = dict(self.training)
+    def train_config(
+        self,
+        steps: int | None = None,
+        tokens: int | None = None,
+        inherited: Mapping[str, Any] | None = None,
+    ) -> TrainConfig:
+        """How to train it. `steps`, or `tokens` rounded up to whole steps, replaces what the settings say; what nobody
+        says is `inherited` from a run to go on with."""
+        values = {**(inherited or {}), **self.training}
         if tokens is not None:
             with self.origin.told("training"):
                 shape = TrainConfig.from_dict(
@@ -132,6 +140,27 @@ def read_settings(
         settings = build(Settings, merge(with_none(values), {"corpus": corpus or {}}))
     object.__setattr__(settings, "origin", origin)
     return settings
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """The fields of TrainConfig that a run was started with.
+
+    Raises:
+        CheckpointError: there is no run, or its `config.json` cannot be read.
+    """
+    started = RunDirectory(run).read()
+    if started is None or "train" not in started:
+        raise CheckpointError(f"{run} holds no training run to go on from")
+    return dict(started["train"])
+
+
+def warmup_of(directory: Path) -> dict[str, Any]:
+    """The warm-up of a run that is in a directory already. It was chosen for the number of steps of then, and another
+    number changes nothing that is done."""
+    started = RunDirectory(directory).read()
+    if started is None or "train" not in started:
+        return {}
+    return {"warmup_steps": started["train"]["warmup_steps"]}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

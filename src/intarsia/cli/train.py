@@ -11,7 +11,7 @@ import typer
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
-    from intarsia.training import TrainResult
+    from intarsia.training import Parent, TrainResult
 
 
 def train(
@@ -39,6 +39,14 @@ def train(
             "--set", "-s", metavar="NAME=VALUE", help="Set any option of the model or the training."
         ),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[@STEP]",
+            help="Go on from a checkpoint of another run, with other settings; the newest before its rate fell.",
+        ),
+    ] = None,
     cache: Annotated[
         Path, typer.Option(help="Where tokenised corpora and trained tokenizers are kept.")
     ] = Path("cache"),
@@ -50,10 +58,14 @@ def train(
     """Train a model from scratch, or go on with it.
 
     The same command again goes on where the run was, or finds it done. Ctrl-C stops after the current step,
-    with a checkpoint.
+    with a checkpoint. A run that is not finished can be given more --steps before its learning rate falls.
+
+    --from RUN goes on from a checkpoint of another run of the same model and data: its settings hold where
+    nothing else is said, and steps are those of both together.
 
     \b
       intarsia train kimi-linear-tiny --tokens 5M
+      intarsia train kimi-linear-tiny --from runs/kimi-linear-tiny --steps 4000 --out runs/longer
       intarsia train gdn-hybrid-tiny --corpus "texts/*.md" --tokenizer bytes --out runs/my-texts
       intarsia train kimi-linear-tiny --set training.lr=3e-3 --set model.depth=8
       torchrun --nproc-per-node 2 -m intarsia train my-run.toml
@@ -76,7 +88,8 @@ def train(
     """
     from intarsia.cli.counts import parse_count
     from intarsia.cli.output import note, print_json
-    from intarsia.cli.settings import read_settings
+    from intarsia.cli.settings import read_settings, settings_of, warmup_of
+    from intarsia.training import Parent
 
     if steps is not None and tokens is not None:
         raise ConfigError("give --steps or --tokens, not both")
@@ -85,12 +98,19 @@ def train(
     settings = read_settings(
         model, set_ or (), {name: value for name, value in text.items() if value is not None}
     )
-    config = settings.train_config(steps, None if tokens is None else parse_count(tokens))
+    parent = None if from_ is None else Parent.parse(from_)
+    if out is not None:
+        directory = out
+    elif parent is not None:
+        directory = parent.run.with_name(f"{parent.run.name}-branch")
+    else:
+        directory = Path("runs") / (Path(model).stem if model.endswith(".toml") else model)
+    inherited = settings_of(parent.run) if parent is not None else warmup_of(directory)
+    config = settings.train_config(steps, None if tokens is None else parse_count(tokens), inherited)
     settings.model_config(vocab_size=1024)  # a mistake in the model is told before the corpus is read
-    directory = out or Path("runs") / (Path(model).stem if model.endswith(".toml") else model)
     main_process = os.environ.get("RANK", "0") == "0"
 
-    result = _train(settings, config, directory, cache, device, show=main_process)
+    result = _train(settings, config, directory, cache, device, parent, show=main_process)
     if not main_process:
         return
     if json:
@@ -102,7 +122,15 @@ def train(
         raise typer.Exit(130)
 
 
-def _train(settings: Any, config: Any, directory: Path, cache: Path, device: str, show: bool) -> TrainResult:
+def _train(
+    settings: Any,
+    config: Any,
+    directory: Path,
+    cache: Path,
+    device: str,
+    parent: Parent | None,
+    show: bool,
+) -> TrainResult:
     from intarsia.data import open_corpus, open_tokenizer, prepare
     from intarsia.training import RichProgress, train
 
@@ -120,6 +148,7 @@ def _train(settings: Any, config: Any, directory: Path, cache: Path, device: str
             progress=progress,
             label=directory.name,
             device=device,
+            parent=parent,
         )
 
 

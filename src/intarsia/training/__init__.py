@@ -3,6 +3,7 @@
 from intarsia.training.baselines import NGrams
 from intarsia.training.config import TrainConfig
 from intarsia.training.evaluate import Evaluation, evaluate
+from intarsia.training.lineage import Parent
 from intarsia.training.loop import train
 from intarsia.training.metrics import read_metrics
 from intarsia.training.progress import NoProgress, Progress, RichProgress
@@ -13,6 +14,7 @@ __all__ = [
     "Evaluation",
     "NGrams",
     "NoProgress",
+    "Parent",
     "Progress",
     "RichProgress",
     "RunDirectory",

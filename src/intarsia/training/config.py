@@ -14,10 +14,30 @@ Precision = Literal["float32", "bf16"]
 MuonPrecision = Literal["auto", "float32", "bf16"]
 
 FREE_FIELDS = frozenset(
-    {"micro_rows", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+    {
+        "micro_rows",
+        "activation_checkpointing",
+        "log_every",
+        "eval_every",
+        "eval_documents",
+        "eval_bytes",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+        "keep_stable",
+        "tensorboard",
+    }
 )
-"""Fields that may change between a run and its resumption: how much memory a step takes, how often a
-checkpoint is written, what is shown. They change no mathematics (micro_rows changes the rounding)."""
+"""Fields that may change between a run and its resumption: how much memory a step takes, what is measured, shown and
+kept. They change no mathematics (micro_rows changes the rounding)."""
+SCHEDULE_FIELDS = frozenset({"steps", "schedule", "warmup_steps", "decay_fraction", "final_lr_fraction"})
+"""Fields that decide the learning rate of each step. A run may go on with others where they would have given the steps
+that are done the rates that they had: so it may become longer before its rate has begun to fall."""
+DATA_FIELDS = frozenset({"rows", "length", "data_seed"})
+"""Fields that decide which tokens come in which step."""
+LASTING_FIELDS = DATA_FIELDS | {"seed", "optimizer"}
+"""Fields that are the same in a run and in all that branch off from it: the order of the data, and what the
+checkpoint's tensors mean."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,11 @@ class TrainConfig:
     """Steps between checkpoints. None: none but the one that an interruption writes."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    keep_every: int | None = None
+    """Keep the checkpoints of all steps that are multiples of this as well. None: none of them."""
+    keep_stable: bool = False
+    """Write a checkpoint where the learning rate begins to fall, and keep it: the one from which a longer run, or one
+    with another decay, goes on. With a constant rate that is the end; a cosine falls from the start and has none."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
@@ -93,7 +118,14 @@ class TrainConfig:
         check_types(self)
         for name in ("steps", "rows", "length", "log_every", "keep_checkpoints"):
             _integer(name, getattr(self, name), least=1)
-        for name in ("micro_rows", "eval_every", "eval_documents", "eval_bytes", "checkpoint_every"):
+        for name in (
+            "micro_rows",
+            "eval_every",
+            "eval_documents",
+            "eval_bytes",
+            "checkpoint_every",
+            "keep_every",
+        ):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), least=0 if name == "eval_documents" else 1)
         for name in ("warmup_steps", "seed", "data_seed"):

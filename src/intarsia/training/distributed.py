@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, IntarsiaError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ class Processes:
         values: list[object] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action`, called in the first process alone, returns; small and picklable. An IntarsiaError or OSError
+        that it raises there is raised in all processes alike."""
+        value, problem = None, None
+        if self.is_main:
+            try:
+                value = action()
+            except (IntarsiaError, OSError) as error:
+                problem = error
+        value, problem = self.gather((value, problem))[0]  # type: ignore[misc]
+        if problem is not None:
+            raise problem
+        return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait until every process has come here."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -77,7 +79,7 @@ class Evaluation:
         try:
             with np.load(Path(path)) as arrays:
                 return cls(*(arrays[name] for name in ("documents", "nll", "tokens", "text_bytes")))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(f"cannot read the evaluation {path}: {error}") from error
 
 

@@ -64,7 +64,12 @@ class TrainResult:
         run = RunDirectory(directory)
         if not run.result.exists():
             raise CheckpointError(f"{directory} holds no finished run: it has no {run.result.name}")
-        values = read_json(run.result)
+        try:
+            values = read_json(run.result)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Remove it and give the same command again: the run goes on from its newest checkpoint"
+            ) from error
         try:
             kept = {name: values[name] for name in ("step", "loss", "tokens", "seconds", "batches")}
             scored = values["evaluation"] is not None

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import CheckpointError
-from intarsia.files import write_json
-from intarsia.training.config import FREE_FIELDS
+from intarsia.files import message_of, write_json
+from intarsia.training.config import DATA_FIELDS, FREE_FIELDS, LASTING_FIELDS, SCHEDULE_FIELDS
 
 
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of a run.
 
-    config.json         what the run is: model, training options, fingerprints of the data
+    config.json         what the run is: model, training options, fingerprints of the data and of the code that trains;
+                        where it branched off, and what it went on with otherwise
     metrics.jsonl       a line per `log_every` steps and per evaluation
     evaluations/        step-000500.npz: likelihood and size of every evaluated document
     checkpoints/        step-000500/: all that is needed to go on
@@ -79,37 +80,90 @@ class RunDirectory:
                 ) from None
             yield
 
-    def check(self, identity: dict[str, Any]) -> None:
-        """Make sure that no other run than the one that `identity` describes is here.
+    def read(self) -> dict[str, Any] | None:
+        """What run is here, if any.
 
         Raises:
-            CheckpointError: there is one. The message names the fields that differ.
+            CheckpointError: `config.json` is damaged; the message says what to do.
         """
-        if self.config.exists():
-            differences = compare(read_json(self.config), identity)
-            if differences:
-                listed = "".join(f"\n  {line}" for line in differences)
-                raise CheckpointError(
-                    f"{self.path} holds a run that was started differently:{listed}\n"
-                    "Resume it with what it was started with, remove it, or choose another directory."
-                )
+        if not self.config.exists():
+            return None
+        try:
+            return read_json(self.config)
+        except CheckpointError as error:
+            advice = (
+                "The checkpoints hold a copy of what it said: remove it, and give the same command again to go on."
+                if self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*"))
+                else f"There is no checkpoint to go on from: remove {self.path} and start again."
+            )
+            raise CheckpointError(f"{error}. {advice}") from error
 
-    def claim(self, identity: dict[str, Any]) -> None:
+    def check(self, started: dict[str, Any], now: dict[str, Any]) -> None:
+        """Make sure that the run which was `started` here is the one that is wanted `now`.
+
+        What a run may go on with otherwise is not compared, nor is the learning rate's schedule, which depends on how
+        far the run is.
+
+        Raises:
+            CheckpointError: it is another. The message names the fields that differ, and what could be done.
+        """
+        differences = [d for d in compare(started, now) if d.field not in SCHEDULE_FIELDS | FREE_FIELDS]
+        if not differences:
+            return
+        listed = "".join(f"\n  {one}" for one in differences)
+        lasting = [d for d in differences if d.is_lasting]
+        advice = (
+            "Another model, other data or another order of the data need a new run, in another directory."
+            if lasting
+            else f"From here on they can be changed in a run that branches off: `--from {self.path}@STEP`, in another "
+            "directory."
+        )
+        raise CheckpointError(
+            f"{self.path} holds a run that was started differently:{listed}\n"
+            f"Go on with what it was started with, or remove it. {advice}"
+        )
+
+    def claim(self, record: dict[str, Any]) -> None:
         """Write down which run this is."""
-        write_json(self.config, identity)
+        write_json(self.config, record)
 
 
-def compare(started: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for each field in which two identities differ, other than those that may change."""
-    before, after = _flatten(started), _flatten(now)
-    lines = []
-    for name in sorted({*before, *after}):
-        if name.removeprefix("train.") in FREE_FIELDS:
-            continue
-        if before.get(name) != after.get(name):
-            was, is_now = (_show(values, name) for values in (before, after))
-            lines.append(f"{name}: {was} in the run, {is_now} now")
-    return lines
+@dataclass(frozen=True)
+class Difference:
+    """A field in which two runs differ."""
+
+    name: str
+    was: str
+    now: str
+
+    @property
+    def field(self) -> str:
+        """Of TrainConfig; empty for another."""
+        return self.name.removeprefix("train.") if self.name.startswith("train.") else ""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether runs that branch off have it in common too: the model, the data and their order."""
+        return not self.field or self.field in LASTING_FIELDS
+
+    def __str__(self) -> str:
+        what = "another order of the data" if self.field in DATA_FIELDS else ""
+        what = "another model" if self.name.startswith("model.") else what
+        return f"{self.name}: {self.was} in the run, {self.now} now" + (f" ({what})" if what else "")
+
+
+def compare(started: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
+    """The fields of model, training and data in which two runs differ."""
+    before, after = (_flatten({part: run.get(part) or {} for part in PARTS}) for run in (started, now))
+    return [
+        Difference(name, _show(before, name), _show(after, name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+PARTS = ("model", "train", "data")
+"""Of the record of a run: what it is. The rest tells how it came about."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,11 +173,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {message_of(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or was cut off: it is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold a JSON object and does not")
+        raise CheckpointError(f"{path} is damaged: it should hold a JSON object and does not")
     return value
 
 

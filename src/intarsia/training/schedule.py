@@ -24,6 +24,23 @@ def multiplier(config: TrainConfig, step: int) -> float:
     return 1.0
 
 
+def stable_until(config: TrainConfig) -> int | None:
+    """How many steps are taken before the end of the run begins to show in the learning rate; None for a cosine, which
+    knows its end from the start. Up to there the steps of a longer run are the same."""
+    if config.schedule == "wsd":
+        return config.steps - _decay_steps(config.steps, config.warmup_steps, config.decay_fraction)
+    return config.steps if config.schedule == "constant" else None
+
+
+def first_difference(a: TrainConfig, b: TrainConfig, steps: range) -> int | None:
+    """The first of `steps` (counted from 0) in which the learning rates of two configurations differ."""
+    return next((s for s in steps if a.lr * multiplier(a, s) != b.lr * multiplier(b, s)), None)
+
+
+def _decay_steps(steps: int, warmup_steps: int, decay_fraction: float) -> int:
+    return min(round(decay_fraction * steps), steps - warmup_steps)
+
+
 def warmup_stable_decay(
     step: int, steps: int, warmup_steps: int, decay_fraction: float, final: float
 ) -> float:
@@ -32,7 +49,7 @@ def warmup_stable_decay(
     Linear because Hägele et al. 2024 (arXiv:2405.18392) found nothing better that is as simple. `final` would
     be reached one step after the last, so that with `final = 0` no step is wasted.
     """
-    decay_steps = min(round(decay_fraction * steps), steps - warmup_steps)
+    decay_steps = _decay_steps(steps, warmup_steps, decay_fraction)
     left = steps - step
     if left >= decay_steps:
         return 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +13,21 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from intarsia.checkpoints.native import save_model
 from intarsia.data import BatchLoader, TokenDataset, Tokenizer
-from intarsia.errors import CheckpointError, TrainingError
+from intarsia.errors import TrainingError
 from intarsia.model import LanguageModel, ModelConfig
 from intarsia.training.checkpoint import Checkpoints
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import Processes, shard
 from intarsia.training.evaluate import Evaluation, evaluate, first_documents
-from intarsia.training.metrics import Metrics
+from intarsia.training.metrics import Lines, Metrics
 from intarsia.training.optimizers import build_optimizers
 from intarsia.training.progress import Progress
 from intarsia.training.qk_clip import watch_logits
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
+from intarsia.training.schedule import stable_until
 from intarsia.training.signals import StopRequest
 from intarsia.training.step import StepResult, all_finite, train_step
-
-Resume = Literal["auto", "always", "never"]
 
 
 @dataclass
@@ -96,20 +95,25 @@ class Trainer:
         self.watched = watch_logits(self.model) if config.qk_clip is not None else []
         shard(self.model, processes)
         self.optimizers = build_optimizers(self.model, config)
-        self.checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints, processes)
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
+            processes,
+            config.keep_checkpoints,
+            config.keep_every,
+            stable_until(config) if config.keep_stable else None,
+        )
+        self.record: dict[str, Any] = {}
+        """Of the run, as `config.json` has it and every checkpoint."""
         self.tally = Tally()
         self.evaluation: Evaluation | None = None
+        self._known_lines: Lines | None = None
 
-    def restore(self, resume: Resume) -> None:
-        """Go to the newest checkpoint, if there is one. The directory must be this run's alone."""
-        self.checkpoints.remove_leftovers()
-        step = self.checkpoints.latest()
-        if step is None and resume == "always":
-            raise CheckpointError(f"{self.run.path} holds no checkpoint to resume from")
-        if step is not None:
-            saved = self.checkpoints.load(step, self.model, self.optimizers)
-            self.loader.load_state_dict(saved["loader"])
-            self.tally = Tally(**saved["tally"])
+    def restore(self, step: int, saved: dict[str, Any]) -> None:
+        """Go to the checkpoint of `step`, where `saved` is what `Checkpoints.trainer` gives of it."""
+        self.checkpoints.load(step, self.model, self.optimizers, saved)
+        self.loader.load_state_dict(saved["loader"])
+        self.tally = Tally(**saved["tally"])
+        self._known_lines = Lines(**saved["metrics"])
 
     def run_all(self, label: str, stop: StopRequest) -> TrainResult:
         """All steps that are left, with what comes between and after them."""
@@ -117,6 +121,8 @@ class Trainer:
         self.progress.begin(label, config.steps, tally.step)
         try:
             with self._open_metrics() as metrics:
+                if metrics.gap is not None:
+                    self.progress.note(metrics.gap)
                 while True:
                     last = tally.step == config.steps
                     stopping = not last and self._agreed(stop.requested)
@@ -124,7 +130,7 @@ class Trainer:
                     # is due and missing is done first of all when the run goes on.
                     if self._due(config.eval_every, last) and not stopping:
                         self._evaluate(metrics)
-                    if not last and (stopping or self._due(config.checkpoint_every)):
+                    if self._is_to_be_saved(last, stopping):
                         self._save(metrics)
                     if last or stopping:
                         break
@@ -199,7 +205,13 @@ class Trainer:
         if self._agreed(not all_finite(self.model)):
             raise TrainingError(f"the weights after step {step} are not finite. {self._advice()}")
         metrics.flush()
-        trainer = {"loader": self.loader.state_dict(), "tally": asdict(self.tally)}
+        trainer = {
+            "run": self.record,
+            "device": self.processes.device.type,
+            "loader": self.loader.state_dict(),
+            "tally": asdict(self.tally),
+            "metrics": asdict(metrics.known),
+        }
         self.checkpoints.save(step, self.model, self.optimizers, trainer)
 
     def _finish(self) -> TrainResult:
@@ -229,7 +241,12 @@ class Trainer:
         if not self.processes.is_main:
             return Metrics(None, self.tally.step)
         events = self.run.tensorboard if self.config.tensorboard else None
-        return Metrics(self.run.metrics, self.tally.step, events)
+        return Metrics(self.run.metrics, self.tally.step, events, self._known_lines)
+
+    def _is_to_be_saved(self, last: bool, stopping: bool) -> bool:
+        if self.config.keep_stable and self.tally.step == self.checkpoints.keep_step:
+            return True
+        return not last and (stopping or self._due(self.config.checkpoint_every))
 
     def _due(self, every: int | None, last: bool = False) -> bool:
         return last or (every is not None and self.tally.step > 0 and self.tally.step % every == 0)
