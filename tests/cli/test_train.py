@@ -139,6 +139,74 @@ def test_out_is_a_file(cli: Cli, inputs: Path) -> None:
     assert "Traceback" not in done.err
 
 
+def test_a_longer_run_branches_off(cli: Cli, inputs: Path) -> None:
+    """`--from` with nothing else said has the settings of the parent, the warm-up among them."""
+    assert cli("train", "run.toml", "-s", "training.lr=1e-3", "--steps", "40", "--out", "short").status == 0
+    done = cli("train", "run.toml", "--from", "short", "--steps", "80", "--json")
+    assert done.status == 0, done.err
+    assert "Going on from step 32 of short with train.steps 6 → 80" not in done.err
+    assert "Going on from step 32 of short with train.steps 40 → 80." in done.err
+    assert json.loads(done.out)["directory"] == "short-branch"
+    record = json.loads((inputs / "short-branch" / "config.json").read_text())
+    assert record["lineage"]["run"] == "short"
+    assert (record["train"]["lr"], record["train"]["warmup_steps"]) == (1e-3, 2)
+    again = cli("train", "run.toml", "--from", "short", "--steps", "80", "--json")
+    assert json.loads(again.out) == json.loads(done.out)
+
+    refused = cli("train", "run.toml", "-s", "training.lr=1e-3", "--steps", "80", "--out", "short")
+    assert refused.status == 2
+    assert "--from short@STEP" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "nowhere"], "nowhere holds no training run"),
+        (["--from", "run@"], "RUN or RUN@STEP"),
+        (["--from", "run@1"], "holds no checkpoint of step 1; there are: 4, 5"),
+        (["--from", "run@4", "--steps", "3"], "would end at step 3"),
+        (["--from", "run", "--out", "run"], "a directory of its own"),
+        (["--from", "run", "-s", "model.depth=1"], "model.depth: 2 in the run, 1 now (another model)"),
+        (["--from", "run", "-s", "training.rows=4"], "another order of the data"),
+        (["--from", "run", "-s", "training.lr=fast"], "--set training.lr=fast: lr must be a finite number"),
+        (["--from", "run", "--corpus", "texts/1*.txt"], "data.fingerprint"),
+    ],
+    ids=str,
+)
+def test_wrong_branches(cli: Cli, trained: Path, inputs: Path, arguments: list[str], message: str) -> None:
+    (inputs / "run").symlink_to(trained)
+    done = cli("train", "run.toml", *([] if "--out" in arguments else ["--out", "new"]), *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (inputs / "new").exists()
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_told_in_one_message(inputs: Path, name: str) -> None:
+    """In a process of its own, as PyTorch prints tracebacks past Python."""
+    train = [sys.executable, "-m", "intarsia", "train", "run.toml", "-s", "training.steps=2000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        train, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(inputs / "runs" / "run" / "checkpoints", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    newest = max((inputs / "runs" / "run" / "checkpoints").iterdir())
+    if name == ".metadata":
+        (newest / name).unlink()
+    else:
+        content = bytearray((newest / name).read_bytes())
+        content[4000:8000] = bytes(4000)
+        (newest / name).write_bytes(content)
+    done = subprocess.run(train, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert f"{newest.relative_to(inputs)} is damaged: {name}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is sound: remove" in done.stderr
+
+
 def test_interrupted_and_resumed(cli: Cli, inputs: Path) -> None:
     """A real process, Ctrl-C in the middle of the run, the same command again: the same model as undisturbed."""
     arguments = ["train", "run.toml", "-s", "training.steps=60", "--json", "--out"]

@@ -76,6 +76,8 @@ class Job:
     """The rank of a process that sends itself SIGTERM, and after which step."""
     copy_of: Path | None = None
     """Go on from a copy of this directory."""
+    parent: Path | None = None
+    """Branch off from the run in this directory."""
 
 
 def start(
@@ -90,6 +92,7 @@ def start(
             "directory": str(job.directory),
             "interrupt": job.interrupt,
             "copy_of": None if job.copy_of is None else str(job.copy_of),
+            "parent": None if job.parent is None else str(job.parent),
         }
         for job in jobs
     ]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from intarsia.data import TokenDataset
 from intarsia.errors import IntarsiaError
 from intarsia.model import ModelConfig
-from intarsia.training import NoProgress, TrainConfig, train
+from intarsia.training import NoProgress, Parent, TrainConfig, train
 from intarsia.training import loop as training_loop
 
 
@@ -62,6 +62,7 @@ def report(job: dict[str, Any]) -> dict[str, Any]:
             None,
             directory,
             device="cpu",
+            parent=None if job["parent"] is None else Parent.parse(job["parent"]),
         )
     except IntarsiaError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from intarsia.errors import CheckpointError, ConfigError
 from intarsia.files import flush, write_text
+from intarsia.model.fingerprint import changes
 from intarsia.training import checksums
 from intarsia.training.checkpoint import Checkpoints, found_steps
 from intarsia.training.config import FREE_FIELDS, TrainConfig
@@ -52,21 +53,15 @@ class Parent:
         )
 
 
-def branch_off(parent: Parent, run: RunDirectory, now: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """What is to be recorded of a run `now` that branches off from a parent; nothing is written.
-
-    Args:
-        notes: what the user should hear is added.
+def branch_off(parent: Parent, run: RunDirectory, now: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What is to be recorded of where a run `now` branches off, and what the user should hear of it. Nothing is
+    written.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it is of another model or of other data.
         ConfigError: the run would not go on from there.
     """
     home = RunDirectory(parent.run)
-    if home.path.resolve() == run.path.resolve():
-        raise ConfigError(
-            f"a run that branches off from {parent} needs a directory of its own: say which (--out)"
-        )
     started = home.read()
     if started is None or "train" not in started:
         raise CheckpointError(f"{parent.run} holds no training run to go on from")
@@ -87,12 +82,11 @@ def branch_off(parent: Parent, run: RunDirectory, now: dict[str, Any], notes: li
             "the first run; give more"
         )
     changed = [f"{d.name} {d.was} → {d.now}" for d in differences]
-    notes.append(
-        f"Going on from step {step} of {parent.run} with {', '.join(changed) or 'the same settings'}."
-    )
+    changed += changes(saved["run"]["fingerprint"], now["fingerprint"])
+    notes = [f"Going on from step {step} of {parent.run} with {'; '.join(changed) or 'the same settings'}."]
     if (jump := _jump(old, new, step)) is not None:
         notes.append(jump)
-    return {
+    lineage = {
         "run": str(parent.run),
         "step": step,
         "checkpoint": checksums.Known.of(checkpoints.path(step) / checksums.FILE).sha256,
@@ -100,6 +94,7 @@ def branch_off(parent: Parent, run: RunDirectory, now: dict[str, Any], notes: li
         "changed": changed,
         "lineage": saved["run"].get("lineage"),
     }
+    return lineage, notes
 
 
 def _choose(parent: Parent, steps: list[int], started: dict[str, Any]) -> int:

@@ -77,6 +77,8 @@ def train(
         )
     if resume not in ("auto", "always", "never"):
         raise ConfigError(f"resume must be auto, always or never; got {resume!r}")
+    if parent is not None and parent.run.resolve() == run.path.resolve():
+        raise ConfigError(f"a run that goes on from {parent} needs a directory of its own: say which (--out)")
     if resume == "never" and run.config.exists():
         raise CheckpointError(
             f"{run.path} holds a run already: resume it, remove it, or choose another directory"
@@ -92,12 +94,13 @@ def train(
             if run.result.exists():
                 _check_is_finished(run, before, now)
                 return TrainResult.load(run.path)
+        record = _record(run, before, now, parent, processes, tell)
         stack.enter_context(_own_random_generators(train_config.seed, processes))
         shown = progress if progress is not None and processes.is_main else NoProgress()
-        trainer = Trainer(model_config, train_config, dataset, tokenizer, run, processes, shown)
+        trainer = Trainer(model_config, train_config, dataset, tokenizer, run, processes, shown, tell)
         # Nothing is written before everything is known to fit together, and everybody has looked.
         processes.first(lambda: stack.enter_context(run.locked()))
-        record, saved = _settle(run, before, now, parent, trainer, tell)
+        saved = _find_checkpoint(run, record, trainer, tell)
         if resume == "always" and saved is None:
             raise CheckpointError(f"{run.path} holds no checkpoint to resume from")
         trainer.record = record
@@ -120,7 +123,7 @@ def _check_is_wanted(
     run.check(before, now)
     if parent is not None and not parent.is_that_of(before.get("lineage")):
         lineage = before.get("lineage")
-        origin = "from nothing" if lineage is None else f"from step {lineage['step']} of {lineage['run']}"
+        origin = "by itself" if lineage is None else f"from step {lineage['step']} of {lineage['run']}"
         raise CheckpointError(
             f"{run.path} holds a run already, which began {origin}: choose another directory for one that goes on "
             f"from {parent}"
@@ -140,49 +143,51 @@ def _check_is_finished(run: RunDirectory, before: dict[str, Any], now: dict[str,
         )
 
 
-def _settle(
+def _record(
     run: RunDirectory,
     before: dict[str, Any] | None,
     now: dict[str, Any],
     parent: Parent | None,
-    trainer: Trainer,
+    processes: Processes,
     tell: Callable[[str], None],
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The record of the run, and what its newest checkpoint says, if there is one that it goes on from."""
-    processes, checkpoints = trainer.processes, trainer.checkpoints
-    checkpoints.remove_leftovers()
-    print_of_code = processes.first(lambda: fingerprint(trainer.model.config, processes.device).to_dict())
+) -> dict[str, Any]:
+    """What is recorded of the run: what it is, by what code and machine, and where it branched off."""
+    model = ModelConfig.from_dict(now["model"])
+    now = {**now, "fingerprint": processes.first(lambda: fingerprint(model, processes.device).to_dict())}
     lineage = None if before is None else before.get("lineage")
     if before is None and parent is not None:
-        notes: list[str] = []
-        found = processes.first(lambda: (branch_off(parent, run, now, notes), notes))
-        lineage, notes = found
+        lineage, notes = processes.first(lambda: branch_off(parent, run, now))
         for note in notes:
             tell(note)
-    record = {**now, "fingerprint": print_of_code, "lineage": lineage, "history": []}
+    return {**now, "lineage": lineage, "history": []}
+
+
+def _find_checkpoint(
+    run: RunDirectory, record: dict[str, Any], trainer: Trainer, tell: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """What the newest checkpoint says, if there is one; the run fits it, and the record has its history."""
+    processes, checkpoints, lineage = trainer.processes, trainer.checkpoints, record["lineage"]
+    checkpoints.remove_leftovers()
     if lineage is not None and checkpoints.latest() is None:
         # First it is said whose directory this is: whoever is killed while he copies can begin again.
         processes.first(lambda: run.claim(record))
         processes.first(lambda: adopt(lineage, run))
     step = checkpoints.latest()
     if step is None:
-        return record, None
+        return None
     saved = checkpoints.trainer(step)
     started = saved["run"]
     if lineage is not None and step == lineage["step"] and started.get("lineage") != lineage:
-        return (
-            record,
-            saved,
-        )  # the parent's checkpoint: what may differ was looked at when the run branched off
-    run.check(started, now)
-    _check_schedule(run, checkpoints, started, now, step, 0 if lineage is None else lineage["step"])
+        return saved  # the parent's checkpoint: what may differ was looked at when the run branched off
+    run.check(started, record)
+    _check_schedule(run, checkpoints, started, record, step, 0 if lineage is None else lineage["step"])
     record["history"] = started.get("history", [])
-    changed = [f"{d.name} {d.was} → {d.now}" for d in compare(started, now)]
+    changed = [f"{d.name} {d.was} → {d.now}" for d in compare(started, record)]
     changed += _changed_arithmetic(run, started, record, step, tell)
     if changed:
         record["history"] = [*record["history"], {"step": step, "changed": changed}]
         tell(f"Going on from step {step} with {'; '.join(changed)}.")
-    return record, saved
+    return saved
 
 
 def _check_schedule(
@@ -234,7 +239,9 @@ def _changed_arithmetic(
         )
     lines = changes({**was, "code": {}}, {**is_now, "code": {}})
     if lines:
-        tell("The numbers will differ in rounding from those of a run that was never stopped.")
+        tell(
+            "The numbers will differ in rounding from those of a run that was never stopped: other arithmetic."
+        )
     return lines
 
 

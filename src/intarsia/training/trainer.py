@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,9 +77,11 @@ class Trainer:
         run: RunDirectory,
         processes: Processes,
         progress: Progress,
+        tell: Callable[[str], None],
     ) -> None:
         self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
         self.run, self.processes, self.progress = run, processes, progress
+        self.tell = tell  # what must not be missed, also where no progress is shown
         self.loader = BatchLoader(
             dataset.train,
             rows=config.rows_per_rank(processes.world_size),
@@ -122,7 +125,7 @@ class Trainer:
         try:
             with self._open_metrics() as metrics:
                 if metrics.gap is not None:
-                    self.progress.note(metrics.gap)
+                    self.tell(metrics.gap)
                 while True:
                     last = tally.step == config.steps
                     stopping = not last and self._agreed(stop.requested)
