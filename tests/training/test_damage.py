@@ -99,7 +99,7 @@ def test_the_sound_one_is_looked_for(run, train_config, directory):
         run(train_config)
 
 
-def test_a_checkpoint_of_two_processes(model_config, dataset, train_config, directory):
+def test_a_checkpoint_of_two_processes(model_config, dataset, train_config, directory, tmp_path):
     """Each process looks at its share, and all refuse alike."""
     (stopped,) = finish(
         start([Job(directory, train_config, interrupt=(1, 6))], model_config, dataset, processes=2)
@@ -110,7 +110,9 @@ def test_a_checkpoint_of_two_processes(model_config, dataset, train_config, dire
         ".metadata", "__0_0.distcp", "__1_0.distcp", "trainer.json",
     ]  # fmt: skip
     flip(checkpoint / "__1_0.distcp", 3000, 10)
-    (refused,) = finish(start([Job(directory, train_config)], model_config, dataset, processes=2))
+    jobs = [Job(directory, train_config), Job(tmp_path / "other", train_config.replace(steps=3))]
+    refused, after = finish(start(jobs, model_config, dataset, processes=2))
+    assert [report["finished"] for report in after] == [True, True]
     assert [report["error"] for report in refused] == ["CheckpointError"] * 2
     assert all("__1_0.distcp does not hold what was written" in report["message"] for report in refused)
 

@@ -63,7 +63,10 @@ class Processes:
                 problem = error
         value, problem = self.gather((value, problem))[0]  # type: ignore[misc]
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # or the error would hold this frame, and with it all that is above, in a circle
         return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
