@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intarsia.integrations.transformers import Acceleration
+    from intarsia.integrations.replacements import Acceleration
 
 
 def accelerate_transformers() -> Acceleration:
@@ -18,4 +18,14 @@ def accelerate_transformers() -> Acceleration:
     return accelerate()
 
 
-__all__ = ["accelerate_transformers"]
+def accelerate_fla() -> Acceleration:
+    """Let the layers of flash-linear-attention run on CPUs, on Intarsia's operators.
+
+    See `intarsia.integrations.fla.accelerate_fla`.
+    """
+    from intarsia.integrations.fla import accelerate_fla as accelerate
+
+    return accelerate()
+
+
+__all__ = ["accelerate_fla", "accelerate_transformers"]

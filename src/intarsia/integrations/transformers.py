@@ -11,10 +11,8 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from intarsia.errors import UnsupportedError
 from intarsia.extras import require
+from intarsia.integrations.replacements import Acceleration, Replacement, Replacements
 from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native, short_convolution
 from intarsia.ops.cpu_common import apart_from_torch
 from intarsia.ops.precision import compute_dtype
@@ -57,37 +56,6 @@ OPTIONS = frozenset(
 """The parameters of transformers' delta rules whose meaning is known here."""
 
 
-class Acceleration:
-    """What one call of `accelerate_transformers` did: a context manager that undoes it at its end.
-
-    `patched` names the functions that are replaced, `"family.function"`.
-    """
-
-    def __init__(self, replacements: _Replacements) -> None:
-        self.patched = replacements.take()
-        self._taken: _Replacements | None = replacements
-
-    def undo(self) -> None:
-        """Take this call back; a second time does nothing. The last call taken back restores transformers."""
-        taken, self._taken = self._taken, None
-        if taken is not None:
-            taken.release()
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    def __repr__(self) -> str:
-        if self._taken is None:
-            return "Acceleration(undone)"
-        families = sorted({name.partition(".")[0] for name in self.patched})
-        return f"Acceleration({len(self.patched)} functions of {', '.join(families)})"
-
-
 def accelerate_transformers() -> Acceleration:
     """Replace the delta rule of the linear-attention models of transformers by Intarsia's, on CPUs.
 
@@ -110,53 +78,7 @@ def accelerate_transformers() -> Acceleration:
     return Acceleration(_REPLACEMENTS)
 
 
-@dataclass(frozen=True)
-class _Replacement:
-    module: ModuleType
-    name: str
-    original: Function
-    ours: Function
-
-    def put(self) -> None:
-        setattr(self.module, self.name, self.ours)
-
-    def restore(self) -> None:
-        if getattr(self.module, self.name) is self.ours:  # else somebody replaced it after us: theirs stays
-            setattr(self.module, self.name, self.original)
-
-
-class _Replacements:
-    """What is replaced in this process, for all calls of `accelerate_transformers` that were not undone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls = 0
-        self._made: dict[str, _Replacement] = {}
-
-    def take(self) -> tuple[str, ...]:
-        """Replace the functions unless an earlier call has, and return their names."""
-        with self._lock:
-            if not self._calls:
-                self._made = _replacements()
-                for replacement in self._made.values():
-                    replacement.put()
-            self._calls += 1
-            return tuple(self._made)
-
-    def release(self) -> None:
-        """Take one call back, and with the last one the replacements."""
-        with self._lock:
-            self._calls -= 1
-            if not self._calls:
-                for replacement in self._made.values():
-                    replacement.restore()
-                self._made = {}
-
-
-_REPLACEMENTS = _Replacements()  # one, for there is one transformers in a process
-
-
-def _replacements() -> dict[str, _Replacement]:
+def _replacements() -> dict[str, Replacement]:
     """What there is to replace in the installed transformers, by `"family.function"`; nothing is changed yet."""
     transformers = require("transformers", "hf")
     version = transformers.__version__
@@ -173,12 +95,15 @@ def _replacements() -> dict[str, _Replacement]:
             if module is not None and original is not None:
                 wrap = _convolution if name == "causal_conv1d_fn" else _rule
                 ours = wrap(original, family)
-                made[f"{family}.{name}"] = _Replacement(module, name, original, ours)
+                made[f"{family}.{name}"] = Replacement(vars(module), name, original, ours)
     if not made:
         raise UnsupportedError(
             f"transformers {version} has none of {', '.join(FAMILIES)}: install another version"
         )
     return made
+
+
+_REPLACEMENTS = Replacements(_replacements)  # one, for there is one transformers in a process
 
 
 def _module(family: str) -> ModuleType | None:

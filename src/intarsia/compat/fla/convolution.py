@@ -168,14 +168,22 @@ class ShortConvolution(nn.Conv1d):
         count = x.shape[0] if seqs is None else seqs.count
         one_each = x.shape[0] * x.shape[1] == count and (seqs is None or seqs.max_length == 1)
         if not torch.is_grad_enabled() and one_each:
-            if cache is None:
-                cache = x.new_zeros(count, *weight.shape)
-            y, cache = causal_conv1d_update(x, cache, residual, weight, self.bias, self.activation)
-            return y, cache if output_final_state else None
+            return self.step(x, residual, cache, output_final_state, cu_seqlens)
         return causal_conv1d(
             x, weight, self.bias, residual, cache, output_final_state, self.activation, cu_seqlens=cu_seqlens,
             **options,
         )  # fmt: skip
+
+    def step(
+        self, x: Tensor, residual: Tensor | None, cache: Tensor | None, output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> Result:  # fmt: skip
+        """`causal_conv1d_update` of one token a sequence, `[N, 1, D]` or packed `[1, N, D]`."""
+        if cache is None:
+            cache = x.new_zeros(x.shape[0] * x.shape[1], self.hidden_size, self.kernel_size[0])
+        weight = self.weight.squeeze(1)
+        y, cache = causal_conv1d_update(x, cache, residual, weight, self.bias, self.activation)
+        return y, cache if output_final_state else None
 
     @property
     def state_size(self) -> int:
