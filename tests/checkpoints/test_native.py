@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from intarsia.checkpoints import native
 from intarsia.checkpoints.native import load_config, load_extra, load_model, save_model
 from intarsia.errors import CheckpointError
+from intarsia.files import sha256
 from intarsia.model import LanguageModel, presets
 
 VOCAB = 64
@@ -151,7 +152,7 @@ def flip(directory):
         (shutil.rmtree, "no model in .*: the directory is not there"),
         (lambda d: (d / "config.json").unlink(), "it has no config.json"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda d: (d / "config.json").write_text('{"format": '), "config.json cannot be read"),
+        (lambda d: (d / "config.json").write_text('{"format": '), "config.json is damaged or was cut off"),
         (lambda d: (d / "config.json").write_text("[]"), "does not describe an Intarsia model"),
         (edit(lambda v: v.update(format="llama")), "does not describe an Intarsia model"),
         (edit(lambda v: v.update(version=99)), "format version 99"),
@@ -176,7 +177,7 @@ def rewrite(directory, change):
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
     save_file(tensors, directory / "model.safetensors")
-    checksum = native._sha256(directory / "model.safetensors")
+    checksum = sha256(directory / "model.safetensors")
     edit(lambda values: values["weights"].update(sha256=checksum))(directory)
 
 
