@@ -40,6 +40,16 @@ def test_equals_the_reference_and_leaves_the_state_alone(decay: str, T: int, era
     assert got[1].data_ptr() != state.data_ptr()
 
 
+@pytest.mark.parametrize("operator", [gated_delta_rule, linear_attention])
+def test_takes_the_scale_that_it_is_given(operator: Any) -> None:
+    inputs = call(T=3)
+    assert few_tokens(check(**inputs, scale=0.3, output_final_state=True)) is not None
+    for scale in (0.3, -2.0, 1.0):
+        got, _ = operator(**inputs, scale=scale, output_final_state=True, impl="cpu")
+        expected, _ = operator(**inputs, scale=scale, output_final_state=True, impl="reference")
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_with_a_gate_and_normalisation() -> None:
     inputs = linear_inputs(B=2, T=3, H=2, HV=4, K=5, V=3, decay="channel")
     inputs["g"] = 3 * inputs["g"] + 1  # raw numbers of either sign

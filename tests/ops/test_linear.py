@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.ops import Gate, explain, gated_delta_rule, linear_attention, native
@@ -351,6 +352,26 @@ def test_the_custom_operators_are_registered_as_torch_expects() -> None:
     arguments = (x["q"], x["k"], x["v"], x["g"], x["beta"], None, None, x["initial_state"])
     settings = ([], 0.5, True, 0.0, 0.0, True, True)
     torch.library.opcheck(torch.ops.intarsia.linear_forward.default, (*arguments, *settings))
+
+
+@pytest.mark.skipif(bool(native.missing_reason()), reason="no native kernels")
+def test_flops_are_counted_where_the_kernels_run() -> None:
+    T, HV, K, V, C = 128, 4, 8, 12, 64
+    inputs = {n: x.float().requires_grad_() for n, x in linear_inputs(T=T, H=2, HV=HV, K=K, V=V).items()}
+    beta = inputs.pop("beta")
+    # What a token of a head costs: the state is read, erased from and written; scores of keys, queries and values.
+    delta = 6 * K * V + C * (2 * K + V) + C * C
+    additive = 4 * K * V + C * (K + V)
+    for each, operator, erasing in (
+        (delta, gated_delta_rule, {"beta": beta}),
+        (additive, linear_attention, {}),
+    ):
+        with FlopCounterMode(display=False) as forward:
+            o, _ = operator(**inputs, **erasing, impl="cpu")
+        assert forward.get_total_flops() == T * HV * each
+        with FlopCounterMode(display=False) as backward:
+            o.sum().backward()
+        assert backward.get_total_flops() == 2 * T * HV * each
 
 
 def test_memory_grows_with_the_tokens_and_not_faster(impl: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from intarsia.ops import Sequences
 from intarsia.ops.triangular import unit_lower_inverse
+from intarsia.ops.uncompiled import Uncompiled
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -24,11 +25,51 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def per_sequence(function: Callable[..., Tensor], seqs: Sequences | None, *tensors: Tensor | None) -> Tensor:
     """`function(*tensors)`, or of each packed sequence's part of the tensors `[1, T, ...]`, laid end to end."""
-    if seqs is None or len(seqs.occupied) == 1:
+    return function(*tensors) if seqs is None else _each(function, seqs.occupied, tensors)
+
+
+def _each(
+    function: Callable[..., Tensor], lengths: Sequence[int], tensors: Sequence[Tensor | None]
+) -> Tensor:
+    if len(lengths) == 1:
         return function(*tensors)
-    nothing = [None] * len(seqs.occupied)
-    parts = (nothing if x is None else x.split(seqs.occupied, dim=1) for x in tensors)
+    nothing = [None] * len(lengths)
+    parts = (nothing if x is None else x.split(lengths, dim=1) for x in tensors)
     return torch.cat([function(*part) for part in zip(*parts, strict=True)], dim=1)
+
+
+class Blockwise:
+    """A function of whole or packed sequences that works on blocks of their tokens, one after the other, in a loop that
+    torch.compile need not unroll anew for each length (`Uncompiled`)."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: int,
+        function: Callable[..., Tensor],
+        result: Callable[[Sequence[Any]], Tensor],
+    ) -> None:
+        """
+        Args:
+            name: of the operator in graphs.
+            inputs: how many tensors the function takes.
+            function: `function(*tensors, *numbers)` of one sequence.
+            result: of the tensors, a tensor of the shape and dtype of what the function returns.
+        """
+
+        def run(
+            tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]
+        ) -> list[Tensor]:
+            occupied = [n for n in lengths if n]
+            return [_each(lambda *parts: function(*parts, *numbers), occupied, tensors)]
+
+        self._operator = Uncompiled(name, inputs, 1, run, lambda tensors, *_: [result(tensors)])
+
+    def __call__(self, seqs: Sequences | None, tensors: Sequence[Tensor | None], *numbers: float) -> Tensor:
+        """Of `tensors` `[B, T, ...]`, or None; packed ones have `B == 1`."""
+        assert tensors[0] is not None
+        lengths = (tensors[0].shape[1],) if seqs is None else seqs.lengths
+        return self._operator(tensors, lengths, numbers)[0]
 
 
 def strict_inverse(n: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
+from intarsia.mixers.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.mixers.filling import linear
 from intarsia.mixers.recurrent import CHUNK
 from intarsia.mixers.rope import positions_of, rotate
@@ -119,6 +119,15 @@ def _in_chunks(
     return torch.cat(parts[given:], dim=2).transpose(1, 2)
 
 
+def _erased_values(e: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, scale: float) -> Tensor:
+    return erased_values(e, k, v, beta, scale=scale)
+
+
+_ERASED_VALUES = Blockwise(
+    "erased_values", 4, _erased_values, lambda x: x[2].new_empty(x[2].shape, dtype=compute_dtype(x[0]))
+)
+
+
 class DeltaFormer(Mixer[GrowingState]):
     """`u` of `erased_values`, then softmax attention over it: `y = W_o softmax(q kᵀ / sqrt(K)) u`.
 
@@ -157,7 +166,7 @@ class DeltaFormer(Mixer[GrowingState]):
         v = self.v_proj(x).unflatten(-1, heads)
         beta = None if self.beta_proj is None else self.beta_proj(x)
         if state is None:
-            u = per_sequence(lambda *parts: erased_values(*parts, scale=scale), seqs, e, k, v, beta)
+            u = _ERASED_VALUES(seqs, (e, k, v, beta), scale)
         else:
             keys, past = state.growing["keys"].append(k), state.growing["erased_values"]
             k = keys.content

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, empty_beside, positive
-from intarsia.mixers.blockwise import per_sequence, recomputed
+from intarsia.mixers.blockwise import Blockwise, per_sequence, recomputed
 from intarsia.mixers.filling import linear
 from intarsia.mixers.norm import RMSNorm
 from intarsia.mixers.parts import GatedNorm, token_before
@@ -117,6 +117,15 @@ def _in_blocks(q: Tensor, c: Tensor, k: Tensor, v: Tensor, *, scale: float) -> T
     return torch.cat(outputs, dim=2).transpose(1, 2).to(q.dtype)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, c: Tensor, scale: float) -> Tensor:
+    return forgetting_attention(q, k, v, c, scale=scale)
+
+
+_ATTENTION = Blockwise(
+    "forgetting_attention", 4, _attention, lambda x: x[0].new_empty(*x[0].shape[:3], x[2].shape[3])
+)
+
+
 class ForgettingAttention(Mixer[GrowingState]):
     """`y = W_o o` with `o` of `forgetting_attention`, and `f = sigmoid(W x + b)` of each head.
 
@@ -172,7 +181,7 @@ class ForgettingAttention(Mixer[GrowingState]):
             )
             k, v, c = (state[name] for name in new)
         scale = self.config.head_dim**-0.5
-        o = per_sequence(lambda *parts: forgetting_attention(*parts, scale=scale), seqs, q, k, v, c)
+        o = _ATTENTION(seqs, (q, k, v, c), scale)
         if self.config.output_gate:
             o = self.norm(o, self.g_proj(x).unflatten(-1, heads))
         return self.o_proj(o.flatten(-2)), state

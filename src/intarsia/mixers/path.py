@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import per_sequence, recomputed, strict_inverse
+from intarsia.mixers.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.mixers.filling import linear
 from intarsia.mixers.forgetting import cumulative_log_gate
 from intarsia.mixers.parts import ShortConvolution, low_rank
@@ -151,6 +151,17 @@ def _in_chunks(
     return o, keys.transpose(1, 2) if keep else None
 
 
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, c: Tensor | None, scale: float
+) -> Tensor:
+    return path_attention(q, k, v, w, beta, c, scale=scale)[0]
+
+
+_ATTENTION = Blockwise(
+    "path_attention", 6, _attention, lambda x: x[0].new_empty(*x[0].shape[:3], x[2].shape[3])
+)
+
+
 class PathAttention(Mixer[GrowingState]):
     """`y = W_o o` with `o` of `path_attention`.
 
@@ -191,8 +202,7 @@ class PathAttention(Mixer[GrowingState]):
             c = cumulative_log_gate(self.f_proj(x), before, seqs)
         scale = self.config.head_dim**-0.5
         if state is None:
-            rows = (q, k, v, w, beta, c)
-            o = per_sequence(lambda *parts: path_attention(*parts, scale=scale)[0], seqs, *rows)
+            o = _ATTENTION(seqs, (q, k, v, w, beta, c), scale)
             return self.o_proj(o.flatten(-2)), None
         growing = {"values": state.growing["values"].append(v)}
         if c is not None:

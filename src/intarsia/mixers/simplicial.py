@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import per_sequence, recomputed
+from intarsia.mixers.blockwise import Blockwise, recomputed
 from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
 from intarsia.ops.finite import attended
@@ -168,6 +168,17 @@ def _of_block(
     return ((p @ v1.mT) * v2.mT).sum(-2)
 
 
+def _attention(
+    q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor, window1: float, window2: float, scale: float
+) -> Tensor:
+    """Windows of 0 mean None."""
+    windows = {"window1": int(window1) or None, "window2": int(window2) or None}
+    return simplicial_attention(q, k1, v1, k2, v2, **windows, scale=scale)
+
+
+_ATTENTION = Blockwise("simplicial_attention", 5, _attention, lambda x: x[0].new_empty(x[0].shape))
+
+
 class SimplicialAttention(Mixer[GrowingState]):
     """`y = W_o o` with `o` of `simplicial_attention`; two keys and two values of each token (section 4 of the paper).
 
@@ -204,15 +215,12 @@ class SimplicialAttention(Mixer[GrowingState]):
                 {},
                 state.tokens + x.shape[1],
             )
-        o = per_sequence(self._attend, seqs, q, *others)
-        return self.o_proj(o.flatten(-2)), state
-
-    def _attend(self, q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor) -> Tensor:
         c = self.config
         if c.bias:
-            k2, v2 = widen(k2) + 1 / c.head_dim, widen(v2) + 1
-        scale = c.head_dim**-0.5
-        return simplicial_attention(q, k1, v1, k2, v2, window1=c.window1, window2=c.window2, scale=scale)
+            k2, v2 = (widen(x) for x in others[2:])
+            others = [*others[:2], k2 + 1 / c.head_dim, v2 + 1]
+        o = _ATTENTION(seqs, (q, *others), c.window1 or 0, c.window2 or 0, c.head_dim**-0.5)
+        return self.o_proj(o.flatten(-2)), state
 
     def init_state(self, batch_size: int) -> GrowingState:
         shape = (batch_size, 0, self.config.num_heads, self.config.head_dim)

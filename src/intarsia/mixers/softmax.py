@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia.mixers.blockwise import Blockwise
 from intarsia.ops import Sequences
 from intarsia.ops.finite import attended
 
@@ -49,7 +50,7 @@ def causal_attention(
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
         if window is not None and window < S:
-            return _windowed(q, k, v, scale=scale, window=window, sinks=sinks)
+            return _WINDOWED(None, (q, k, v, sinks), scale, window)
         mask = visible(T, S, None, q.device) if 1 < T < S else None
         return _attend(q, k, v, mask, scale=scale, sinks=sinks)
 
@@ -62,9 +63,9 @@ def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
     return seen if window is None else seen.triu(S - T - window + 1)
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+def _windowed(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, scale: float, window: float) -> Tensor:
     """Attention with a window that hides some of the keys, a block of queries after the other."""
-    T = q.shape[1]
+    T, window = q.shape[1], int(window)
     # Of its keys a block needs `window` a query: as many rows as that waste half of the scores at most, and more
     # than some hundred would only make the mask larger.
     rows = min(max(window, 64), 512)
@@ -88,13 +89,19 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int, sin
     return torch.cat(outputs, dim=1)
 
 
+_WINDOWED = Blockwise(
+    "windowed_attention", 4, _windowed, lambda x: x[0].new_empty(*x[0].shape[:3], x[2].shape[3])
+)
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, sinks: Tensor | None
 ) -> Tensor:
     """Attention of T queries to the keys that `mask` `[T, S]` shows; without a mask one query to all keys, or as many
     queries as keys to those up to their own."""
     T, K, V = q.shape[1], q.shape[3], v.shape[3]
-    causal = mask is None and T > 1
+    # Said by a branch, which torch.compile decides: the fused kernels take no symbol for a truth value.
+    causal = True if mask is None and T > 1 else False  # noqa: SIM210
     if sinks is not None:
         if T <= FEW and not causal:
             # The sink as a key costs a copy of all others, and a few queries cost little more than that.

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from intarsia.errors import ShapeError
+from intarsia.ops.cpu_common import differentiable_once
 from intarsia.ops.precision import product_dtype, without_autocast
+from intarsia.ops.tracing import transform
 
 IGNORED = -100
 """The target of a token that has none."""
@@ -46,7 +49,7 @@ def chunked_cross_entropy(
         )
     if chunk_size is None:
         chunk_size = max(128, 2**22 // weight.shape[0])
-    nll = _ChunkedCrossEntropy.apply(
+    arguments = (
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
         targets.reshape(-1),
@@ -54,6 +57,13 @@ def chunked_cross_entropy(
         chunk_size,
         product_dtype(weight),
     )
+    if transform() is not None:
+        nll, _ = _forward(*arguments)
+    elif torch.compiler.is_compiling() and not has_static_value(arguments[0].shape[0]):
+        # A loop of as many rounds as the tokens make would be another graph for each number of tokens.
+        nll, _ = torch.ops.intarsia.cross_entropy(*arguments)
+    else:
+        nll = _ChunkedCrossEntropy.apply(*arguments)
     return nll.view(targets.shape)
 
 
@@ -71,41 +81,109 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        ignored = targets == ignore_index
-        targets = targets.masked_fill(ignored, 0)
-        with without_autocast(hidden):
-            narrow = weight.to(dtype)
-            log_sum = hidden.new_empty(targets.shape, dtype=_at_least_float32(dtype))
-            chosen = torch.empty_like(log_sum)
-            for rows in _chunks(hidden, chunk_size):
-                logits = _logits(hidden[rows], narrow)
-                chosen[rows] = logits.gather(1, targets[rows, None]).squeeze(1)
-                log_sum[rows] = logits.logsumexp(1)
-        ctx.save_for_backward(hidden, weight, targets, ignored, log_sum)
-        ctx.chunk_size, ctx.dtype = chunk_size, dtype
-        return (log_sum - chosen).masked_fill_(ignored, 0)
+        nll, log_sum = _forward(hidden, weight, targets, ignore_index, chunk_size, dtype)
+        ctx.save_for_backward(hidden, weight, targets, log_sum)
+        ctx.options = ignore_index, chunk_size, dtype
+        return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, ignored, log_sum = ctx.saved_tensors
-        with without_autocast(hidden):
-            narrow = weight.to(ctx.dtype)
-            gradient = gradient.masked_fill(ignored, 0)[:, None]
-            grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=log_sum.dtype)
-            for rows in _chunks(hidden, ctx.chunk_size):
-                # d nll / d logits = softmax(logits) - one_hot(target)
-                grad = _logits(hidden[rows], narrow).sub_(log_sum[rows, None]).exp_()
-                grad.scatter_add_(1, targets[rows, None], torch.full_like(grad[:, :1], -1))
-                narrow_grad = grad.mul_(gradient[rows]).to(ctx.dtype)
-                grad_hidden[rows] = (narrow_grad @ narrow).to(hidden.dtype)
-                grad_weight += narrow_grad.T @ hidden[rows].to(ctx.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        hidden, weight, targets, log_sum = ctx.saved_tensors
+        gradients = _backward(hidden, weight, targets, log_sum, gradient, *ctx.options)
+        return *gradients, None, None, None, None
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The loss of each of N tokens and the logarithm of the sum of its exponentials, `[N]`."""
+    ignored = targets == ignore_index
+    targets = targets.masked_fill(ignored, 0)
+    log_sums, chosen = [], []
+    with without_autocast(hidden):
+        narrow = weight.to(dtype)
+        for rows in _chunks(hidden, chunk_size):
+            logits = _logits(hidden[rows], narrow)
+            chosen.append(logits.gather(1, targets[rows, None]).squeeze(1))
+            log_sums.append(logits.logsumexp(1))
+    log_sum = torch.cat(log_sums)
+    return (log_sum - torch.cat(chosen)).masked_fill(ignored, 0), log_sum
+
+
+def _backward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_sum: Tensor,
+    gradient: Tensor,
+    ignore_index: int,
+    chunk_size: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `hidden` and `weight`."""
+    ignored = targets == ignore_index
+    targets = targets.masked_fill(ignored, 0)
+    with without_autocast(hidden):
+        narrow = weight.to(dtype)
+        gradient = gradient.masked_fill(ignored, 0)[:, None]
+        grad_hidden = hidden.new_empty(hidden.shape)
+        grad_weight = weight.new_zeros(weight.shape, dtype=log_sum.dtype)
+        for rows in _chunks(hidden, chunk_size):
+            # d nll / d logits = softmax(logits) - one_hot(target)
+            grad = _logits(hidden[rows], narrow).sub_(log_sum[rows, None]).exp_()
+            grad.scatter_add_(1, targets[rows, None], torch.full_like(grad[:, :1], -1))
+            narrow_grad = grad.mul_(gradient[rows]).to(dtype)
+            grad_hidden[rows] = (narrow_grad @ narrow).to(hidden.dtype)
+            grad_weight += narrow_grad.T @ hidden[rows].to(dtype)
+    return grad_hidden, grad_weight.to(weight.dtype)
+
+
+_library = torch.library.Library("intarsia", "FRAGMENT")
+_OPTIONS = "int ignore_index, SymInt chunk_size, ScalarType dtype"
+_library.define(
+    f"cross_entropy(Tensor hidden, Tensor weight, Tensor targets, {_OPTIONS}) -> (Tensor, Tensor)"
+)
+_library.define(
+    "cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor log_sum, Tensor gradient,"
+    f" {_OPTIONS}) -> (Tensor, Tensor)"
+)
+torch.library.impl(_library, "cross_entropy", "CompositeExplicitAutograd")(_forward)
+torch.library.impl(_library, "cross_entropy_backward", "CompositeExplicitAutograd")(_backward)
+
+
+@torch.library.register_fake("intarsia::cross_entropy", lib=_library)
+def _fake(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    result = hidden.new_empty(targets.shape, dtype=_at_least_float32(dtype))
+    return result, torch.empty_like(result)
+
+
+@torch.library.register_fake("intarsia::cross_entropy_backward", lib=_library)
+def _fake_backward(hidden: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    hidden, weight, targets, *ctx.options = inputs
+    ctx.save_for_backward(hidden, weight, targets, output[1])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.intarsia.cross_entropy_backward(*ctx.saved_tensors, gradient, *ctx.options)
+    return *gradients, None, None, None, None
+
+
+torch.library.register_autograd(
+    "intarsia::cross_entropy", _differentiate, setup_context=_setup_context, lib=_library
+)
+differentiable_once(_library, "intarsia::cross_entropy_backward", "the cross-entropy")
 
 
 def _chunks(hidden: Tensor, chunk_size: int) -> list[slice]:
-    return [slice(start, start + chunk_size) for start in range(0, hidden.shape[0], chunk_size)]
+    """Of all tokens; one where there is none."""
+    return [slice(start, start + chunk_size) for start in range(0, max(hidden.shape[0], 1), chunk_size)]
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.ops import native
 from intarsia.ops.arguments import Arguments
-from intarsia.ops.chunked import chunked
+from intarsia.ops.chunked_operator import chunked_anywhere
 from intarsia.ops.cpu import cpu, refuse
 from intarsia.ops.reference import reference
 
@@ -52,7 +52,7 @@ def implementations() -> tuple[Implementation, ...]:
     """All implementations that exist, the fastest first."""
     return (
         Implementation("cpu", cpu, refuse, fused=True),
-        Implementation("chunked", chunked, lambda call: None),
+        Implementation("chunked", chunked_anywhere, lambda call: None),
         Implementation("reference", reference, lambda call: None, automatic=False, fused=True),
     )
 
