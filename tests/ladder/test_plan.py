@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,6 @@ from intarsia.ladder import toml
 from intarsia.ladder.plan import Budget, Plan, PlanError, load_plan
 from intarsia.ladder.schema import toml_line
 from support.comparison import make_plan
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -23,7 +23,7 @@ The file is TOML:
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +36,6 @@ from intarsia.ladder.schema import build, merge, toml_line, with_none
 from intarsia.model import ModelConfig, presets
 from intarsia.training.config import TrainConfig
 from intarsia.training.run_directory import RunDirectory
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_STEPS = 1000
 DEFAULTS = {"checkpoint_every": 100, "keep_stable": True, "eval_bytes": 1_000_000}

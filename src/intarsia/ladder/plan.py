@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import runpy
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -352,10 +351,8 @@ def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
 
 
 def _load_toml(path: Path) -> Plan:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     from intarsia.ladder.arms import check_models
 
     try:
