@@ -1,7 +1,7 @@
 # `make demo` and `make test` work in a fresh clone: they make .venv and install what they need into it.
 #   PYTHON=python3.12 make test     another interpreter (the pinned versions need 3.11 or newer)
 #   make demo QUICK=1               the same path with a budget of seconds, to see that it works
-#   make test ARGS='tests/ops -k delta'    hand arguments to pytest; its own: --threads 2, --trials 20
+#   make test ARGS='tests/ops -k delta'    hand arguments to pytest; its own: --device cuda, --threads 2, --trials 20
 #   INTARSIA_NATIVE=off make test   without the C++ kernels; what else the variable can say: docs/install.md
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ INSTALL := $(PIP) install -c constraints.txt --no-build-isolation
 # One thread a worker: two workers on two cores are faster than four threads that fight for them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all test-processors native sanitize lint typecheck format bench figure clean
+.PHONY: help demo test test-all test-processors mutants native sanitize lint typecheck format bench figure clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -71,6 +71,9 @@ test-all: $(DEV_STAMP)  ## the whole test suite
 
 test-processors: $(DEV_STAMP)  ## the numeric tests as on other processors, error budgets with 20 draws (an hour; ARGS=--quick: 2 minutes)
 	@$(BIN)/python tests/processors.py -n $(JOBS) $(ARGS)
+
+mutants: $(DEV_STAMP)  ## break the code in many ways, in a copy, and see whether the nearest tests notice (ARGS='--only loader')
+	@$(BIN)/python tests/mutants -n $(JOBS) $(ARGS)
 
 native: $(DEV_STAMP)  ## compile what changed in csrc/ and install it into .venv (`make test` does it too)
 

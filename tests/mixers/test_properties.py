@@ -19,6 +19,7 @@ from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.state import GrowingTensor
 from intarsia.ops import Sequences
 from support.budget import assert_within_budget
+from support.device import device
 from support.mixer_cases import CASES, D_MODEL, build
 
 LENGTHS = [1, 63, 64, 65, 1000]
@@ -245,7 +246,7 @@ def test_states_are_values(case: str) -> None:
 def test_autocast_keeps_the_state_float32_and_the_result_close(case: str) -> None:
     mixer, x = build(case, torch.float32), inputs(100, dtype=torch.float32)
     expected = mixer(x)[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device().type, torch.bfloat16):
         y, state = mixer(x, mixer.init_state(2))
     if state.kind == "recurrent":
         assert all(t.dtype == torch.float32 for t in state.tensors().values())

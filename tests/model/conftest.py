@@ -7,6 +7,7 @@ import torch
 
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, KDAConfig, MLAConfig
 from intarsia.model import ExpertsConfig, FeedForwardConfig, LanguageModel, ModelConfig
+from support.device import device
 
 MIXERS = {
     "kda": KDAConfig(num_heads=2, head_dim=16, head_v_dim=24),
@@ -39,7 +40,7 @@ def make_model():
     def make(seed=0, **changes) -> LanguageModel:
         model = LanguageModel(tiny_config(**changes))
         model.init_weights(seed)
-        return model
+        return model.to(device())
 
     return make
 

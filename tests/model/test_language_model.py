@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from intarsia.errors import ShapeError
 from intarsia.model import LanguageModel, ModelStates
 from intarsia.ops import Sequences
+from support.device import device
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -167,7 +168,7 @@ def test_every_parameter_gets_a_gradient(make_model, tokens):
 def test_autocast(make_model, tokens):
     model = make_model()
     plain = model(tokens, targets=tokens).nll
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device().type, torch.bfloat16):
         out = model(tokens, targets=tokens)
     assert out.nll.dtype == torch.float32
     # A few layers of products rounded to 8 bits; experts may be chosen otherwise.
@@ -229,6 +230,7 @@ def test_balancing_balances(make_model, tokens):
     assert last < 1.3 < first
 
 
+@pytest.mark.cpu
 def test_router_bias_counts_all_processes(make_model, tokens, tmp_path):
     model = make_model()
     model(tokens)

@@ -345,6 +345,7 @@ def test_threads_change_no_bit(impl: str, packed: bool) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.cpu
 def test_the_custom_operators_are_registered_as_torch_expects() -> None:
     if native.missing_reason():
         pytest.skip("the native kernels are not installed")
@@ -441,6 +442,7 @@ def test_arguments_that_do_not_fit_are_named(change: dict[str, Tensor], message:
         gated_delta_rule(**{**inputs, **change})
 
 
+@pytest.mark.cpu
 def test_implementations_that_cannot_serve_are_refused() -> None:
     inputs = linear_inputs(T=2)
     with pytest.raises(UnsupportedError, match="not built yet"):
@@ -453,6 +455,7 @@ def test_implementations_that_cannot_serve_are_refused() -> None:
             gated_delta_rule(**small, impl="cpu")
 
 
+@pytest.mark.cpu
 def test_explain_says_what_runs_and_why() -> None:
     inputs = linear_inputs(T=2)
     choice = explain(gated_delta_rule, **inputs)

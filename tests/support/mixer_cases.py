@@ -29,6 +29,7 @@ from intarsia.mixers.rwkv7 import RWKV7Config
 from intarsia.mixers.simplicial import SimplicialConfig
 from intarsia.mixers.sliding_window import SlidingWindowConfig
 from intarsia.mixers.trnn import TRNNConfig
+from support.device import device
 
 D_MODEL = 24
 
@@ -111,4 +112,4 @@ def build(case: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Mixer
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
         if "norm" in name:
             parameter.data += 1
-    return mixer.to(dtype)
+    return mixer.to(device(), dtype)
