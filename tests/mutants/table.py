@@ -1,0 +1,610 @@
+"""The mutants: what is broken, how, and the tests nearest to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place that makes the code wrong."""
+
+    name: str
+    file: str
+    old: str
+    """A text that occurs once in the file."""
+    new: str
+    tests: str
+    """Arguments for pytest: the nearest tests, which should be the first to notice."""
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.startswith("csrc/")
+
+
+def _in(folder: str, *mutants: tuple[str, str, str, str, str]) -> tuple[Mutant, ...]:
+    return tuple(Mutant(name, f"{folder}/{file}", old, new, tests) for name, file, old, new, tests in mutants)
+
+
+LINEAR = "tests/ops/test_linear.py -k chunked"
+OPS = _in(
+    "src/intarsia/ops",
+    (
+        "the reference without scale",
+        "reference.py",
+        "repeat_interleave(group, dim=2) * call.scale",
+        "repeat_interleave(group, dim=2)",
+        LINEAR,
+    ),
+    (
+        "the reference erases before the decay",
+        "reference.py",
+        'recalled = torch.einsum("bhkv,bhk->bhv", S, k_t)',
+        'recalled = torch.einsum("bhkv,bhk->bhv", S_before, k_t)',
+        LINEAR,
+    ),
+    ("chunks without scale", "chunked.py", 'part["q"] = part["q"] * call.scale', "pass", LINEAR),
+    (
+        "chunks in bfloat16",
+        "chunked.py",
+        "part = {name: x[n].to(dtype) for name, x in parts.items()}",
+        "part = {name: x[n].bfloat16().to(dtype) for name, x in parts.items()}",
+        LINEAR,
+    ),
+    (
+        "a state that does not decay between chunks",
+        "chunked.py",
+        "S = (S if total is None else total * S) + columns @ write",
+        "S = S + columns @ write",
+        LINEAR,
+    ),
+    (
+        "erasure without beta",
+        "chunked.py",
+        "inverse = unit_lower_inverse(beta[..., None] * kk)",
+        "inverse = unit_lower_inverse(kk)",
+        LINEAR,
+    ),
+    (
+        "the general rule without what is written beside it",
+        "chunked.py",
+        "            S = S + besides",
+        "            S = S + 0 * besides",
+        "tests/ops/test_dplr.py",
+    ),
+    (
+        "an inverse whose gradient has the other sign",
+        "triangular.py",
+        "return -(inverse.mT @ grad @ inverse.mT).tril(-1)",
+        "return (inverse.mT @ grad @ inverse.mT).tril(-1)",
+        LINEAR,
+    ),
+    (
+        "a decay's gradient without the rows",
+        "decay.py",
+        "d_total_1 = d_total * total_2 + _dot(d_second_rows, second_rows)",
+        "d_total_1 = d_total * total_2",
+        LINEAR,
+    ),
+    (
+        "a bounded gate without its rate",
+        "gate.py",
+        "torch.sigmoid(rate * wide)",
+        "torch.sigmoid(wide)",
+        "tests/ops/test_linear.py -k what_layers_leave",
+    ),
+    (
+        "a rate inside softplus",
+        "gate.py",
+        "return -rate * F.softplus(wide)",
+        "return -F.softplus(rate * wide)",
+        "tests/mixers/test_delta_oracles.py tests/mixers/test_transformers.py tests/ops/test_linear.py",
+    ),
+    (
+        "l2norm by the mean",
+        "norm.py",
+        "wide.square().sum(-1, keepdim=True) + eps",
+        "wide.square().mean(-1, keepdim=True) + eps",
+        "tests/ops/test_parts.py tests/ops/test_linear.py",
+    ),
+    (
+        "the path for few tokens without scale",
+        "cpu_few.py",
+        "        scale=scale,\n",
+        "",
+        "tests/ops/test_few.py",
+    ),
+    (
+        "the step in PyTorch without scale",
+        "decode_torch.py",
+        "for part in (q * step.scale, k)",
+        "for part in (q, k)",
+        "tests/ops/test_decode.py -k chunked",
+    ),
+    (
+        "the step in PyTorch decays half as fast",
+        "decode_torch.py",
+        "        S = S * g.exp().view(1, step.value_heads, -1, 1)\n",
+        "        S = S * g.exp().view(1, step.value_heads, -1, 1).sqrt()\n",
+        "tests/ops/test_decode.py -k chunked",
+    ),
+    (
+        "native FLOPs of the delta rule with 4 for 6",
+        "cpu.py",
+        "return B * T * HV * (6 * K * V",
+        "return B * T * HV * (4 * K * V",
+        "tests/ops tests/mixers -k flop",
+    ),
+    (
+        "the gradient of a fixed decay as a mean",
+        "cpu.py",
+        "d_g = d_g.sum((0, 1))",
+        "d_g = d_g.mean((0, 1))",
+        "tests/ops/test_linear.py -k gradients_equal",
+    ),
+    (
+        "a layout that forgets where sequences end",
+        "chunk_layout.py",
+        "torch.where(offset < lengths[rank, None], index, sum(self.lengths))",
+        "index.clamp(max=sum(self.lengths))",
+        "tests/ops/test_linear.py -k packed",
+    ),
+)
+
+PROPERTIES = "tests/mixers/test_properties.py"
+MIXERS = _in(
+    "src/intarsia/mixers",
+    (
+        "no negative eigenvalues",
+        "delta.py",
+        "self.beta_max = 2 if negative_eigenvalues else 1",
+        "self.beta_max = 1",
+        "tests/mixers/test_delta_oracles.py tests/mixers/test_transformers.py",
+    ),
+    (
+        "a state one token behind",
+        "delta.py",
+        "RecurrentState(board, tail, state.tokens + x.shape[1])",
+        "RecurrentState(board, tail, state.tokens + x.shape[1] - 1)",
+        f"{PROPERTIES} -k gdn",
+    ),
+    (
+        "a rotation the other way round",
+        "rope.py",
+        "torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)",
+        "torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)",
+        "tests/mixers/test_softmax_oracles.py tests/mixers/test_transformers.py",
+    ),
+    (
+        "angles in float32",
+        "rope.py",
+        "angle = positions.to(torch.float64)[:, None, None] * frequency",
+        "angle = positions.to(torch.float32)[:, None, None] * frequency.float()",
+        "tests/mixers/test_softmax_oracles.py tests/mixers/test_transformers.py",
+    ),
+    (
+        "a window one token too wide",
+        "softmax.py",
+        "seen.triu(S - T - window + 1)",
+        "seen.triu(S - T - window)",
+        "tests/mixers/test_softmax_oracles.py",
+    ),
+    (
+        "few queries without their sink",
+        "softmax.py",
+        "weights = torch.cat([logits, sink], dim=-1)",
+        "weights = torch.cat([logits, sink - 100], dim=-1)",
+        f"{PROPERTIES} -k sinks",
+    ),
+    (
+        "MLA's absorbed form with another scale",
+        "mla.py",
+        ".unflatten(1, (T, c.num_heads)) * c.key_dim**-0.5",
+        ".unflatten(1, (T, c.num_heads)) * c.nope_dim**-0.5",
+        f"{PROPERTIES} -k mla",
+    ),
+    (
+        "Mamba-2 without its step size at the input",
+        "mamba2.py",
+        "(v * dt[..., None]).to(v.dtype)",
+        "v",
+        "tests/mixers/test_state_space_oracles.py",
+    ),
+    (
+        "Mamba-2's step size without limits",
+        "mamba2.py",
+        ".clamp(self.config.dt_min, self.config.dt_max)",
+        "",
+        "tests/mixers/test_state_space_oracles.py",
+    ),
+    (
+        "GLA without its temperature",
+        "gla.py",
+        " / self.config.tau",
+        "",
+        "tests/mixers/test_additive_oracles.py",
+    ),
+    (
+        "RWKV-7 with another least decay",
+        "rwkv7.py",
+        "g = -math.exp(-0.5) *",
+        "g = -math.exp(-0.4) *",
+        "tests/mixers/test_dplr_oracles.py",
+    ),
+    (
+        "RWKV-7 whose bonus reads the raw key",
+        "rwkv7.py",
+        "(widen(r) * self.bonus * written)",
+        "(widen(r) * self.bonus * k)",
+        "tests/mixers/test_dplr_oracles.py",
+    ),
+    (
+        "a forget gate in float32",
+        "forgetting.py",
+        ".clamp(min=LEAST_LOG_GATE).double()",
+        ".clamp(min=LEAST_LOG_GATE)",
+        f"tests/mixers/test_softmax_oracles.py tests/mixers/test_younger_softmax_oracles.py {PROPERTIES} -k fox",
+    ),
+    (
+        "PaTH without the maps of the own chunk",
+        "path.py",
+        "own = q @ k.mT - upto_query @ before_key",
+        "own = q @ k.mT",
+        "tests/mixers/test_younger_softmax_oracles.py",
+    ),
+    (
+        "PaTH in bfloat16",
+        "path.py",
+        "heads_first = [widen(x).transpose(1, 2) for x in (q, k, w, beta)]",
+        "heads_first = [widen(x.bfloat16()).to(q.dtype).transpose(1, 2) for x in (q, k, w, beta)]",
+        f"{PROPERTIES} -k budget",
+    ),
+    (
+        "time steps ten times as large",
+        "parts.py",
+        "dt_bias.uniform_(math.log(1e-3), math.log(1e-1)",
+        "dt_bias.uniform_(math.log(1e-2), math.log(1.0)",
+        "tests/model/test_initialization.py tests/mixers",
+    ),
+)
+
+MODEL = _in(
+    "src/intarsia/model",
+    (
+        "routing weights with the bias in them",
+        "experts.py",
+        '(biased if config.routing_weights == "biased" else scores).gather',
+        "biased.gather",
+        "tests/model/test_experts.py tests/model/test_transformers_experts.py",
+    ),
+    (
+        "experts without their factor",
+        "experts.py",
+        "weights * config.routed_scaling_factor",
+        "weights",
+        "tests/model/test_experts.py tests/model/test_transformers_experts.py",
+    ),
+    (
+        "shared experts without their gate",
+        "experts.py",
+        "torch.sigmoid(self.shared_gate(x)) * shared",
+        "shared",
+        "tests/model/test_experts.py tests/model/test_transformers_experts.py",
+    ),
+    (
+        "a group's strength by one expert",
+        "experts.py",
+        "grouped.topk(2, dim=-1)",
+        "grouped.topk(1, dim=-1)",
+        "tests/model/test_experts.py tests/model/test_transformers_experts.py",
+    ),
+    (
+        "a cost with two matrices an expert",
+        "experts.py",
+        "expert, router = 3 * d_model * config.d_hidden",
+        "expert, router = 2 * d_model * config.d_hidden",
+        "tests/model/test_cost.py",
+    ),
+    (
+        "router biases that move the wrong way",
+        "language_model.py",
+        "(load.mean() - load).sign()",
+        "(load - load.mean()).sign()",
+        "tests/model/test_experts.py",
+    ),
+    (
+        "a loss whose gradient has no target",
+        "loss.py",
+        "torch.full_like(grad[:, :1], -1)",
+        "torch.full_like(grad[:, :1], 0)",
+        "tests/model/test_loss.py",
+    ),
+    (
+        "ignored tokens that count",
+        "loss.py",
+        "(log_sum - chosen).masked_fill_(ignored, 0)",
+        "(log_sum - chosen)",
+        "tests/model/test_loss.py",
+    ),
+    (
+        "a feed-forward without its gate",
+        "feed_forward.py",
+        "F.silu(self.gate(x)) * self.up(x)",
+        "F.silu(self.gate(x))",
+        "tests/model/test_feed_forward.py",
+    ),
+    (
+        "residual outputs as large as others",
+        "initialization.py",
+        "values.div_(math.sqrt(2 * depth))",
+        "values.div_(1)",
+        "tests/model/test_initialization.py",
+    ),
+    (
+        "one random stream for all parameters",
+        "initialization.py",
+        'f"{seed}:{name}".encode()',
+        'f"{seed}".encode()',
+        "tests/model/test_initialization.py",
+    ),
+    (
+        "a residual scale that is forgotten",
+        "block.py",
+        'self.placement == "before" else self.residual_scale * h) + y',
+        'self.placement == "before" else h) + y',
+        "tests/model/test_norm_placement.py",
+    ),
+)
+
+DATA = _in(
+    "src/intarsia/data",
+    (
+        "a digest without the targets",
+        "loader.py",
+        "        digest.update(targets.tobytes())\n",
+        "",
+        "tests/data/test_packing.py",
+    ),
+    (
+        "a digest without the tokens",
+        "loader.py",
+        "        digest.update(tokens.tobytes())\n",
+        "",
+        "tests/data/test_packing.py",
+    ),
+    (
+        "bytes of a piece rounded by themselves",
+        "loader.py",
+        "total * segment.stop // length - total * segment.start // length",
+        "total * (segment.stop - segment.start) // length",
+        "tests/data/test_packing.py",
+    ),
+    (
+        "each epoch in the same order",
+        "packing.py",
+        "_shuffled(len(self._lengths), self._seed, epoch, 0)",
+        "_shuffled(len(self._lengths), self._seed, 0, 0)",
+        "tests/data/test_packing.py",
+    ),
+    (
+        "documents that begin anew in each row",
+        "packing.py",
+        "done = int(self._lengths[document]) - (int(ends[index]) - start)",
+        "done = 0",
+        "tests/data/test_packing.py",
+    ),
+)
+
+TRAINING = _in(
+    "src/intarsia/training",
+    (
+        "a warm-up that begins at zero",
+        "schedule.py",
+        "return (step + 1) / config.warmup_steps",
+        "return step / config.warmup_steps",
+        "tests/training/test_schedule.py",
+    ),
+    (
+        "a decay one step too early",
+        "schedule.py",
+        "left = steps - step",
+        "left = steps - step - 1",
+        "tests/training/test_schedule.py",
+    ),
+    (
+        "Muon that does not look ahead",
+        "muon.py",
+        "torch._foreach_add(gradients, velocities, alpha=momentum)",
+        "torch._foreach_mul(velocities, 1.0)",
+        "tests/training/test_muon.py",
+    ),
+    (
+        "Muon with the rate of the rows alone",
+        "muon.py",
+        "max(rows // fused, columns) ** 0.5",
+        "(rows // fused) ** 0.5",
+        "tests/training/test_muon.py",
+    ),
+    (
+        "Muon that decays by itself and not by the rate",
+        "muon.py",
+        "1 - lr * weight_decay",
+        "1 - weight_decay",
+        "tests/training/test_muon.py",
+    ),
+    (
+        "gradients that are not clipped",
+        "step.py",
+        "if config.grad_clip is not None:",
+        "if config.grad_clip is None:",
+        "tests/training/test_step.py",
+    ),
+    (
+        "nats for bits",
+        "evaluate.py",
+        "self.nll.sum() / math.log(2) / self.text_bytes.sum()",
+        "self.nll.sum() / self.text_bytes.sum()",
+        "tests/training/test_evaluate.py",
+    ),
+    (
+        "a bigram without interpolation",
+        "baselines.py",
+        "(both + kinds * p[targets]) / np.maximum(total + kinds, 1)",
+        "(both + kinds * p[targets]) / np.maximum(total, 1)",
+        "tests/training tests/ladder -k baseline",
+    ),
+)
+
+LADDER = _in(
+    "src/intarsia/ladder",
+    (
+        "a biased variance of seeds",
+        "statistics.py",
+        "np.sqrt(per_seed.var(ddof=1) / seeds)",
+        "np.sqrt(per_seed.var(ddof=0) / seeds)",
+        "tests/ladder/test_statistics.py",
+    ),
+    (
+        "intervals that are not simultaneous",
+        "statistics.py",
+        "1 - (1 - confidence) / comparisons",
+        "confidence",
+        "tests/ladder/test_statistics.py",
+    ),
+    (
+        "a degree of freedom too many",
+        "statistics.py",
+        "student_t_quantile(slices, seeds - 1)",
+        "student_t_quantile(slices, seeds)",
+        "tests/ladder/test_statistics.py",
+    ),
+    (
+        "the worse arm is called better",
+        "verdict.py",
+        'outcome = "better" if lower is a else "worse"',
+        'outcome = "worse" if lower is a else "better"',
+        "tests/ladder/test_verdict.py",
+    ),
+    (
+        "runs of other documents are taken for done",
+        "runs.py",
+        'UNDECISIVE = ("dataset", "device")',
+        'UNDECISIVE = ("dataset", "device", "documents")',
+        "tests/ladder",
+    ),
+    (
+        "runs of other training are taken for done",
+        "runs.py",
+        'UNDECISIVE = ("dataset", "device")',
+        'UNDECISIVE = ("dataset", "device", "train")',
+        "tests/ladder",
+    ),
+    (
+        "as many jobs as there are cores, whatever the memory",
+        "comparison.py",
+        "int(_available_memory() * 0.7 // need)",
+        "total",
+        "tests/ladder",
+    ),
+)
+
+INFERENCE = _in(
+    "src/intarsia/inference",
+    (
+        "top-p without the token that crosses it",
+        "sampling.py",
+        "before = ordered.cumsum(0) - ordered",
+        "before = ordered.cumsum(0)",
+        "tests/inference/test_sampling.py",
+    ),
+    (
+        "min-p of one",
+        "sampling.py",
+        "self.min_p * probabilities.max()",
+        "self.min_p",
+        "tests/inference/test_sampling.py",
+    ),
+    (
+        "a prompt whose pieces forget each other",
+        "generate.py",
+        "            states = out.states\n",
+        "",
+        "tests/inference/test_generate.py",
+    ),
+)
+
+CXX = _in(
+    "csrc",
+    (
+        "the norm's mean over the padding too",
+        "norm_kernels.cpp",
+        "(squares[2] + squares[3])) / R(V);",
+        "(squares[2] + squares[3])) / R(width);",
+        "tests/ops/test_gated_norm.py",
+    ),
+    (
+        "the norm's gradient along itself",
+        "norm_kernels.cpp",
+        "const R mean = inverse * (sum<R>(along) / R(V));",
+        "const R mean = (sum<R>(along) / R(V));",
+        "tests/ops/test_gated_norm.py",
+    ),
+    (
+        "a convolution with a tap too few",
+        "conv_kernels.cpp",
+        "for (int w = 1; w < taps(); w++) p[i] += load(past[i + w] + d)",
+        "for (int w = 1; w + 1 < taps(); w++) p[i] += load(past[i + w] + d)",
+        "tests/ops/test_conv.py",
+    ),
+    (
+        "a chunk's total decay of its first block",
+        "chunk.h",
+        "store<R>(c.total + d, before * load(c.block_totals + a * K + d));",
+        "store<R>(c.total + d, before);",
+        "tests/ops/test_linear.py -k cpu",
+    ),
+    (
+        "keys that decay one token too little inside a block",
+        "chunk.h",
+        "for (int w = 0; w < WIDTH; w++) carried[w] *= load(alpha + i * K + w * N);",
+        "for (int w = 0; w < WIDTH; w++) carried[w] *= load(alpha + (i - 1) * K + w * N);",
+        "tests/ops/test_linear.py -k cpu",
+    ),
+    (
+        "a bounded gate without its bound",
+        "chunk.h",
+        "sigmoid<R>(g * R(task.rate)) * R(task.bound)",
+        "sigmoid<R>(g * R(task.rate)) * R(-1)",
+        "tests/ops/test_linear.py -k cpu",
+    ),
+    (
+        "a decay's gradient without what flows across it",
+        "backward.h",
+        "        across[i] += flows;\n",
+        "",
+        "tests/ops/test_linear.py -k cpu",
+    ),
+    (
+        "a step that does not divide keys by their length",
+        "decode_kernels.cpp",
+        "return sum<R>(sums[2]) * of_q * of_k;",
+        "return sum<R>(sums[2]) * of_q;",
+        "tests/ops/test_decode.py -k cpu",
+    ),
+    (
+        "a step whose beta stays below one",
+        "decode_kernels.cpp",
+        "to[t] = sigmoid<R>(splat<R>(to[t]))[0] * R(layer.beta_scale);",
+        "to[t] = sigmoid<R>(splat<R>(to[t]))[0];",
+        "tests/ops/test_decode.py -k cpu",
+    ),
+    (
+        "segments of time whose states do not add up",
+        "split.cpp",
+        "B + task_.V * bytes_, int(width_), state(i), state(i + 1), wide_);",
+        "B + task_.V * bytes_, int(width_), state(1), state(i + 1), wide_);",
+        "tests/ops/test_split.py",
+    ),
+)
+
+MUTANTS = (*OPS, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)
