@@ -294,3 +294,15 @@ def test_documents_of_a_split(tmp_path: Path) -> None:
             with pytest.raises(IndexError):
                 split.document(wrong)
     assert sorted(found) == sorted(texts)
+
+
+def test_epochs_have_orders_of_their_own() -> None:
+    """The same documents, in another order each time."""
+    packing = Packing(np.full(40, 7), row_length=7, seed=0)
+    orders = [
+        [segment.document for row in range(40 * epoch, 40 * epoch + 40) for segment in packing.row(row)]
+        for epoch in range(3)
+    ]
+    documents = [packing._epoch(epoch).documents.tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(40)) for order in (*orders, *documents))
+    assert len({tuple(order) for order in documents}) == 3
