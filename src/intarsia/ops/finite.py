@@ -11,6 +11,7 @@ would have to wait for it, and in programs that are traced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,7 +29,7 @@ def spoiled(o: Tensor) -> bool:
         return False
     o = o.detach()
     # A sum is the quickest look. It can overflow, and then each number is looked at.
-    return not bool(o.sum().isfinite()) and not bool(o.isfinite().all())
+    return not math.isfinite(o.sum().item()) and not bool(o.isfinite().all())
 
 
 def since(bad: Tensor, seqs: Sequences | None) -> Tensor:
