@@ -93,6 +93,7 @@ def other_arm(field: str) -> MeasuredArm:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunSpec)])
 def test_every_field_that_decides_numbers_changes_the_key(field: str) -> None:
     """A field that is added must say here what another value of it is."""
+    assert set(UNDECISIVE) == {"dataset", "device"}
     other = dataclasses.replace(SPEC, **{field: OTHER[field]})
     assert (other.key == SPEC.key) is (field in UNDECISIVE)
     assert (other.directory_name == SPEC.directory_name) is (field in UNDECISIVE)

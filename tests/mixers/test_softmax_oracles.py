@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from intarsia.errors import ConfigError
 from intarsia.mixers import Attention, AttentionConfig, SlidingWindowConfig, config_from_dict, config_to_dict
-from intarsia.mixers.rope import Yarn
+from intarsia.mixers.rope import Yarn, rotate
 from intarsia.mixers.softmax import causal_attention, largest_logit
 from intarsia.mixers.state import GrowingTensor
 
@@ -280,3 +281,14 @@ def test_options_survive_a_file_and_wrong_ones_are_named() -> None:
             AttentionConfig(4, 12, **options)
     with pytest.raises(ConfigError, match="window"):
         SlidingWindowConfig(4, 12, window=0)
+
+
+def test_rotation_is_exact_far_into_a_text() -> None:
+    """An angle in float32 would be off by 1e-2 at a million tokens."""
+    x = torch.randn(1, 2, 1, 8, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([1_000_003, 2_000_005])
+    got = rotate(x, positions)
+    torch.testing.assert_close(got, rotate(x.double(), positions).float(), rtol=1e-6, atol=1e-6)
+    angle = 1_000_003 * 10000.0 ** (-2 / 8)  # of the second pair
+    expected = x[0, 0, 0, 1].item() * math.cos(angle) - x[0, 0, 0, 5].item() * math.sin(angle)
+    assert got[0, 0, 0, 1].item() == pytest.approx(expected, abs=1e-6)

@@ -114,6 +114,8 @@ class Copy:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            # Where libraries are, for what tells them from a user's own code (`intarsia.sources`).
+            "PYTHONUSERBASE": sys.prefix,
         }
 
     def test(self, arguments: list[str], seconds: float) -> tuple[bool, str, float]:
