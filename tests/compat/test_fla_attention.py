@@ -87,6 +87,24 @@ def test_attention(gated: bool, window: int | None, sinks: bool, scale: float | 
 
 
 @pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_what_is_not_finite_reaches_no_earlier_token(gated: bool, window: int | None, sinks: bool) -> None:
+    inputs = {name: x.float() for name, x in tensors().items()}
+    options = {"window_size": window, "sink_bias": inputs["sinks"] if sinks else None}
+
+    def attend(**changed: Tensor) -> Tensor:
+        now = {**inputs, **changed}
+        return fla.parallel_attn(now["q"], now["k"], now["v"], now["g"] if gated else None, **options)
+
+    o = attend()
+    for name in ("q", "k", "v", "g") if gated else ("q", "k", "v"):
+        changed = inputs[name].clone()
+        changed[:, 100] = torch.nan
+        assert torch.equal(attend(**{name: changed})[:, :100], o[:, :100]), name
+
+
+@pytest.mark.parametrize("gated", [False, True])
 def test_path_attention(gated: bool) -> None:
     x = tensors()
     g = x["g"] if gated else None

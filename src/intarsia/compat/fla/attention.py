@@ -13,6 +13,7 @@ from intarsia.mixers.forgetting import BLOCK, forgetting_attention
 from intarsia.mixers.path import path_attention
 from intarsia.mixers.softmax import causal_attention
 from intarsia.ops import Sequences
+from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 
 
@@ -43,14 +44,17 @@ def parallel_attn(
     c = cumulative(g, seqs)
     if window_size is None and sink_bias is None:
         return per_sequence(lambda *parts: forgetting_attention(*parts, scale=scale), seqs, q, k, v, c)
-    return per_sequence(
-        lambda *parts: _forgetting_window(*parts, scale=scale, window=window_size, sinks=sink_bias),
-        seqs,
-        q,
-        k,
-        v,
-        c,
-    )
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, c: Tensor) -> Tensor:
+        return attended(
+            lambda *read: _forgetting_window(q, *read, scale=scale, window=window_size, sinks=sink_bias),
+            [c, k],
+            [v],
+            queries=q,
+            windows=[window_size] * 3,
+        )
+
+    return per_sequence(attend, seqs, q, k, v, c)
 
 
 def parallel_forgetting_attn(
@@ -150,7 +154,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _forgetting_window(
-    q: Tensor, k: Tensor, v: Tensor, c: Tensor, *, scale: float, window: int | None, sinks: Tensor | None
+    q: Tensor, c: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, sinks: Tensor | None
 ) -> Tensor:
     """Forgetting attention with a window, sinks or both, a block of queries at a time."""
 
