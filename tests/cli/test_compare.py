@@ -17,6 +17,7 @@ seeds = [1, 2]
 [corpus]
 source = "texts/*.txt"
 tokenizer = "bytes"
+heldout = 0.4
 
 [budget]
 steps = 4
@@ -37,7 +38,7 @@ learning_rates = [4e-3]
 documents = 1
 
 [evaluation]
-documents = 2
+documents = 10
 resamples = 1000
 
 [figures]

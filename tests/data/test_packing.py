@@ -230,7 +230,27 @@ def test_nothing_depends_on_global_generators(split: TokenSplit) -> None:
     assert BatchLoader(split, rows=2, length=32, seed=1).next().digest != digests[0][0]
 
 
-def test_digest_sees_the_targets_and_the_borders(split_of: MakeSplit) -> None:
+def test_digest_sees_inputs_targets_and_borders_each_alone(tmp_path: Path) -> None:
+    """One document in two rows: its fifth token is the last target of the first and the first input of the second."""
+
+    def batches(text: str) -> list[Batch]:
+        split = prepare(ListCorpus([text]), ByteTokenizer(), tmp_path, progress=False).train
+        loader = BatchLoader(split, rows=1, length=4, seed=0)
+        found = [loader.next(), loader.next()]
+        return sorted(found, key=lambda batch: int(batch.tokens[0, 0]) != ByteTokenizer().separator)
+
+    (first, second), (other_first, other_second) = batches("abcdefg"), batches("abcXefg")
+    assert torch.equal(first.tokens, other_first.tokens)
+    assert not torch.equal(first.targets, other_first.targets)
+    assert first.digest != other_first.digest
+    assert torch.equal(second.targets, other_second.targets)
+    assert not torch.equal(second.tokens, other_second.tokens)
+    assert second.digest != other_second.digest
+    assert first.digest != second.digest
+    assert [batch.digest for batch in batches("abcdefg")] == [first.digest, second.digest]
+
+
+def test_digest_sees_the_borders(split_of: MakeSplit) -> None:
     one = BatchLoader(split_of([8]), rows=1, length=4, seed=0).next()
     assert one.digest == BatchLoader(split_of([8]), rows=1, length=4, seed=0).next().digest
     assert one.digest != BatchLoader(split_of([8]), rows=2, length=2, seed=0).next().digest

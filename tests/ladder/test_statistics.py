@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.errors import ConfigError
+from intarsia.ladder.documents import FEW_JUDGED
+from intarsia.ladder.plan import FEWEST_JUDGED
 from intarsia.ladder.statistics import Estimate, estimate, student_t_quantile
 
 TRUTH = 0.02
@@ -59,6 +61,15 @@ def test_intervals_cover_at_least_at_the_nominal_rate(
     assert family > 0.95
     if by_both == 0 and max(by_seed / by_document, by_document / by_seed) >= 10:
         assert single < 0.985, "with one source of noise the interval should not be much too wide"
+
+
+@pytest.mark.parametrize(
+    ("documents", "least", "most"),
+    [(2, 0.0, 0.65), (5, 0.7, 0.9), (FEWEST_JUDGED, 0.83, 0.93), (FEW_JUDGED, 0.87, 0.97)],
+)
+def test_few_documents_cover_less_than_is_said(documents: int, least: float, most: float) -> None:
+    """Why a comparison refuses very few documents and warns of few, and the shares that it names."""
+    assert least < coverage(3, documents, 1e-6, 0.1, 0.0, trials=400)[0] < most
 
 
 def test_resampling_three_seeds_would_not_cover() -> None:

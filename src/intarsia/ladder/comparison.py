@@ -22,6 +22,7 @@ from intarsia.files import write_json, write_text
 from intarsia.ladder import toml
 from intarsia.ladder.arms import ResolvedArm, resolve
 from intarsia.ladder.board import Board
+from intarsia.ladder.documents import Chosen, choose_documents
 from intarsia.ladder.environment import environment, processor
 from intarsia.ladder.measure import SPEC, MeasuredArm, MeasureSpec, read_measurements
 from intarsia.ladder.plan import Plan, PlanError
@@ -32,6 +33,7 @@ from intarsia.ladder.run import ArmRuns, ArmSchedule, cores, run_all
 from intarsia.ladder.runs import RunFolder, RunSpec
 from intarsia.ladder.table import show_verdict
 from intarsia.ladder.verdict import Verdict, count, judge
+from intarsia.model import ModelConfig
 from intarsia.model.fingerprint import Fingerprint, fingerprint
 from intarsia.training import NGrams, TrainConfig, read_metrics
 
@@ -96,9 +98,10 @@ class _Comparison:
         arms = resolve(plan, tokenizer.vocab_size)
         fingerprints = _fingerprints(arms)
         configs = self._train_configs()
-        tuning, judged = self._documents(dataset)
+        documents = choose_documents(plan, dataset.heldout.documents)
+        tuning, judged = documents.tuning, documents.judged
         threads = self._threads(arms, configs)
-        self._introduce(arms, dataset, threads, judged)
+        self._introduce(arms, dataset, threads, documents)
         try:
             runs = self._train(arms, fingerprints, configs, dataset, tuning, judged, threads)
             _check_batches(runs, self.path / "runs")
@@ -183,26 +186,6 @@ class _Comparison:
         except ConfigError as error:
             raise PlanError(str(error), ("tuning", "budget_share")) from None
 
-    def _documents(self, dataset: TokenDataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The held-out documents for tuning and for judging: drawn at random, none in both."""
-        plan = self.plan
-        there = dataset.heldout.documents
-        rng = np.random.default_rng(plan.evaluation.seed)
-        order = rng.permutation(there)
-        # A small corpus gives tuning a quarter at most, so that enough is left to judge by.
-        count_tuning = (
-            min(plan.tuning.documents, there // 4)
-            if any(len(plan.rates(arm)) > 1 for arm in plan.arms)
-            else 0
-        )
-        judged = order[count_tuning : count_tuning + plan.evaluation.documents]
-        if len(judged) < 2:
-            raise PlanError(
-                f"the corpus has {there} held-out documents: too few to tune and to judge by; give more text",
-                ("corpus",),
-            )
-        return tuple(sorted(order[:count_tuning].tolist())), tuple(sorted(judged.tolist()))
-
     def _threads(self, arms: Sequence[ResolvedArm], config: TrainConfig) -> int:
         """Threads of each run. Kept for the directory's lifetime: another number rounds differently."""
         state = self._state()
@@ -226,13 +209,15 @@ class _Comparison:
         return total
 
     def _introduce(
-        self, arms: Sequence[ResolvedArm], dataset: TokenDataset, threads: int, judged: Sequence[int]
+        self, arms: Sequence[ResolvedArm], dataset: TokenDataset, threads: int, documents: Chosen
     ) -> None:
+        from rich.markup import escape
+
         plan, say = self.plan, self.console.print
         say(f"[bold]{plan.title or plan.name}[/]", highlight=False)
         say(
             f"{dataset.corpus}: {count(dataset.train.tokens)} training tokens ({dataset.tokenizer}), "
-            f"{len(judged)} held-out documents to judge by",
+            f"{len(documents.judged)} held-out documents to judge by",
             highlight=False,
         )
         for arm in arms:
@@ -244,6 +229,8 @@ class _Comparison:
                 highlight=False,
                 markup=False,
             )
+        for warning in documents.warnings:
+            say(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
         several = f"{self.jobs} runs at a time, {threads} thread{'s' * (threads > 1)} each"
         say(f"[dim]{several}. Ctrl-C stops; the same command goes on.[/]", highlight=False)
 
@@ -417,14 +404,19 @@ def _default_jobs(plan: Plan, arms: Sequence[ResolvedArm], config: TrainConfig) 
     if torch.cuda.is_available():
         return 1
     total = sum(len(plan.rates(arm)) * (len(plan.rates(arm)) > 1) + len(plan.seeds) for arm in plan.arms)
-    tokens = (config.micro_rows or config.rows) * config.length
-    # Weights, gradients, momentum and a checkpoint's copy; some forty numbers of the model's width for each token
-    # and layer; the interpreter with PyTorch. A guess that errs on the large side.
-    need = max(
-        20 * arm.parameters + tokens * arm.config.depth * arm.config.d_model * 4 * 40 + 400 * 2**20
-        for arm in arms
-    )
+    need = max(run_bytes(arm.parameters, arm.config, config) for arm in arms)
     return max(1, min(total, cores(), int(_available_memory() * 0.7 // need)))
+
+
+def run_bytes(parameters: int, model: ModelConfig, config: TrainConfig) -> int:
+    """The memory that a run takes at most: a guess that errs on the large side.
+
+    Float32 weights, gradients, two moments and a checkpoint's copy. What the backward pass needs: 20 to 72 numbers of
+    the model's width for each token of a forward pass and each layer, by its mixer, and some for what is being
+    computed. The interpreter with PyTorch.
+    """
+    tokens = (config.micro_rows or config.rows) * config.length
+    return 20 * parameters + 4 * 80 * tokens * model.depth * model.d_model + 400 * 2**20
 
 
 def _available_memory() -> int:

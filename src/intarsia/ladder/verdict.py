@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from intarsia.ladder.documents import FEW_JUDGED, few_documents
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.results import ArmResult, Results, listed
 from intarsia.ladder.statistics import Array, Estimate, estimate
@@ -289,9 +290,12 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
             f"degree{'s' if seeds > 2 else ''} of freedom, which is honest but wide, and assumes that runs scatter "
             "about normally, which so few cannot show."
         )
+    judged, asked = len(results.text_bytes), plan.evaluation.documents
+    wanted = f" (the plan asks for {asked})" if judged < asked else ""
     caveats.append(
-        f"Documents: {len(results.text_bytes)} held-out documents stand for all like them. Files of one project "
-        "resemble each other, so they are worth fewer independent ones."
+        f"Documents: {judged} held-out documents{wanted} stand for all like them. Files of one "
+        "project resemble each other, so they are worth fewer independent ones."
+        + (f" {few_documents(judged)}" if judged < FEW_JUDGED else "")
     )
     for arm in results.arms:
         scores = arm.tuning_scores
@@ -307,9 +311,11 @@ def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows:
     if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
         caveats.append("Learning rates were given and not tuned here: an arm may do better with another.")
     elif any(len(plan.rates(arm)) > 1 for arm in plan.arms):
+        asked = plan.tuning.documents
+        fewer = f" (the plan asks for {asked})" if results.tuning_documents < asked else ""
         caveats.append(
             f"Learning rates were chosen with one seed ({plan.tuning.seed}) on {results.tuning_documents} documents "
-            f"of their own{shorter}: a fair choice, and a noisy one."
+            f"of their own{fewer}{shorter}: a fair choice, and a noisy one."
         )
     if results.failed:
         caveats.append(
