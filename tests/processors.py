@@ -91,7 +91,9 @@ def main() -> int:
     )
     parser.add_argument("--only", metavar="NAME", help="one processor of --list")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("-n", "--jobs", default="2", help="workers of pytest")
+    parser.add_argument(
+        "-n", "--jobs", type=int, default=2, help="cores for workers of pytest and their threads"
+    )
     options = parser.parse_args()
 
     available = [] if native.missing_reason() else native.native().available()
@@ -106,7 +108,8 @@ def main() -> int:
             results.append((name, True, f"left out: there is no {processor.kernels} here"))
             continue
         begin = time.monotonic()
-        workers = ["-n", options.jobs, "-m", "not slow"]
+        # Workers whose threads fight for the cores take ten times as long.
+        workers = ["-n", str(max(1, options.jobs // processor.threads)), "-m", "not slow"]
         runs = [[*BUDGETS, *workers]]
         if not options.quick:
             runs = [[*NUMERIC, *workers], [*BUDGETS, *workers, "--trials", str(options.trials)]]

@@ -87,6 +87,17 @@ def test_only_code_counts(place: Path, text: str, same: bool) -> None:
     assert after == {name: value for name, value in before.items() if name != "strange_helper"}
 
 
+def test_an_expression_of_hundreds_of_terms_is_read(place: Path) -> None:
+    before = sources_of(["strange_package.layer"]).hashes
+    for last in (1, 2):
+        terms = " + ".join(["1"] * 800 + [str(last)])
+        (place / "strange_helper.py").write_text(f"import strange_package.unused\nMANY = {terms}\n")
+        after = sources_of(["strange_package.layer"]).hashes
+        assert "strange_package.unused" in after
+        assert after["strange_helper"] != before["strange_helper"]
+        before = after
+
+
 def test_classes_stand_for_the_files_of_all_that_they_inherit_from(place: Path) -> None:
     (place / "heir.py").write_text("from strange_package.layer import Base\nclass Heir(Base): ...\n")
     heir = importlib.import_module("heir").Heir

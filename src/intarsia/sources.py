@@ -194,10 +194,13 @@ def _read_version(path: Path, changed: int, size: int) -> _Source:
     content = path.read_bytes()
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # a compiled module
+    except (SyntaxError, ValueError, RecursionError):  # a compiled module, or data of thousands of terms
         return _Source(digest(content), ())
     imports = tuple(_imports(tree.body))
-    return _Source(digest(_code(tree)), imports)
+    try:
+        return _Source(digest(_code(tree)), imports)
+    except RecursionError:  # an expression too long to be written down again: the whole text counts
+        return _Source(digest(content), imports)
 
 
 def digest(content: bytes) -> str:
@@ -220,22 +223,30 @@ def _is_text(node: ast.stmt) -> bool:
 
 def _imports(body: Iterable[ast.AST]) -> Iterator[_Import]:
     """All imports, also those inside functions, but for those that only type checkers see."""
-    for node in body:
+    # A list of what is still to be read, and no recursion: a sum of a thousand terms is nested a thousand deep.
+    ahead = list(body)[::-1]
+    while ahead:
+        node = ahead.pop()
         if isinstance(node, ast.Import):
             yield from (_Import(alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (_Import(node.module or "", alias.name, node.level) for alias in node.names)
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            yield from _imports(node.orelse)
+        elif isinstance(node, ast.If) and _asks_for_type_checking(node.test):
+            ahead += node.orelse[::-1]
         else:
-            yield from _imports(ast.iter_child_nodes(node))
+            ahead += list(ast.iter_child_nodes(node))[::-1]
+
+
+def _asks_for_type_checking(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", None)
+    return name == "TYPE_CHECKING"
 
 
 def _hash_of_class(cls: type) -> str:
     """The hash of a class that is in no file, as in a notebook."""
     try:
         return digest(_code(ast.parse(textwrap.dedent(inspect.getsource(cls)))))
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError, SyntaxError, RecursionError):
         warnings.warn(
             f"the source of {cls.__qualname__} cannot be read: if it changes, nobody will notice; put it into a file",
             stacklevel=2,
