@@ -504,7 +504,7 @@ LADDER = _in(
         "comparison.py",
         "int(_available_memory() * 0.7 // need)",
         "total",
-        "tests/ladder",
+        "tests/ladder/test_jobs.py",
     ),
 )
 
