@@ -24,6 +24,7 @@ LAYERS = [
     "integrations",
     "compat",
     "mixers",
+    "layers",
     "ops",
 ]
 # `__main__.py` is the door to the top floor.

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pytest
 
 from intarsia.errors import ConfigError, OptionError
+from intarsia.layers.rope import Yarn
 from intarsia.mixers import MixerConfig, config_from_dict, config_to_dict
 from intarsia.mixers.registry import MIXERS
-from intarsia.mixers.rope import Yarn
 from intarsia.options import check_type, check_types
 
 OPTIONS = [(config, field.name) for config in MIXERS for field in dataclasses.fields(config)]

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.filling import FillsItself
+from intarsia.layers.float32 import KeepsFloat32
 from intarsia.mixers import About, MixerConfig, RecurrentState
 from intarsia.mixers.base import GeneratorOf, positive
-from intarsia.mixers.filling import FillsItself
-from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
 from intarsia.ops import Sequences, linear_attention
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from intarsia.layers.float32 import KeepsFloat32
 from intarsia.mixers import KDAConfig
-from intarsia.mixers.float32 import KeepsFloat32
 
 
 class Decay(KeepsFloat32):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.float32 import KeepsFloat32
 from intarsia.mixers import Mixer
-from intarsia.mixers.float32 import KeepsFloat32
 from support.mixer_cases import CASES, D_MODEL
 
 every_mixer = pytest.mark.parametrize("case", CASES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intarsia.mixers.norm import RMSNorm
+from intarsia.layers.norm import RMSNorm
 
 
 @pytest.mark.parametrize("zero_centered", [False, True])

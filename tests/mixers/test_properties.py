@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia.errors import ShapeError
+from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.states import GrowingTensor
 from intarsia.mixers import Mixer, names
-from intarsia.mixers.float32 import KeepsFloat32
-from intarsia.mixers.state import GrowingTensor
 from intarsia.ops import Sequences
 from support.budget import assert_within_budget
 from support.device import device

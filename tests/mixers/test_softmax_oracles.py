@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from intarsia.errors import ConfigError
+from intarsia.layers.rope import Yarn, rotate
+from intarsia.layers.states import GrowingTensor
 from intarsia.mixers import Attention, AttentionConfig, SlidingWindowConfig, config_from_dict, config_to_dict
-from intarsia.mixers.rope import Yarn, rotate
-from intarsia.mixers.softmax import causal_attention, largest_logit
-from intarsia.mixers.state import GrowingTensor
+from intarsia.ops.attention import causal_attention, largest_logit
 
 D, T = 48, 150
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.mixers.state import GrowingTensor, KeyValueState, LatentState, State, WindowState
+from intarsia.layers.states import GrowingTensor, KeyValueState, LatentState, State, WindowState
 
 every_limit = pytest.mark.parametrize("limit", [None, 6, 40])
 THREADS = 4

@@ -222,7 +222,7 @@ def test_long_texts_in_segments_are_the_same(
 
 
 def test_the_convolution_with_a_bias_is_torchs() -> None:
-    from intarsia.mixers.parts import ShortConvolution
+    from intarsia.layers.convolution import ShortConvolution
 
     conv = ShortConvolution(6, 4, bias=True)
     randomise(conv)

@@ -89,7 +89,7 @@ def test_bounded_decay_equals_transformers_glm5_next() -> None:
     from transformers.models.glm5_next import modeling_glm5_next as hf
     from transformers.models.glm5_next.configuration_glm5_next import Glm5NextTextConfig
 
-    from intarsia.mixers.parts import DecayGate
+    from intarsia.layers.gates import DecayGate
 
     H, K = 2, 16
     config = Glm5NextTextConfig(hidden_size=D, linear_num_heads=H, linear_head_dim=K, linear_lower_bound=-5.0)

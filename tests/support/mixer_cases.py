@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from intarsia.layers.rope import Yarn
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, KDAConfig, Mixer, MixerConfig, MLAConfig
 from intarsia.mixers.comba import CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormerConfig
@@ -24,7 +25,6 @@ from intarsia.mixers.mamba2 import Mamba2Config
 from intarsia.mixers.path import PathConfig
 from intarsia.mixers.performer import PerformerConfig
 from intarsia.mixers.retnet import RetNetConfig
-from intarsia.mixers.rope import Yarn
 from intarsia.mixers.rwkv7 import RWKV7Config
 from intarsia.mixers.simplicial import SimplicialConfig
 from intarsia.mixers.sliding_window import SlidingWindowConfig

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.mixers.softmax import causal_attention
 from intarsia.ops import gated_rms_norm
 from intarsia.ops import l2norm as unit
+from intarsia.ops.attention import causal_attention
 from intarsia.ops.precision import widen
 
 # Norms

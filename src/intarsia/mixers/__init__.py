@@ -1,12 +1,13 @@
 """Token mixers: how tokens exchange information. One file each; `registry.py` is the table of all."""
 
+from intarsia.layers.float32 import KeepsFloat32, float32_parts
+from intarsia.layers.states import KeyValueState, LatentState, RecurrentState, State, WindowState
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig
 from intarsia.mixers.comba import Comba, CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormer, DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNet, DeltaNetConfig
 from intarsia.mixers.deltaproduct import DeltaProduct, DeltaProductConfig
-from intarsia.mixers.float32 import KeepsFloat32, float32_parts
 from intarsia.mixers.forgetting import ForgettingAttention, ForgettingConfig
 from intarsia.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2, GatedDeltaNet2Config
@@ -26,7 +27,6 @@ from intarsia.mixers.retnet import RetNet, RetNetConfig
 from intarsia.mixers.rwkv7 import RWKV7, RWKV7Config
 from intarsia.mixers.simplicial import SimplicialAttention, SimplicialConfig
 from intarsia.mixers.sliding_window import SlidingWindowAttention, SlidingWindowConfig
-from intarsia.mixers.state import KeyValueState, LatentState, RecurrentState, State, WindowState
 from intarsia.mixers.trnn import TRNN, TRNNConfig
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 

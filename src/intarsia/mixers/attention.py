@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.projections import linear
+from intarsia.layers.qk_clip import ClipsLogits
+from intarsia.layers.rope import Yarn, positions_of, rotate
+from intarsia.layers.states import GrowingTensor, KeyValueState, WindowState
 from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, NormedConfig, empty_beside, positive
-from intarsia.mixers.filling import linear
-from intarsia.mixers.norm import RMSNorm
-from intarsia.mixers.qk_clip import ClipsLogits
-from intarsia.mixers.rope import Yarn, positions_of, rotate
-from intarsia.mixers.softmax import causal_attention, largest_logit
-from intarsia.mixers.state import GrowingTensor, KeyValueState, WindowState
 from intarsia.ops import Sequences
+from intarsia.ops.attention import causal_attention, largest_logit
 
 QKNorm = Literal["none", "head", "channels"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
-from intarsia.mixers.filling import FillsItself, GeneratorOf
-from intarsia.mixers.state import State
+from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.states import State
 from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
 from intarsia.options import check_types

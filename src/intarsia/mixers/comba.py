@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import OutputGate
 from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
-from intarsia.mixers.parts import DecayGate, OutputGate
 from intarsia.mixers.recurrent import dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intarsia.mixers.parts import DecayGate, GatedNorm, OutputGate, ShortConvolution
+from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.recurrent import RecurrentMixer, delta_rule_flops
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native
 from intarsia.ops.cpu_common import apart_from_torch
 from intarsia.ops.cpu_few import FEW

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.projections import linear
+from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import Blockwise, recomputed, strict_inverse
-from intarsia.mixers.filling import linear
 from intarsia.mixers.recurrent import CHUNK
-from intarsia.mixers.rope import positions_of, rotate
-from intarsia.mixers.softmax import causal_attention
-from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.attention import causal_attention
+from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.norm import OutputGate
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
-from intarsia.mixers.parts import OutputGate
 from intarsia.ops.precision import widen
 
 

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import OutputGate
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
-from intarsia.mixers.parts import DecayGate, OutputGate
 from intarsia.ops import Sequences, gated_delta_rule
 
 

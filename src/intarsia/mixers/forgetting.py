@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.convolution import token_before
+from intarsia.layers.norm import GatedNorm, RMSNorm
+from intarsia.layers.projections import linear
+from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, empty_beside, positive
-from intarsia.mixers.blockwise import Blockwise, per_sequence, recomputed
-from intarsia.mixers.filling import linear
-from intarsia.mixers.norm import RMSNorm
-from intarsia.mixers.parts import GatedNorm, token_before
-from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.blockwise import Blockwise, per_sequence, recomputed
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 

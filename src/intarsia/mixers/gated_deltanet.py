@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import OutputGate
+from intarsia.layers.projections import low_rank
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
-from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import OutputGate
+from intarsia.layers.projections import low_rank
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaLayer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
-from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 from intarsia.mixers.recurrent import dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen

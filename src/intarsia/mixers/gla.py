@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.gates import DecayBias
+from intarsia.layers.norm import GatedNorm
+from intarsia.layers.projections import low_rank
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import DecayBias, GatedNorm, low_rank
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 
 

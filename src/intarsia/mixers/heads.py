@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from intarsia.errors import ConfigError
+from intarsia.layers.norm import OutputGate
 from intarsia.mixers.base import MixerConfig, positive
-from intarsia.mixers.parts import OutputGate
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from intarsia.errors import ConfigError
+from intarsia.layers.gates import DecayGate
+from intarsia.layers.norm import OutputGate
+from intarsia.layers.projections import low_rank
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.delta import DeltaMixer
 from intarsia.mixers.heads import HeadsConfig, check_output_gate, check_value_heads
-from intarsia.mixers.parts import DecayGate, OutputGate, low_rank
 
 
 @dataclass(frozen=True)

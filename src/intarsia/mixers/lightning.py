@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.norm import GatedNorm
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, NormedConfig
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import GatedNorm
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 from intarsia.ops.precision import compute_dtype
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.filling import FillsItself
+from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.gates import fill_time_steps
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.base import GeneratorOf, MixerConfig, positive
-from intarsia.mixers.filling import FillsItself
-from intarsia.mixers.float32 import KeepsFloat32
-from intarsia.mixers.parts import ShortConvolution, fill_time_steps
 from intarsia.mixers.recurrent import CHUNK, RecurrentMixer, additive_rule_flops
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.qk_clip import ClipsLogits
+from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.states import GrowingTensor, LatentState
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.norm import RMSNorm
-from intarsia.mixers.qk_clip import ClipsLogits
-from intarsia.mixers.rope import positions_of, rotate
-from intarsia.mixers.softmax import causal_attention, largest_logit
-from intarsia.mixers.state import GrowingTensor, LatentState
 from intarsia.ops import Sequences
+from intarsia.ops.attention import causal_attention, largest_logit
 from intarsia.ops.finite import attended
 
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.projections import linear, low_rank
+from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import Blockwise, recomputed, strict_inverse
-from intarsia.mixers.filling import linear
 from intarsia.mixers.forgetting import cumulative_log_gate
-from intarsia.mixers.parts import ShortConvolution, low_rank
 from intarsia.mixers.recurrent import CHUNK
-from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences, l2norm
+from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.float32 import KeepsFloat32
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen, without_autocast
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.base import Cost, Mixer
-from intarsia.mixers.parts import ShortConvolution
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops.precision import compute_dtype
 
 CHUNK = 64

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.rope import positions_of, rotate
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, gated_rms_norm
 from intarsia.ops.precision import compute_dtype
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.convolution import token_before
+from intarsia.layers.filling import FillsItself
+from intarsia.layers.gates import DecayBias
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
-from intarsia.mixers.filling import FillsItself
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.parts import DecayBias, token_before
 from intarsia.mixers.recurrent import RecurrentMixer, dplr_rule_flops
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences, dplr_rule
 from intarsia.ops.precision import compute_dtype, widen
 

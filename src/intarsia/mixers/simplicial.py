@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
+from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.blockwise import Blockwise, recomputed
-from intarsia.mixers.state import GrowingState, GrowingTensor
 from intarsia.ops import Sequences
+from intarsia.ops.blockwise import Blockwise, recomputed
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 

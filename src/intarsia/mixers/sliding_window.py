@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from intarsia.layers.states import WindowState
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.state import WindowState
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.gates import DecayBias
+from intarsia.layers.states import RecurrentState
 from intarsia.mixers.additive import AdditiveMixer
 from intarsia.mixers.base import About, MixerConfig, positive
-from intarsia.mixers.parts import DecayBias
-from intarsia.mixers.state import RecurrentState
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
 

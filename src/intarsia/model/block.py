@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.states import State
 from intarsia.mixers import Mixer
-from intarsia.mixers.norm import RMSNorm
-from intarsia.mixers.state import State
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import LayerCost
 from intarsia.model.experts import Experts

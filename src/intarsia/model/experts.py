@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.mixers.filling import FillsItself, GeneratorOf
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.float32 import KeepsFloat32
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.model.feed_forward import SwiGLU

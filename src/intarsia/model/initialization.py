@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.mixers.filling import INITIAL_STD, FillsItself, GeneratorOf
+from intarsia.layers.filling import INITIAL_STD, FillsItself, GeneratorOf
 
 Unknown = Literal["refuse", "keep"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
-from intarsia.mixers.norm import RMSNorm
-from intarsia.mixers.state import State
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.states import State
 from intarsia.model import initialization
 from intarsia.model.block import Block
 from intarsia.model.config import ModelConfig

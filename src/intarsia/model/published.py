@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from intarsia.layers.rope import Yarn
 from intarsia.mixers import (
     AttentionConfig,
     GatedDeltaNetConfig,
@@ -17,7 +18,6 @@ from intarsia.mixers import (
     MLAConfig,
     SlidingWindowConfig,
 )
-from intarsia.mixers.rope import Yarn
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
 

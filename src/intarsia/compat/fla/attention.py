@@ -7,12 +7,12 @@ from torch import Tensor
 
 from intarsia.compat.fla.common import cumulative, sequences
 from intarsia.errors import ConfigError, ShapeError
-from intarsia.mixers.blockwise import per_sequence, recomputed
 from intarsia.mixers.deltaformer import erased_values
 from intarsia.mixers.forgetting import BLOCK, forgetting_attention
 from intarsia.mixers.path import path_attention
-from intarsia.mixers.softmax import causal_attention
 from intarsia.ops import Sequences
+from intarsia.ops.attention import causal_attention
+from intarsia.ops.blockwise import per_sequence, recomputed
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import widen, without_autocast
 

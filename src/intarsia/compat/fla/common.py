@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.mixers.blockwise import per_sequence
 from intarsia.mixers.forgetting import LEAST_LOG_GATE
 from intarsia.ops import Gate, Sequences, dplr_rule, gated_delta_rule, linear_attention
+from intarsia.ops.blockwise import per_sequence
 from intarsia.ops.precision import compute_dtype, widen
 
 P = ParamSpec("P")

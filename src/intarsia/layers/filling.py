@@ -78,11 +78,3 @@ class FillsItself(nn.Module):
             self.init_own_buffers()
             for name, content in saved.items():
                 self._buffers[name].copy_(content)  # type: ignore[union-attr]
-
-
-def linear(d_in: int, d_out: int, bias: bool = False) -> nn.Linear:
-    """A linear map with PyTorch's initial weights and, where it has one, a bias that begins at zero."""
-    module = nn.Linear(d_in, d_out, bias=bias)
-    if bias:
-        nn.init.zeros_(module.bias)
-    return module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.mixers.float32 import KeepsFloat32
+from intarsia.layers.float32 import KeepsFloat32
 
 
 class ClipsLogits(KeepsFloat32):

@@ -1,12 +1,17 @@
-"""Root-mean-square normalisation."""
+"""Root-mean-square normalisation, alone and with a gate."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from intarsia.mixers.filling import FillsItself, GeneratorOf
+from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.ops import gated_rms_norm
+
+OutputGate = Literal["sigmoid", "swish", "none"]
+"""What a head's output is multiplied by: a sigmoid or SiLU of a projection of the input, or nothing."""
 
 
 class RMSNorm(FillsItself):
@@ -36,3 +41,22 @@ class RMSNorm(FillsItself):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}, zero_centered={self.zero_centered}"
+
+
+class GatedNorm(FillsItself):
+    """RMSNorm of each head, times a gate: `weight * o / rms(o) * gate(z)`, in float32. Weight `[head_v_dim]`."""
+
+    def __init__(self, dim: int, eps: float, gate: OutputGate) -> None:
+        super().__init__()
+        self.eps, self.gate = eps, gate
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, o: Tensor, z: Tensor | None) -> Tensor:
+        """`o` and the raw gate `z` (None where `gate` is "none"), both `[B, T, HV, V]`; the result in o's dtype."""
+        return gated_rms_norm(
+            o, z, self.weight, eps=self.eps, gate=None if self.gate == "none" else self.gate
+        )

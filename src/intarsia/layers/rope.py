@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, OptionError
-from intarsia.mixers.state import State
+from intarsia.layers.states import State
 from intarsia.ops import Sequences
 from intarsia.ops.precision import compute_dtype
 from intarsia.options import check_types

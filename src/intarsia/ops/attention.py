@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.mixers.blockwise import Blockwise
 from intarsia.ops import Sequences
+from intarsia.ops.blockwise import Blockwise
 from intarsia.ops.finite import attended
 
 FEW = 8
