@@ -107,7 +107,7 @@ typecheck: $(DEV_STAMP)  ## mypy
 
 bench: $(DEV_STAMP)  ## the benchmarks in short, peers in the same run (benchmarks/README.md has the long forms)
 	@$(BIN)/python benchmarks/operators.py --lengths 512,2048 --seconds 1
-	@$(BIN)/python benchmarks/cpu.py --quick
+	@$(BIN)/python benchmarks/cpu --quick
 	@$(BIN)/python benchmarks/layers.py --lengths 1,512 --seconds 0.3
 	@$(BIN)/python benchmarks/dplr.py --lengths 512,2048 --seconds 1
 	@$(BIN)/python benchmarks/stability.py --preset kimi-linear-nano --steps 100

@@ -26,7 +26,6 @@ NUMERIC = [
     "tests/model",
     "tests/inference",
     "tests/integrations",
-    "tests/compat",
 ]
 BUDGETS = ["tests/ops", "tests/mixers", "tests/integrations", "-k", "budget or agree"]
 

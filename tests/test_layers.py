@@ -22,7 +22,6 @@ LAYERS = [
     "checkpoints",
     "model",
     "integrations",
-    "compat",
     "mixers",
     "layers",
     "ops",

@@ -1,4 +1,4 @@
-// Times ggml's gated delta rule (GGML_OP_GATED_DELTA_NET, float32) on the CPU, for benchmarks/cpu.py.
+// Times ggml's gated delta rule (GGML_OP_GATED_DELTA_NET, float32) on the CPU, for benchmarks/cpu.
 //
 //     ggml_delta_rule HEADS DIM TOKENS channel|head THREADS INPUTS OUTPUT
 //

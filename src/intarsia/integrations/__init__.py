@@ -1,4 +1,5 @@
-"""Intarsia's operators inside other libraries' models. Nothing is imported before it is asked for."""
+"""Other libraries' interfaces over Intarsia's operators: `fla`, the functions of flash-linear-attention by name, and
+what puts the operators inside other libraries' models. Nothing is imported before it is asked for."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ def accelerate_transformers() -> Acceleration:
 def accelerate_fla() -> Acceleration:
     """Let the layers of flash-linear-attention run on CPUs, on Intarsia's operators.
 
-    See `intarsia.integrations.fla.accelerate_fla`.
+    See `intarsia.integrations.fla.acceleration.accelerate_fla`.
     """
-    from intarsia.integrations.fla import accelerate_fla as accelerate
+    from intarsia.integrations.fla.acceleration import accelerate_fla as accelerate
 
     return accelerate()
 

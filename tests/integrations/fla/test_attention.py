@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat import fla
 from intarsia.errors import ConfigError, ShapeError
+from intarsia.integrations import fla
 from support.fla_loops import B, H, K, V, close
 
 T, HQ = 150, 4

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat import fla
-from intarsia.compat.fla import common
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.integrations import fla
+from intarsia.integrations.fla import common
 from intarsia.ops import gated_delta_rule
 from support.budget import assert_within_budget
 from support.fla_loops import HV, B, H, K, T, close, loop, tensors

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from intarsia.compat import fla as functions
-from intarsia.compat.fla.missing import MISSING
 from intarsia.errors import MissingExtraError, UnsupportedError
-from intarsia.integrations import fla_modules as modules
+from intarsia.integrations import fla as functions
+from intarsia.integrations.fla import modules
+from intarsia.integrations.fla.missing import MISSING
 from intarsia.integrations.replacements import Acceleration, Replacement, Replacements
 
 Function = Callable[..., Any]
@@ -70,7 +70,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "simple_gla.fused_recurrent": ("fused_recurrent_simple_gla",),
     "simple_gla.parallel": ("parallel_simple_gla",),
 }
-"""Where in `fla.ops` each function of `intarsia.compat.fla` stands."""
+"""Where in `fla.ops` each function of `intarsia.integrations.fla` stands."""
 
 MODULES: dict[str, tuple[str, ...]] = {
     "fla.modules.activations.ops": ("sigmoid", "logsigmoid", "swish", "swiglu", "swiglu_linear"),
@@ -89,13 +89,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "fla.ops.rwkv7.fused_k_update": ("fused_k_rwkv7",),
     "fla.ops.rwkv7.gate_output_correction": ("gate_output_correction",),
 }  # fmt: skip
-"""Where each function of `intarsia.integrations.fla_modules` stands."""
+"""Where each function of `intarsia.integrations.fla.modules` stands."""
 
 BESIDE: dict[str, tuple[str, ...]] = {
     "fla.modules.causal_conv1d.ops": ("causal_conv1d", "causal_conv1d_update"),
     "fla.modules.norm.fused_norm_gate": ("rms_norm_gated",),
 }
-"""The functions of `intarsia.compat.fla` that stand in `fla.modules`."""
+"""The functions of `intarsia.integrations.fla` that stand in `fla.modules`."""
 
 
 def accelerate_fla() -> Acceleration:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat.fla.common import (
+from intarsia.errors import ConfigError, ShapeError
+from intarsia.integrations.fla.common import (
     Result,
     check_safe_gate,
     decay_of,
@@ -18,7 +19,6 @@ from intarsia.compat.fla.common import (
     sequences,
     write_strength,
 )
-from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
 

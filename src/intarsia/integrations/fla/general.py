@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.compat.fla.common import (
+from intarsia.errors import ConfigError, ShapeError
+from intarsia.integrations.fla.common import (
     Result,
     check_safe_gate,
     decay_of,
@@ -21,7 +22,6 @@ from intarsia.compat.fla.common import (
     run,
     write_strength,
 )
-from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops import l2norm
 from intarsia.ops.precision import widen
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat.fla.common import (
+from intarsia.errors import ConfigError
+from intarsia.integrations.fla.common import (
     Result,
     cumulative,
     of_channels,
@@ -17,7 +18,6 @@ from intarsia.compat.fla.common import (
     refuse,
     run,
 )
-from intarsia.errors import ConfigError
 from intarsia.ops.precision import widen, without_autocast
 
 

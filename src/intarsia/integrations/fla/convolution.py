@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.compat.fla.common import Result, refuse, sequences
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.integrations.fla.common import Result, refuse, sequences
 from intarsia.ops import Sequences, short_convolution
 from intarsia.ops.precision import widen
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from intarsia.compat.fla.common import Result, run
 from intarsia.errors import ShapeError
+from intarsia.integrations.fla.common import Result, run
 from intarsia.ops.precision import widen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.compat.fla.common import decay_of, gate_of
+from intarsia.integrations.fla.common import decay_of, gate_of
 
 
 def fused_kda_gate(

@@ -7,9 +7,9 @@ import inspect
 
 import pytest
 
-from intarsia.compat import fla
-from intarsia.compat.fla.missing import MISSING
 from intarsia.errors import UnsupportedError
+from intarsia.integrations import fla
+from intarsia.integrations.fla.missing import MISSING
 
 # `fla.ops.__all__` of flash-linear-attention 0.6.0.
 PUBLIC = [
@@ -82,7 +82,7 @@ def test_every_public_function_is_served_or_says_what_is_missing(name: str) -> N
         assert inspect.getdoc(getattr(fla, name))
         return
     with pytest.raises(UnsupportedError, match=f"does not serve {name}: {MISSING[name]}"):
-        exec(f"from intarsia.compat.fla import {name}")
+        exec(f"from intarsia.integrations.fla import {name}")
 
 
 def test_nothing_is_both_served_and_missing() -> None:
@@ -95,7 +95,7 @@ def test_another_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="did you mean 'chunk_kda'"):
         fla.chunk_kdaa  # noqa: B018
     with pytest.raises(ImportError):
-        exec("from intarsia.compat.fla import chunk_no_such_rule")
+        exec("from intarsia.integrations.fla import chunk_no_such_rule")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fla") is None, reason="flash-linear-attention is not installed")

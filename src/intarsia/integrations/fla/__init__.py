@@ -1,6 +1,6 @@
 """The functions of flash-linear-attention, by name and signature, over Intarsia's operators.
 
-    from intarsia.compat.fla import chunk_kda      # was: from fla.ops.kda import chunk_kda
+    from intarsia.integrations.fla import chunk_kda      # was: from fla.ops.kda import chunk_kda
 
 The signatures are those of flash-linear-attention 0.6; keywords that older versions had are taken where they
 still have a meaning. `q`, `k` are `[B, T, H, K]`, `v` `[B, T, HV, V]`, decays natural logarithms, states
@@ -12,7 +12,10 @@ where their CPU kernels do it on the way.
 
 Options that only say how a GPU should work (`chunk_size`, `chunk_indices`, `disable_recompute`, `safe_gate`,
 `max_num_seqs`) change nothing here. A public function of `fla.ops` that is not served is an UnsupportedError when it is
-imported, which says what is missing (`intarsia.compat.fla.missing` lists them all).
+imported, which says what is missing (`intarsia.integrations.fla.missing` lists them all).
+
+`intarsia.integrations.accelerate_fla` puts these functions, and those of `modules`, inside flash-linear-attention's own
+layers.
 
 Raises, all functions:
     TypeError: an unknown keyword.
@@ -23,7 +26,8 @@ Raises, all functions:
 
 from __future__ import annotations
 
-from intarsia.compat.fla.additive import (
+from intarsia.errors import UnsupportedError, did_you_mean
+from intarsia.integrations.fla.additive import (
     chunk_gla,
     chunk_lightning_attn,
     chunk_linear_attn,
@@ -41,19 +45,19 @@ from intarsia.compat.fla.additive import (
     parallel_retention,
     parallel_simple_gla,
 )
-from intarsia.compat.fla.attention import (
+from intarsia.integrations.fla.attention import (
     deltaformer_attn,
     parallel_attn,
     parallel_forgetting_attn,
     parallel_path_attn,
 )
-from intarsia.compat.fla.convolution import (
+from intarsia.integrations.fla.convolution import (
     ShortConvolution,
     causal_conv1d,
     causal_conv1d_fn,
     causal_conv1d_update,
 )
-from intarsia.compat.fla.delta import (
+from intarsia.integrations.fla.delta import (
     chunk_delta_rule,
     chunk_gated_delta_product,
     chunk_gated_delta_rule,
@@ -65,11 +69,11 @@ from intarsia.compat.fla.delta import (
     fused_recurrent_gdn,
     fused_recurrent_kda,
 )
-from intarsia.compat.fla.gates import (
+from intarsia.integrations.fla.gates import (
     fused_gdn_gate,
     fused_kda_gate,
 )
-from intarsia.compat.fla.general import (
+from intarsia.integrations.fla.general import (
     chunk_comba,
     chunk_dplr_delta_rule,
     chunk_gdn2,
@@ -82,16 +86,15 @@ from intarsia.compat.fla.general import (
     fused_recurrent_iplr_delta_rule,
     fused_recurrent_rwkv7,
 )
-from intarsia.compat.fla.hgrn import (
+from intarsia.integrations.fla.hgrn import (
     chunk_hgrn,
     fused_recurrent_hgrn,
 )
-from intarsia.compat.fla.missing import MISSING
-from intarsia.compat.fla.norm import (
+from intarsia.integrations.fla.missing import MISSING
+from intarsia.integrations.fla.norm import (
     FusedRMSNormGated,
     rms_norm_gated,
 )
-from intarsia.errors import UnsupportedError, did_you_mean
 
 __all__ = [
     "FusedRMSNormGated",
@@ -152,6 +155,7 @@ def __getattr__(name: str) -> object:
     """Say what is missing where a function of flash-linear-attention is imported that is not served here."""
     if name in MISSING:
         raise UnsupportedError(
-            f"intarsia.compat.fla does not serve {name}: {MISSING[name]}. Run it with flash-linear-attention itself"
+            f"intarsia.integrations.fla does not serve {name}: {MISSING[name]}. Run it with"
+            " flash-linear-attention itself"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}")

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import intarsia.integrations
-from intarsia.compat import fla as functions
 from intarsia.errors import MissingExtraError, UnsupportedError
-from intarsia.integrations import fla as integration
-from intarsia.integrations import fla_modules
+from intarsia.integrations import fla as functions
+from intarsia.integrations.fla import acceleration as integration
+from intarsia.integrations.fla import modules as fla_modules
 
 INSTALLED = all(importlib.util.find_spec(name) is not None for name in ("fla", "triton", "einops"))
 installed = pytest.mark.skipif(not INSTALLED, reason="flash-linear-attention is not installed")
@@ -60,7 +60,7 @@ SCRIPT = """
 import torch
 import fla.layers as layers
 from fla.modules.activations import ACT2FN
-from intarsia.compat import fla as functions
+from intarsia.integrations import fla as functions
 from intarsia.errors import UnsupportedError
 from intarsia.integrations import accelerate_fla
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat import fla
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.integrations import fla
 from support.fla_loops import close
 
 N, T, D, W = 3, 20, 6, 4

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.compat import fla
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.integrations import fla
 from support.budget import assert_within_budget
 from support.fla_loops import HV, B, H, K, T, V, close, loop, tensors
 

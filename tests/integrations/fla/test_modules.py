@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.integrations import fla_modules
+from intarsia.integrations.fla import modules
 from support.fla_loops import close
 
 N, T, D = 2, 11, 12
@@ -35,14 +35,14 @@ def test_norms(rms: bool, groups: int, more: bool) -> None:
     expected = normed(total.unflatten(-1, (groups, -1)), 1e-3, rms).flatten(-2)
     expected = expected * weight + bias if more else expected
     args = (x, weight if more else None, bias if more else None, residual, 1e-3)
-    for function in (fla_modules.layer_norm, fla_modules.group_norm):
+    for function in (modules.layer_norm, modules.group_norm):
         close(function(*args, is_rms_norm=rms, num_groups=groups), expected)
-    y, kept = fla_modules.layer_norm(*args, prenorm=True, is_rms_norm=rms, num_groups=groups)
+    y, kept = modules.layer_norm(*args, prenorm=True, is_rms_norm=rms, num_groups=groups)
     close(y, expected)
     close(kept, total)
     if rms and groups == 1:
-        close(fla_modules.rms_norm(*args), expected)
-        close(fla_modules.rms_norm(x, weight, None, eps=1e-3), normed(x, 1e-3, True) * weight)
+        close(modules.rms_norm(*args), expected)
+        close(modules.rms_norm(x, weight, None, eps=1e-3), normed(x, 1e-3, True) * weight)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -51,15 +51,13 @@ def test_norms_before_a_linear_map(residual: bool) -> None:
     linear, shift = normal(5, D, seed=4), normal(5, seed=5)
     r = normal(N, T, D, seed=6) if residual else None
     total = x if r is None else x + r
-    for rms, function in ((False, fla_modules.layer_norm_linear), (True, fla_modules.rms_norm_linear)):
+    for rms, function in ((False, modules.layer_norm_linear), (True, modules.rms_norm_linear)):
         y = function(x, weight, bias, linear, shift, r)
         close(y, (normed(total, 1e-5, rms) * weight + bias) @ linear.mT + shift)
         close(function(x, weight, bias, linear, shift, r, prenorm=True)[1], total)
-    y = fla_modules.rms_norm_swish_gate_linear(x, g, weight, bias, linear, shift, r)
+    y = modules.rms_norm_swish_gate_linear(x, g, weight, bias, linear, shift, r)
     close(y, (normed(total, 1e-6, True) * weight + bias) * F.silu(g) @ linear.mT + shift)
-    close(
-        fla_modules.rms_norm_swish_gate_linear(x, g, weight, bias, linear, shift, r, prenorm=True)[1], total
-    )
+    close(modules.rms_norm_swish_gate_linear(x, g, weight, bias, linear, shift, r, prenorm=True)[1], total)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -71,20 +69,20 @@ def test_the_norm_of_mamba_2(before: bool, group: int | None, gated: bool, rms: 
     gate: Any = 1 if z is None else F.silu(z)
     y = x if before else x * gate
     expected = normed(y.unflatten(-1, (-1, group or D)), 1e-6, rms).flatten(-2) * weight
-    function = fla_modules.rmsnorm_fn if rms else fla_modules.layernorm_fn
+    function = modules.rmsnorm_fn if rms else modules.layernorm_fn
     close(function(x, weight, None, z, group_size=group, norm_before_gate=before),
           expected * gate if before else expected)  # fmt: skip
 
 
 def test_lengths_and_activations() -> None:
     x, y, weight, bias = normal(N, T, D), normal(N, T, D, seed=1), normal(5, D, seed=2), normal(5, seed=3)
-    close(fla_modules.l2norm(x, 1e-3), x / (x.square().sum(-1, keepdim=True) + 1e-3).sqrt())
-    assert fla_modules.l2norm(x, output_dtype=torch.float32).dtype == torch.float32
-    close(fla_modules.sigmoid(x), 1 / (1 + (-x).exp()))
-    close(fla_modules.logsigmoid(x, 4.0), -(1 + (-x).exp()).log() / 4)
-    close(fla_modules.swish(x), x / (1 + (-x).exp()))
-    close(fla_modules.swiglu(x, y), x * y / (1 + (-x).exp()))
-    close(fla_modules.swiglu_linear(x, y, weight, bias), (x * y / (1 + (-x).exp())) @ weight.mT + bias)
+    close(modules.l2norm(x, 1e-3), x / (x.square().sum(-1, keepdim=True) + 1e-3).sqrt())
+    assert modules.l2norm(x, output_dtype=torch.float32).dtype == torch.float32
+    close(modules.sigmoid(x), 1 / (1 + (-x).exp()))
+    close(modules.logsigmoid(x, 4.0), -(1 + (-x).exp()).log() / 4)
+    close(modules.swish(x), x / (1 + (-x).exp()))
+    close(modules.swiglu(x, y), x * y / (1 + (-x).exp()))
+    close(modules.swiglu_linear(x, y, weight, bias), (x * y / (1 + (-x).exp())) @ weight.mT + bias)
 
 
 def turned(x: Tensor, positions: list[int], angles: Tensor, interleaved: bool) -> Tensor:
@@ -120,26 +118,26 @@ def test_rotations(interleaved: bool, offset: int | str, packed: bool) -> None:
     ]
     want = torch.cat(expected)[None] if packed else torch.stack(expected)
     options: dict[str, Any] = {"interleaved": interleaved, "seqlen_offsets": given, "cu_seqlens": cu_seqlens}
-    close(fla_modules.rotary_embedding(row, table.cos(), table.sin(), **options), want)
+    close(modules.rotary_embedding(row, table.cos(), table.sin(), **options), want)
     mine = row.clone()
-    assert fla_modules.rotary_embedding(mine, table.cos(), table.sin(), inplace=True, **options) is mine
+    assert modules.rotary_embedding(mine, table.cos(), table.sin(), inplace=True, **options) is mine
     close(mine, want)
     with pytest.raises(ConfigError, match="8 positions"):
-        fla_modules.rotary_embedding(row, table.cos()[:8], table.sin()[:8], **options)
+        modules.rotary_embedding(row, table.cos()[:8], table.sin()[:8], **options)
 
 
 def test_token_shifts() -> None:
     x, cache = normal(1, T, D), normal(2, D, seed=1)
     edges = torch.tensor([0, 4, T])
     before = torch.cat([cache[:1], x[0, :3], cache[1:], x[0, 4:-1]])
-    delta, last = fla_modules.token_shift(x, edges, cache, output_cache=True)
+    delta, last = modules.token_shift(x, edges, cache, output_cache=True)
     close(delta, before[None] - x)
     close(last, x[0, [3, T - 1]][:, None])
-    close(fla_modules.token_shift(x), torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1) - x)
+    close(modules.token_shift(x), torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1) - x)
     rows = normal(N, T, D, seed=2)
-    close(fla_modules.token_shift(rows, cache=cache)[:, 0], cache - rows[:, 0])
+    close(modules.token_shift(rows, cache=cache)[:, 0], cache - rows[:, 0])
     with pytest.raises(UnsupportedError, match="empty"):
-        fla_modules.token_shift(x, torch.tensor([0, 0, T]), output_cache=True)
+        modules.token_shift(x, torch.tensor([0, 0, T]), output_cache=True)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -149,7 +147,7 @@ def test_token_shifts() -> None:
 def test_one_query_a_sequence(gated: bool, scaled: bool, window: int | None, sunk: bool) -> None:
     q, k, v = normal(1, 2, 4, 8), normal(1, T, 2, 8, seed=1), normal(1, T, 2, 6, seed=2)
     g, sinks = -normal(1, T, 4, seed=3).square() if gated else None, normal(4, seed=4) if sunk else None
-    o = fla_modules.attn_decoding_one_step(
+    o = modules.attn_decoding_one_step(
         q, k, v, g, 0.5, torch.tensor([0, 4, T]), scaled, window_size=window, sink_bias=sinks
     )
     for n, (start, end) in enumerate(((0, 4), (4, T))):
@@ -167,21 +165,21 @@ def test_one_query_a_sequence(gated: bool, scaled: bool, window: int | None, sun
 def test_one_query_needs_to_know_its_sequence() -> None:
     x = normal(1, 2, 4, 8)
     with pytest.raises(ConfigError, match="cu_seqlens"):
-        fla_modules.attn_decoding_one_step(x, x, x)
+        modules.attn_decoding_one_step(x, x, x)
 
 
 def test_what_rwkv_7_mixes() -> None:
     x, delta = normal(N, T, D), normal(N, T, D, seed=1)
     shares = [normal(D, seed=n) for n in range(2, 8)]
-    for got, share in zip(fla_modules.fused_addcmul_rwkv7(x, delta, *shares), shares, strict=True):
+    for got, share in zip(modules.fused_addcmul_rwkv7(x, delta, *shares), shares, strict=True):
         close(got, x + delta * share)
-    assert fla_modules.fused_addcmul_rwkv7(x, delta, *shares[:5])[5] is None
+    assert modules.fused_addcmul_rwkv7(x, delta, *shares[:5])[5] is None
     a = torch.sigmoid(normal(N, T, D, seed=8))
-    close(fla_modules.fused_k_rwkv7(x, a, shares[0]), x * (1 + (a - 1) * shares[0]))
+    close(modules.fused_k_rwkv7(x, a, shares[0]), x * (1 + (a - 1) * shares[0]))
     r, k, v = (normal(N, T, 3, 4, seed=n) for n in (9, 10, 11))
     own, g, o = normal(3, 4, seed=12), normal(N, T, D, seed=13), normal(N, T, D, seed=14)
     bonus = torch.einsum("nthk,nthk,hk->nth", r, k, own)[..., None] * v
-    close(fla_modules.gate_output_correction(o, r, k, own, v, g), (o + bonus.flatten(-2)) * g)
+    close(modules.gate_output_correction(o, r, k, own, v, g), (o + bonus.flatten(-2)) * g)
 
 
 def test_norms_and_rotations_keep_16_bits() -> None:
@@ -190,18 +188,16 @@ def test_norms_and_rotations_keep_16_bits() -> None:
         normal(N, T, D, seed=1).bfloat16(),
         normal(D, seed=2).bfloat16(),
     )
-    y, kept = fla_modules.layer_norm_gated(x, g, weight, None, prenorm=True)
+    y, kept = modules.layer_norm_gated(x, g, weight, None, prenorm=True)
     assert (y.dtype, kept.dtype) == (torch.bfloat16, torch.bfloat16)
     assert (
-        fla_modules.layer_norm_gated(x, g, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype
+        modules.layer_norm_gated(x, g, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype
         == torch.float32
     )
-    assert (
-        fla_modules.layer_norm(x, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype == torch.float32
-    )
+    assert modules.layer_norm(x, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype == torch.float32
     for out in (
-        y, fla_modules.rms_norm(x, weight, None), fla_modules.rmsnorm_fn(x, weight, None, g), fla_modules.swiglu(x, g),
-        fla_modules.rotary_embedding(x[:, :, None], weight[:4].expand(T, 4), weight[4:8].expand(T, 4)),
+        y, modules.rms_norm(x, weight, None), modules.rmsnorm_fn(x, weight, None, g), modules.swiglu(x, g),
+        modules.rotary_embedding(x[:, :, None], weight[:4].expand(T, 4), weight[4:8].expand(T, 4)),
     ):  # fmt: skip
         assert out.dtype == torch.bfloat16
 
@@ -209,12 +205,12 @@ def test_norms_and_rotations_keep_16_bits() -> None:
 def test_what_rwkv_7_mixes_is_rounded_once_in_16_bits() -> None:
     x, delta = (normal(N, T, D, seed=n).bfloat16().requires_grad_() for n in (0, 1))
     shares = [normal(D, seed=n).bfloat16() for n in range(2, 8)]
-    mixed = fla_modules.fused_addcmul_rwkv7(x, delta, *shares)
+    mixed = modules.fused_addcmul_rwkv7(x, delta, *shares)
     sum(y.float().sum() for y in mixed if y is not None).backward()  # type: ignore[union-attr]
     total = sum(share.double() for share in shares)
     assert delta.grad is not None
     assert torch.equal(delta.grad, torch.as_tensor(total).expand(N, T, D).bfloat16())
     r, k, v, own = (normal(1, 1, 3, 4, seed=n).bfloat16() for n in (9, 10, 11, 12))
     o, g = (normal(1, 1, D, seed=n).bfloat16() for n in (13, 14))
-    exact = fla_modules.gate_output_correction(*(y.double() for y in (o, r, k, own[0, 0], v, g)))
-    assert torch.equal(fla_modules.gate_output_correction(o, r, k, own[0, 0], v, g), exact.bfloat16())
+    exact = modules.gate_output_correction(*(y.double() for y in (o, r, k, own[0, 0], v, g)))
+    assert torch.equal(modules.gate_output_correction(o, r, k, own[0, 0], v, g), exact.bfloat16())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.compat.fla.common import cumulative, sequences
 from intarsia.errors import ConfigError, ShapeError
+from intarsia.integrations.fla.common import cumulative, sequences
 from intarsia.mixers.deltaformer import erased_values
 from intarsia.mixers.forgetting import BLOCK, forgetting_attention
 from intarsia.mixers.path import path_attention

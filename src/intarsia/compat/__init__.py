@@ -1,1 +1,0 @@
-"""Other libraries' interfaces over Intarsia's operators: `intarsia.compat.fla`."""
