@@ -25,6 +25,7 @@ LAYERS = [
     "mixers",
     "layers",
     "ops",
+    "jobs",
 ]
 # `__main__.py` is the door to the top floor.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__main__.py"})

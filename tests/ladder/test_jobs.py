@@ -81,7 +81,7 @@ def test_jobs_fit_into_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(arm.parameters == cost_of(arm.config).parameters for arm in arms)
 
     def jobs(memory: float) -> int:
-        monkeypatch.setattr(comparison, "_available_memory", lambda: int(memory))
+        monkeypatch.setattr(comparison, "available_memory", lambda: int(memory))
         return _default_jobs(plan, arms, CONFIG)
 
     # Three tenths of what is free are left to others.

@@ -404,8 +404,8 @@ def test_code_that_changes_while_runs_wait_is_refused(
     """A run that was planned with one version of the code is not made with another."""
     from dataclasses import asdict, replace
 
+    from intarsia.jobs.child import CRASHED
     from intarsia.ladder.runs import RunSpec
-    from intarsia.ladder.worker import CRASHED
 
     spec = RunSpec.load(next((place / "undisturbed" / "runs").iterdir()))
     code = {**spec.fingerprint["code"], "intarsia.mixers.mla": "0" * 16}

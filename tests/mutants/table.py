@@ -502,7 +502,7 @@ LADDER = _in(
     (
         "as many jobs as there are cores, whatever the memory",
         "comparison.py",
-        "int(_available_memory() * 0.7 // need)",
+        "int(available_memory() * 0.7 // need)",
         "total",
         "tests/ladder/test_jobs.py",
     ),

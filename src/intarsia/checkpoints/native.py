@@ -1,7 +1,7 @@
 """Models in a directory of their own: `config.json`, `model.safetensors` and, if given, `tokenizer/`.
 
-`config.json` is the last file to take its name and holds the checksum of the weights, so that a directory
-that was half written, half copied or damaged is known as such. Tensors keep their dtypes; tied weights are
+A directory takes its name when it is complete, and `config.json` holds the checksum of the weights, so that one that
+was half copied or damaged is known as such. Tensors keep their dtypes; tied weights are
 there once.
 """
 
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from intarsia.errors import CheckpointError, ConfigError
-from intarsia.files import flush, message_of, naming, sha256, write_json
+from intarsia.files import (
+    directory_atomically,
+    link_or_copy,
+    message_of,
+    naming,
+    sha256,
+    write_json,
+)
 from intarsia.model.config import ModelConfig
 from intarsia.model.initialization import init_buffers
 from intarsia.model.language_model import LanguageModel
@@ -50,39 +56,42 @@ def save_model(
     tokenizer: Saveable | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model. A crash leaves the old files or files that `load_model` refuses, and no silent mixture.
+    """Write a model. A crash leaves the old directory or the new one, and no mixture.
 
     Args:
-        directory: made if it is not there; other files in it stay.
+        directory: made if it is not there, and else replaced as a whole; other files in it stay.
         tokenizer: written into `tokenizer/` by its `save`. Without one a `tokenizer/` that is there stays.
         extra: JSON-able values to keep with the model; `load_extra` reads them.
     """
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in _stored(model).items()}
-    staging = Path(tempfile.mkdtemp(dir=target, prefix=".saving-"))
-    try:
-        _save_tensors(tensors, staging / WEIGHTS)
+    target = Path(directory)
+    with directory_atomically(target) as new:
+        _save_tensors(tensors, new / WEIGHTS)
         config = {
             "format": FORMAT,
             "version": VERSION,
             "dtype": _name_of(model.embed.weight.dtype),
-            "weights": {"file": WEIGHTS, "sha256": sha256(staging / WEIGHTS)},
+            "weights": {"file": WEIGHTS, "sha256": sha256(new / WEIGHTS)},
             "model": model.config.to_dict(),
             "extra": dict(extra or {}),
         }
-        write_json(staging / CONFIG, config)
+        write_json(new / CONFIG, config)
         if tokenizer is not None:
-            (staging / TOKENIZER).mkdir()
-            tokenizer.save(staging / TOKENIZER)
-            shutil.rmtree(target / TOKENIZER, ignore_errors=True)
-            os.replace(staging / TOKENIZER, target / TOKENIZER)
-        for name in (WEIGHTS, CONFIG):
-            flush(staging / name)
-            os.replace(staging / name, target / name)
-        flush(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            (new / TOKENIZER).mkdir()
+            tokenizer.save(new / TOKENIZER)
+        _take_over(target, new)
+
+
+def _take_over(old: Path, new: Path) -> None:
+    """Give `new` what `old` holds and it does not."""
+    for entry in old.iterdir() if old.is_dir() else ():
+        place = new / entry.name
+        if place.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, place, symlinks=True, copy_function=link_or_copy)
+        else:
+            link_or_copy(entry, place)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

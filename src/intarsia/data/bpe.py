@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from intarsia.data.cache import build_directory, slug
+from intarsia.data.build_once import build_once, slug
 from intarsia.data.documents import Corpus, digest
 from intarsia.data.fast_tokenizer import TOKENIZER_FILE, FastTokenizer, fast_tokenizer, load_fast_tokenizer
 from intarsia.data.tokenizer_base import METADATA_FILE, SEPARATOR
@@ -77,7 +77,7 @@ def open_bpe(corpus: Corpus, vocab_size: int, directory: str | os.PathLike[str] 
         return train_bpe(corpus, vocab_size)
     key = digest("bpe", 1, PATTERN, TRAINING_BYTES, vocab_size, corpus.fingerprint())
     target = Path(directory) / f"bpe-{vocab_size}-{slug(corpus.name)}-{key[:16]}"
-    build_directory(
+    build_once(
         target,
         lambda partial: train_bpe(corpus, vocab_size).save(partial),
         lambda found: (found / METADATA_FILE).is_file(),

@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from intarsia.data.cache import build_directory, slug
+from intarsia.data.build_once import build_once, slug
 from intarsia.data.dataset import (
     FORMAT,
     META_FILE,
@@ -61,7 +61,7 @@ def prepare(
     """
     key = digest("dataset", FORMAT, corpus.fingerprint(), tokenizer.fingerprint())
     target = Path(directory) / f"{slug(corpus.name)}-{slug(tokenizer.name)}-{key[:16]}"
-    build_directory(target, lambda partial: _tokenise(corpus, tokenizer, partial, progress), is_complete)
+    build_once(target, lambda partial: _tokenise(corpus, tokenizer, partial, progress), is_complete)
     return TokenDataset(target)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +15,20 @@ import numpy as np
 from intarsia.data import TokenDataset, Tokenizer, open_corpus, open_tokenizer, prepare
 from intarsia.errors import ConfigError, TrainingError
 from intarsia.files import write_json, write_text
+from intarsia.jobs.board import Board
+from intarsia.jobs.locks import locked
+from intarsia.jobs.machine import available_memory, cores, processor
+from intarsia.jobs.pool import Pool, describe_exit
+from intarsia.jobs.signals import terminable
 from intarsia.ladder import toml
 from intarsia.ladder.arms import ResolvedArm, resolve
-from intarsia.ladder.board import Board
 from intarsia.ladder.documents import Chosen, choose_documents
-from intarsia.ladder.environment import environment, processor
+from intarsia.ladder.environment import environment
 from intarsia.ladder.measure import SPEC, MeasuredArm, MeasureSpec, read_measurements
 from intarsia.ladder.plan import Plan, PlanError
-from intarsia.ladder.pool import Pool, describe_exit
 from intarsia.ladder.report import write_report
 from intarsia.ladder.results import ArmResult, Baseline, Measurements, Results, Role, Sample
-from intarsia.ladder.run import ArmRuns, ArmSchedule, cores, run_all
+from intarsia.ladder.run import ArmRuns, ArmSchedule, run_all
 from intarsia.ladder.runs import RunFolder, RunSpec
 from intarsia.ladder.table import show_verdict
 from intarsia.ladder.verdict import Verdict, count, judge
@@ -77,7 +76,9 @@ def compare(
     plan = plan.as_quick() if quick else plan
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    with _sole_owner(Path(directory)) as path, _terminable():
+    path = Path(directory)
+    busy = ConfigError(f"another comparison is at work in {path}: wait for it, or choose another directory")
+    with locked(path / ".lock", busy), terminable():
         return _Comparison(plan, path, jobs, console).run()
 
 
@@ -405,7 +406,7 @@ def _default_jobs(plan: Plan, arms: Sequence[ResolvedArm], config: TrainConfig) 
         return 1
     total = sum(len(plan.rates(arm)) * (len(plan.rates(arm)) > 1) + len(plan.seeds) for arm in plan.arms)
     need = max(run_bytes(arm.parameters, arm.config, config) for arm in arms)
-    return max(1, min(total, cores(), int(_available_memory() * 0.7 // need)))
+    return max(1, min(total, cores(), int(available_memory() * 0.7 // need)))
 
 
 def run_bytes(parameters: int, model: ModelConfig, config: TrainConfig) -> int:
@@ -417,16 +418,6 @@ def run_bytes(parameters: int, model: ModelConfig, config: TrainConfig) -> int:
     """
     tokens = (config.micro_rows or config.rows) * config.length
     return 20 * parameters + 4 * 80 * tokens * model.depth * model.d_model + 400 * 2**20
-
-
-def _available_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return 8 * 2**30
 
 
 def _check_batches(runs: Mapping[str, ArmRuns], directory: Path) -> None:
@@ -503,36 +494,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _sole_owner(directory: Path) -> Iterator[Path]:
-    """The directory, made if it is not there, and nobody else's while this lasts."""
-    import fcntl
-
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another comparison is at work in {directory}: wait for it, or choose another directory"
-            ) from None
-        yield directory
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """While this lasts, SIGTERM ends the comparison as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

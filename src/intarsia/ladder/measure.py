@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intarsia.files import write_json
+from intarsia.jobs.child import CRASHED, DONE, Channel, child_process
 from intarsia.ladder.results import Decoding, Measurements, Sample
-from intarsia.ladder.worker import CRASHED, DONE, Channel, die_with_parent, hold_lock, open_channel
 
 if TYPE_CHECKING:
     from intarsia.data import TokenDataset
@@ -108,20 +108,16 @@ def read_measurements(
 
 def main(arguments: list[str]) -> int:
     """Measure what `measure.json` in the given directory asks for."""
-    die_with_parent()
-    channel = open_channel()
     directory = Path(arguments[0])
-    lock = hold_lock(directory / ".measure.lock")
-    try:
-        spec = MeasureSpec.load(directory)
-        result = _measure(spec, directory, channel)
-        write_json(directory / RESULT, {"key": spec.key, **result})
-        return DONE if result["complete"] else CRASHED
-    except Exception:
-        traceback.print_exc()
-        return CRASHED
-    finally:
-        lock.close()
+    with child_process(directory / ".measure.lock") as channel:
+        try:
+            spec = MeasureSpec.load(directory)
+            result = _measure(spec, directory, channel)
+            write_json(directory / RESULT, {"key": spec.key, **result})
+            return DONE if result["complete"] else CRASHED
+        except Exception:
+            traceback.print_exc()
+            return CRASHED
 
 
 def _measure(spec: MeasureSpec, directory: Path, channel: Channel) -> dict[str, Any]:
@@ -289,28 +285,20 @@ def _steps(arm: MeasuredArm, dataset: TokenDataset, device: str) -> Iterator[flo
     import torch
 
     from intarsia.data import BatchLoader
-    from intarsia.model import LanguageModel, ModelConfig
+    from intarsia.model import ModelConfig
     from intarsia.training import TrainConfig
     from intarsia.training.distributed import Processes
-    from intarsia.training.optimizers import build_optimizers
-    from intarsia.training.qk_clip import watch_logits
-    from intarsia.training.step import train_step
+    from intarsia.training.learner import Learner
 
     # No step is faster for its learning rate; a small one cannot diverge.
     config = TrainConfig.from_dict({**arm.train, "lr": 1e-6})
-    model = LanguageModel(ModelConfig.from_dict(arm.model))
-    model.init_weights(config.seed)
-    model.to(device)
-    model.activation_checkpointing = config.activation_checkpointing
-    watched = watch_logits(model) if config.qk_clip is not None else []
-    optimizers = build_optimizers(model, config)
-    loader = BatchLoader(dataset.train, rows=config.rows, length=config.length, seed=config.data_seed)
     processes = Processes(device=torch.device(device))
+    learner = Learner.new(ModelConfig.from_dict(arm.model), config, processes)
+    loader = BatchLoader(dataset.train, rows=config.rows, length=config.length, seed=config.data_seed)
     step = 0
     while True:
         began = time.perf_counter()
-        model.train()
-        train_step(model, optimizers, config, loader.next(), step, processes, watched)
+        learner.step(loader.next(), step)
         if device == "cuda":
             torch.cuda.synchronize()
         step = min(step + 1, config.steps - 1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from intarsia.ladder.board import Board
-from intarsia.ladder.pool import Event, Pool, describe_exit
+from intarsia.jobs.board import Board
+from intarsia.jobs.child import DONE, INTERRUPTED
+from intarsia.jobs.pool import Event, Pool, describe_exit
 from intarsia.ladder.results import Failure, Run, choose_rate
 from intarsia.ladder.runs import RunFolder, RunSpec
-from intarsia.ladder.worker import DONE, INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,3 @@ def _unexplained(status: int, folder: RunFolder) -> Failure:
     return Failure(
         "crashed", f"The process {describe_exit(status)}; see {folder.log.name} in {folder.path.name}."
     )
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

@@ -34,8 +34,9 @@ _NUMBERLESS = (
     "intarsia.extras",
     "intarsia.files",
     "intarsia.options",
-    "intarsia.training.progress",
-    "intarsia.training.signals",
+    "intarsia.jobs.locks",
+    "intarsia.jobs.progress",
+    "intarsia.jobs.signals",
 )
 """Modules that decide no numbers."""
 

@@ -1,12 +1,12 @@
 """Training: optimizers, schedules, the loop, checkpoints and evaluation."""
 
+from intarsia.jobs.progress import NoProgress, Progress, RichProgress
 from intarsia.training.baselines import NGrams
 from intarsia.training.config import TrainConfig
 from intarsia.training.evaluate import Evaluation, evaluate
 from intarsia.training.lineage import Parent
 from intarsia.training.loop import train
 from intarsia.training.metrics import read_metrics
-from intarsia.training.progress import NoProgress, Progress, RichProgress
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.distributed.tensor import DTensor
 
 from intarsia.errors import CheckpointError
-from intarsia.files import flush, is_disk_full, message_of, write_json
+from intarsia.files import is_disk_full, message_of, publish_directory, write_json
 from intarsia.training import checksums
 from intarsia.training.distributed import Processes
 from intarsia.training.optimizers import Optimizers
@@ -103,9 +103,7 @@ class Checkpoints:
                     partial / _TRAINER, {**trainer, "step": step, "world_size": self.processes.world_size}
                 )
                 checksums.write(partial, {**known, _TRAINER: checksums.Known.of(partial / _TRAINER)})
-                flush(partial)
-                os.rename(partial, final)
-                flush(self.directory)
+                publish_directory(partial, final)
             except OSError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise CheckpointError(self._failure(final, message_of(error))) from error

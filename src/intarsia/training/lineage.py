@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intarsia.errors import CheckpointError, ConfigError
-from intarsia.files import flush, write_text
+from intarsia.files import directory_atomically, link_or_copy, write_text
 from intarsia.model.fingerprint import changes
 from intarsia.training import checksums
 from intarsia.training.checkpoint import Checkpoints, found_steps
@@ -150,17 +148,8 @@ def adopt(lineage: dict[str, Any], run: RunDirectory) -> None:
     if checksums.Known.of(source / checksums.FILE).sha256 != lineage["checkpoint"]:
         raise CheckpointError(f"{source} is not the checkpoint any more that {run.path} goes on from")
     write_text(run.metrics, lines_up_to(home.metrics, step))
-    partial = ours.directory / f".{source.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in (*checksums.names(source), checksums.FILE):
-        try:
-            os.link(
-                source / name, partial / name
+    with directory_atomically(ours.path(step)) as copied:
+        for name in (*checksums.names(source), checksums.FILE):
+            link_or_copy(
+                source / name, copied / name
             )  # checkpoints are never changed, so they can share the disk
-        except OSError:
-            shutil.copyfile(source / name, partial / name)
-            flush(partial / name)
-    flush(partial)
-    os.rename(partial, ours.path(step))
-    flush(ours.directory)

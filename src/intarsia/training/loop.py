@@ -13,17 +13,17 @@ import torch
 
 from intarsia.data import TokenDataset, Tokenizer
 from intarsia.errors import CheckpointError, ConfigError
+from intarsia.jobs.progress import NoProgress, Progress
+from intarsia.jobs.signals import StopRequest
 from intarsia.model import ModelConfig
 from intarsia.model.fingerprint import changes, fingerprint
 from intarsia.training.checkpoint import Checkpoints, found_steps
 from intarsia.training.config import SCHEDULE_FIELDS, TrainConfig
 from intarsia.training.distributed import Processes, join_processes
 from intarsia.training.lineage import Parent, adopt, branch_off
-from intarsia.training.progress import NoProgress, Progress
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory, compare
 from intarsia.training.schedule import first_difference
-from intarsia.training.signals import StopRequest
 from intarsia.training.trainer import Trainer
 
 Resume = Literal["auto", "always", "never"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from intarsia.errors import CheckpointError
 from intarsia.files import message_of, write_json
+from intarsia.jobs.locks import locked
 from intarsia.training.config import DATA_FIELDS, FREE_FIELDS, LASTING_FIELDS, SCHEDULE_FIELDS
 
 
@@ -70,14 +70,8 @@ class RunDirectory:
         Raises:
             CheckpointError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(
-                    f"another process is at work in {self.path}: wait for it or stop it"
-                ) from None
+        busy = CheckpointError(f"another process is at work in {self.path}: wait for it or stop it")
+        with locked(self.path / ".lock", busy):
             yield
 
     def read(self) -> dict[str, Any] | None:

@@ -15,20 +15,19 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from intarsia.checkpoints.native import save_model
 from intarsia.data import BatchLoader, TokenDataset, Tokenizer
 from intarsia.errors import TrainingError
+from intarsia.jobs.progress import Progress
+from intarsia.jobs.signals import StopRequest
 from intarsia.model import LanguageModel, ModelConfig
 from intarsia.training.checkpoint import Checkpoints
 from intarsia.training.config import TrainConfig
-from intarsia.training.distributed import Processes, shard
+from intarsia.training.distributed import Processes
 from intarsia.training.evaluate import Evaluation, evaluate, first_documents
+from intarsia.training.learner import Learner
 from intarsia.training.metrics import Lines, Metrics
-from intarsia.training.optimizers import build_optimizers
-from intarsia.training.progress import Progress
-from intarsia.training.qk_clip import watch_logits
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
 from intarsia.training.schedule import stable_until
-from intarsia.training.signals import StopRequest
-from intarsia.training.step import StepResult, all_finite, train_step
+from intarsia.training.step import StepResult, all_finite
 
 
 @dataclass
@@ -90,14 +89,8 @@ class Trainer:
             rank=processes.rank,
             world_size=processes.world_size,
         )
-        # Made whole in every process: the weights of each parameter come from the seed and its name.
-        self.model = LanguageModel(model_config)
-        self.model.init_weights(config.seed)
-        self.model.to(processes.device)
-        self.model.activation_checkpointing = config.activation_checkpointing
-        self.watched = watch_logits(self.model) if config.qk_clip is not None else []
-        shard(self.model, processes)
-        self.optimizers = build_optimizers(self.model, config)
+        self.learner = Learner.new(model_config, config, processes)
+        self.model, self.optimizers = self.learner.model, self.learner.optimizers
         self.checkpoints = Checkpoints(
             run.checkpoints,
             processes,
@@ -149,11 +142,8 @@ class Trainer:
         tally = self.tally
         began = time.perf_counter()
         batch = self.loader.next()
-        self.model.train()
         try:
-            result = train_step(
-                self.model, self.optimizers, self.config, batch, tally.step, self.processes, self.watched
-            )
+            result = self.learner.step(batch, tally.step)
         except TrainingError as error:
             raise TrainingError(f"{error}. {self._advice()}") from None
         tally.add(result, batch.digest, time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Progress as it is shown to a person: a small protocol, and two implementations."""
+"""How far one job is, as it is shown to a person: a small protocol, and two implementations."""
 
 from __future__ import annotations
 

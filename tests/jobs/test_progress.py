@@ -6,8 +6,7 @@ import io
 
 from rich.console import Console
 
-from intarsia.training import NoProgress, Progress, RichProgress
-from intarsia.training.progress import format_values
+from intarsia.jobs.progress import NoProgress, Progress, RichProgress, format_values
 
 
 def drive(progress: Progress, label: str, first: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a comparison runs: a bar for each run at work and one for the whole."""
+"""What a person sees while several jobs run side by side: a bar for each that is at work and one for the whole."""
 
 from __future__ import annotations
 

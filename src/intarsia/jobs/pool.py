@@ -1,4 +1,4 @@
-"""Child processes, a few at a time, that cannot take the comparison with them and do not outlive it."""
+"""The parent's side: child processes, a few at a time, that cannot take the parent with them and do not outlive it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intarsia.ladder.worker import PARENT
+from intarsia.jobs.child import PARENT
 
 Event = Mapping[str, Any]
 
