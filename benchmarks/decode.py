@@ -96,7 +96,7 @@ def our_operators(x: Inputs, decay: str, form: str, impl: str) -> Stepper:
     sequences, dtype = x["qkv"].shape[0], x["qkv"].dtype
     wide = torch.promote_types(dtype, torch.float32)
     board = torch.zeros(sequences, HEADS, DIM, DIM, dtype=wide)
-    past = torch.zeros(sequences, CHANNELS, 3, dtype=wide)
+    past = torch.zeros(sequences, 3, CHANNELS, dtype=wide)
     given = parts(x, decay, form)
     z = x["z"].view(sequences, 1, HEADS, DIM)
 

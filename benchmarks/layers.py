@@ -35,7 +35,7 @@ def conv_inputs(length: int, dtype: torch.dtype) -> Inputs:
         "x": torch.randn(1, length, channels, dtype=dtype),
         "weight": torch.randn(channels, TAPS, dtype=dtype),
     }
-    return {**x, "initial_state": torch.randn(1, channels, TAPS - 1)} if length == 1 else x
+    return {**x, "initial_state": torch.randn(1, TAPS - 1, channels)} if length == 1 else x
 
 
 def our_conv(impl: str, *, x: Tensor, weight: Tensor, initial_state: Tensor | None = None) -> Tensor:
@@ -50,11 +50,11 @@ def torch_conv(*, x: Tensor, weight: Tensor, initial_state: Tensor | None = None
     row = (
         F.pad(x.mT, (TAPS - 1, 0))
         if initial_state is None
-        else torch.cat([initial_state.to(x.dtype), x.mT], -1)
+        else torch.cat([initial_state.mT.to(x.dtype), x.mT], -1)
     )
     y = F.silu(F.conv1d(row, weight[:, None], groups=x.shape[2])).mT
     if initial_state is not None:
-        initial_state.copy_(row[..., x.shape[1] :])
+        initial_state.copy_(row[..., x.shape[1] :].mT)
     return y
 
 

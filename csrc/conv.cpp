@@ -51,7 +51,7 @@ Rows rows_of(const Array& x, const Piece& piece, int64_t channel) {
 }
 Rows state_of(const Array& x, const Piece& piece, int64_t channel) {
   if (!x) return {};
-  return {x.at(piece.n, channel), 0, x.dtype};
+  return {x.at(piece.n, 0, channel), x.stride[1] * size_of(x.dtype), x.dtype};
 }
 
 // The pieces of a batch in one block of channels; `fill` sets what one of the passes alone needs.

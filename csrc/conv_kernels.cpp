@@ -59,7 +59,7 @@ struct Convolution {
   const ConvBlock& block;
   int W, width;
   R* weight;      // [W, width]
-  R* by_channel;  // buffer: numbers of each channel side by side, as weights and states have them
+  R* by_channel;  // buffer: numbers of each channel side by side, as weights have them
   R* rows;        // [GROUP, width]
   R* zeros;       // [width]
   R* d_final;     // [W - 1, width]
@@ -90,17 +90,11 @@ struct Convolution {
 
   // W - 1 rows of a state; zero where there is none.
   INLINE void read_state(const Rows& from, R* to) {
-    const int count = W - 1;
-    zero(to, int64_t(count) * width);
-    if (!from || count == 0) return;
-    read_row(from, 0, by_channel, block.channels * count, block.channels * count);
-    to_rows<TAPS ? TAPS - 1 : 0>(by_channel, block.channels, count, to, width);
+    if (!from) return zero(to, int64_t(W - 1) * width);
+    for (int i = 0; i + 1 < W; i++) read_row(from, i, to + i * width, block.channels, width);
   }
   INLINE void write_state(const R* const* from, const Rows& to) {
-    const int count = W - 1;
-    if (count == 0) return;
-    from_rows<TAPS ? TAPS - 1 : 0>(from, block.channels, count, by_channel);
-    write_row(to, 0, by_channel, block.channels * count);
+    for (int i = 0; i + 1 < W; i++) write_row(to, i, from[i], block.channels);
   }
 
   // Fill the window with the W - 1 rows before the run's first.

@@ -16,7 +16,7 @@ struct ConvBlock {
 };
 
 // A run of tokens `first .. last - 1` of one sequence, in one block of channels. Rows are counted from the start of
-// the sequence. The states are one row each, W - 1 numbers for each channel, the oldest first; they may be absent.
+// the sequence. The states are W - 1 rows, the oldest first; they may be absent.
 struct ConvRun {
   Rows x, y;
   int64_t first, last;

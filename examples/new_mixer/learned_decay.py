@@ -85,7 +85,7 @@ class LearnedDecay(RecurrentMixer):
         y = self.o_proj(o.flatten(-2))
         if state is None or board is None:
             return y, None
-        return y, RecurrentState(board, None, state.tokens + x.shape[1])
+        return y, state.after(x, seqs, board)
 
     @property
     def board_shape(self) -> tuple[int, int, int]:

@@ -69,7 +69,7 @@ def test_cached_logits_are_the_uncached_ones(layout: str, cuts: list[int]) -> No
         for cut in cuts:
             out = model(torch.tensor([tokens[start : start + cut]]), states=states)
             states, start = out.states, start + cut
-            assert states.tokens == start
+            assert states.tokens == (start,)
             pieces.append(out.logits[0])
     torch.testing.assert_close(torch.cat(pieces), uncached_logits(model, tokens), rtol=1e-9, atol=1e-9)
 
@@ -148,7 +148,7 @@ def test_states_continue_a_prefix_many_times() -> None:
     expected = list(generate(model, prefix + rest, max_tokens=6, sampling=GREEDY))
     for _ in range(2):
         assert list(generate(model, rest, max_tokens=6, sampling=GREEDY, states=states)) == expected
-    assert states.tokens == 40
+    assert states.tokens == (40,)
 
 
 MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}

@@ -33,7 +33,7 @@ def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
     for piece in x.split(lengths, dim=1):
         y, state = mixer(piece, state)
         outputs.append(y)
-    assert state.tokens == x.shape[1]
+    assert state.tokens == (x.shape[1],) * x.shape[0]
     return torch.cat(outputs, dim=1)
 
 

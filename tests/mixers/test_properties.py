@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from intarsia.errors import ShapeError
+from intarsia.errors import ShapeError, UnsupportedError
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.states import GrowingTensor
 from intarsia.mixers import Mixer, names
@@ -39,7 +39,7 @@ def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
         y, state = mixer(piece, state)
         outputs.append(y)
     assert state is not None
-    assert state.tokens == x.shape[1]
+    assert state.tokens == (x.shape[1],) * x.shape[0]
     return torch.cat(outputs, dim=1)
 
 
@@ -85,7 +85,7 @@ def test_prefill_and_decoding_need_no_memory(case: str) -> None:
                     y, state = mixer(torch.empty(2, T, D_MODEL, device=device), state)
                     assert y.shape == (2, T, D_MODEL)
                 assert state is not None
-                assert state.tokens == 13
+                assert state.tokens == (13, 13)
 
 
 @every_mixer
@@ -109,6 +109,104 @@ def test_packed_sequences_do_not_see_each_other(case: str, lengths: list[int]) -
     mixer, x = build(case), inputs(sum(lengths), B=1)
     y, _ = mixer(x, seqs=Sequences(tuple(lengths)))
     close(y, torch.cat([mixer(part)[0] for part in x.split([n for n in lengths if n], dim=1)], dim=1))
+
+
+# Growing states cannot be continued by a packed row yet.
+RAGGED = [case for case in CASES if build(case).init_state(1).kind == "recurrent"]
+
+
+@pytest.mark.parametrize("case", RAGGED)
+@settings(max_examples=12)
+@given(
+    pieces=st.lists(st.lists(st.integers(0, 70), min_size=3, max_size=3), min_size=1, max_size=4).filter(
+        lambda pieces: all(map(any, zip(*pieces, strict=True)))
+    ),
+    grad=st.booleans(),
+)
+def test_sequences_of_different_lengths_continue_together(
+    case: str, pieces: list[list[int]], grad: bool
+) -> None:
+    """Each as if it were alone; one that brings no token keeps its state to the bit."""
+    mixer = build(case)
+    rows = [inputs(sum(lengths), B=1, seed=n).split(lengths, dim=1) for n, lengths in enumerate(pieces)]
+    together = mixer.init_state(len(pieces))
+    alone = [mixer.init_state(1) for _ in pieces]
+    with torch.set_grad_enabled(grad):
+        for parts, lengths in zip(zip(*rows, strict=True), zip(*pieces, strict=True), strict=True):
+            before = together
+            y, together = mixer(torch.cat(parts, dim=1), before, Sequences(lengths))
+            for n, (part, got) in enumerate(zip(parts, y.split(lengths, dim=1), strict=True)):
+                if part.shape[1]:
+                    expected, alone[n] = mixer(part, alone[n])
+                    close(got, expected)
+            assert together.tokens == tuple(seen + n for seen, n in zip(before.tokens, lengths, strict=True))
+            for name, tensor in together.tensors().items():
+                for n, length in enumerate(lengths):
+                    if length == 0:
+                        assert torch.equal(tensor[n], before.tensors()[name][n])
+                    close(tensor[n], alone[n].tensors()[name][0])
+
+
+@pytest.mark.parametrize("case", RAGGED)
+def test_a_packed_row_that_continues_has_the_gradients_of_its_sequences(case: str) -> None:
+    mixer, lengths = build(case), (5, 0, 70, 1)
+    x, past = inputs(sum(lengths), B=1).requires_grad_(), inputs(3, B=4, seed=1).requires_grad_()
+    names = [name for name, _ in mixer.named_parameters()]
+    results = []
+    for packed in (True, False):
+        _, state = mixer(past, mixer.init_state(4))
+        assert state is not None
+        if packed:
+            y, _ = mixer(x, state, Sequences(lengths))
+        else:
+            y = torch.cat(
+                [
+                    mixer(part, state.select([n]))[0]
+                    for n, part in enumerate(x.split(lengths, dim=1))
+                    if part.shape[1]
+                ],
+                dim=1,
+            )
+        loss = (y * torch.linspace(-1, 1, y.shape[1], dtype=torch.float64)[:, None]).sum()
+        results.append(torch.autograd.grad(loss, [x, past, *mixer.parameters()]))
+    for name, got, expected in zip(["x", "past", *names], *results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("case", RAGGED)
+def test_states_select_and_concatenate(case: str) -> None:
+    """Whatever way sequences come together, each goes on as if it had stayed alone: forks too."""
+    mixer = build(case)
+    alone = [mixer(inputs(T, B=1, seed=T), mixer.init_state(1))[1] for T in (1, 40, 7)]
+    together = type(alone[0]).concatenate(alone)
+    assert together.tokens == (1, 40, 7)
+    order = [2, 0, 2]
+    picked, x = together.select(order), inputs(3, B=3)
+    assert picked.tokens == (7, 1, 7)
+    y, after = mixer(x, picked)
+    assert after.tokens == (10, 4, 10)
+    for n, number in enumerate(order):
+        expected, state = mixer(x[n : n + 1], alone[number])
+        close(y[n : n + 1], expected)
+        for name, tensor in state.tensors().items():
+            close(after.select([n]).tensors()[name], tensor)
+
+
+@every_mixer
+def test_wrong_selections_are_named(case: str) -> None:
+    mixer = build(case)
+    state = mixer.init_state(2)
+    with pytest.raises(ShapeError, match="number 2 selected of a state of 2 sequences"):
+        state.select([0, 2])
+    with pytest.raises(ShapeError, match="no sequence selected"):
+        state.select([])
+    with pytest.raises(ShapeError, match="no state"):
+        type(state).concatenate([])
+    with pytest.raises(ShapeError, match="different forms"):
+        type(state).concatenate([state, build(case, torch.bfloat16).init_state(1)])
+    if state.kind == "recurrent":
+        with pytest.raises(UnsupportedError, match="keep the state of the place"):
+            state.truncated([0, 0])
 
 
 @every_mixer
@@ -235,7 +333,7 @@ def test_states_are_values(case: str) -> None:
     assert torch.equal(mixer(x[:, 30:], state)[0], first)
     assert torch.equal(mixer(x[:, 30:], snapshot)[0], first)
     assert not torch.equal(first, second)
-    assert (state.tokens, after.tokens) == (30, 60)
+    assert (state.tokens, after.tokens) == ((30, 30), (60, 60))
     assert all(
         a.data_ptr() != b.data_ptr()
         for a, b in zip(snapshot.tensors().values(), state.tensors().values(), strict=True)
@@ -269,12 +367,12 @@ def test_wrong_input_is_named(case: str) -> None:
         mixer(x[..., 1:])
     with pytest.raises(ShapeError, match="at least one token"):
         mixer(x[:, :0])
-    with pytest.raises(ShapeError, match="state or seqs"):
-        mixer(x[:1], mixer.init_state(1), Sequences((4,)))
     with pytest.raises(ShapeError, match="seqs describes"):
         mixer(x, seqs=Sequences((8,)))
     with pytest.raises(ShapeError, match="3 sequences"):
         mixer(x, mixer.init_state(3))
+    with pytest.raises(ShapeError, match="3 sequences and the input of 2"):
+        mixer(x[:1], mixer.init_state(3), Sequences((1, 3)))
 
 
 def test_a_growing_tensor_copies_only_when_it_must() -> None:

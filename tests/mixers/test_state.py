@@ -90,7 +90,7 @@ STATES: dict[str, Callable[[], State]] = {
     "key-value": lambda: KeyValueState(
         GrowingTensor(torch.zeros(1, 2, 1, 4)), GrowingTensor(torch.zeros(1, 2, 1, 4))
     ),
-    "window": lambda: WindowState.of(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), 5),
+    "window": lambda: WindowState.of(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), 5, (2,)),
     "latent": lambda: LatentState(GrowingTensor(torch.zeros(1, 2, 6))),
 }
 

@@ -42,7 +42,7 @@ def test_cached_is_uncached(make_model, tokens, cuts):
         out = model(part, states=states)
         states = out.states
         logits.append(out.logits)
-        assert states.tokens == before.tokens + part.shape[1]
+        assert states.tokens == tuple(n + part.shape[1] for n in before.tokens)
     torch.testing.assert_close(torch.cat(logits, 1), model(tokens).logits, **CLOSE)
 
 
@@ -67,7 +67,7 @@ def test_later_tokens_change_nothing_earlier(make_model, tokens):
 def test_states(make_model, tokens):
     model = make_model()
     states = model(tokens, states=model.init_states(2)).states
-    assert states.tokens == 70
+    assert states.tokens == (70, 70)
     assert states.nbytes() == model.cost().state_bytes(70, batch=2)
     copied = states.snapshot()
     for state, copy in zip(states.layers, copied.layers, strict=True):
@@ -87,7 +87,8 @@ def test_arguments_that_do_not_fit(make_model, tokens):
         ({"tokens": tokens.int()}, "int64"),
         ({"tokens": tokens, "targets": tokens[:, 1:]}, "targets must be"),
         ({"tokens": tokens, "targets": tokens, "last_only": True}, "last_only"),
-        ({"tokens": tokens[:1], "states": states, "seqs": Sequences((70,))}, "not both"),
+        ({"tokens": tokens[:1], "states": states, "seqs": Sequences((70,))}, "input of 1"),
+        ({"tokens": tokens[:1], "seqs": Sequences((70, 0)), "last_only": True}, "sequence 1 of the row"),
         ({"tokens": tokens[:1], "states": states}, "2 sequences"),
         ({"tokens": tokens[:1], "seqs": Sequences((7,))}, "1, 7"),
         ({"tokens": tokens, "states": ModelStates(states.layers[:2])}, "2 layers"),
@@ -195,7 +196,7 @@ def test_meta_device(make_model, tokens):
         assert all(parameter.is_meta for parameter in model.parameters())
         out = model(torch.empty(2, 9, dtype=torch.int64), states=model.init_states(2))
     assert out.logits.shape == (2, 9, 97)
-    assert out.states.tokens == 9
+    assert out.states.tokens == (9, 9)
 
 
 def test_router_bias_moves_towards_balance(make_model, tokens):

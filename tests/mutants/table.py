@@ -163,9 +163,9 @@ MIXERS = _in(
     ),
     (
         "a state one token behind",
-        "delta.py",
-        "RecurrentState(board, tail, state.tokens + x.shape[1])",
-        "RecurrentState(board, tail, state.tokens + x.shape[1] - 1)",
+        "states.py",
+        "return RecurrentState(board, conv, self.tokens_after(x, seqs))",
+        "return RecurrentState(board, conv, self.tokens_after(x[:, 1:], seqs))",
         f"{PROPERTIES} -k gdn",
     ),
     (

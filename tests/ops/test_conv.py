@@ -34,7 +34,7 @@ def inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     x = {"x": normal(B, T, D), "weight": normal(D, W)}
-    return {**x, "initial_state": normal(sequences or B, D, W - 1)} if state else x
+    return {**x, "initial_state": normal(sequences or B, W - 1, D)} if state else x
 
 
 def run(impl: str, *, x: Tensor, weight: Tensor, initial_state: Tensor | None = None, **options: Any) -> Any:
@@ -49,9 +49,9 @@ def oracle(
 ) -> tuple[Tensor, Tensor]:
     """The same by PyTorch's depthwise convolution."""
     W = weight.shape[1]
-    row = F.pad(x.mT, (W - 1, 0)) if initial_state is None else torch.cat([initial_state, x.mT], -1)
+    row = F.pad(x.mT, (W - 1, 0)) if initial_state is None else torch.cat([initial_state.mT, x.mT], -1)
     y = F.conv1d(row, weight[:, None], groups=x.shape[2]).mT
-    return F.silu(y) if activation else y, row[..., x.shape[1] :]
+    return F.silu(y) if activation else y, row[..., x.shape[1] :].mT
 
 
 def gradients(compute: Any, x: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
@@ -318,7 +318,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ShapeError, match=r"weight \[D, W\]"):
         short_convolution(x, weight.mT)
     with pytest.raises(ShapeError, match="initial_state must be"):
-        short_convolution(x, weight, initial_state=torch.zeros(1, 3, 4))
+        short_convolution(x, weight, initial_state=torch.zeros(1, 4, 3))
     with pytest.raises(ShapeError, match="describes one row of 3"):
         short_convolution(x, weight, cu_seqlens=torch.tensor([0, 3]))
     with pytest.raises(ConfigError, match="activation"):

@@ -147,10 +147,10 @@ def specification(layer: Layer, slots: Slots, **x: Tensor) -> list[Tensor]:
                 qkv,
                 x["conv_weight"],
                 activation=layer.activation,
-                initial_state=conv.mT,
+                initial_state=conv,
                 output_final_state=True,
             )
-            fresh.conv[write] = conv[0].mT
+            fresh.conv[write] = conv[0]
         q, k, v = qkv.split([H * K, H * K, HV * V], dim=-1)
         g = x.get("g")
         if g is not None and layer.decay != "fixed":

@@ -94,7 +94,7 @@ def test_short_convolution(layer_impl: str, W: int, edges: list[int]) -> None:
     tensors = {
         "x": normal(1, 70, 5),
         "weight": normal(5, W),
-        "initial_state": normal(len(edges) - 1, 5, W - 1),
+        "initial_state": normal(len(edges) - 1, W - 1, 5),
     }
 
     def run(cu_seqlens: Tensor, **x: Tensor) -> Any:

@@ -31,7 +31,7 @@ class ShortConvolution(FillsItself):
     def forward(
         self, x: Tensor, state: Tensor | None, seqs: Sequences | None
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, channels]` to the same; the state holds the last `size - 1` inputs."""
+        """`[B, T, channels]` to the same; the state `[N, size - 1, channels]` holds each sequence's last inputs."""
         y, tail = short_convolution(
             x, self.weight, activation="silu" if self.bias is None else None, initial_state=state,
             output_final_state=state is not None, cu_seqlens=seqs,
@@ -40,10 +40,30 @@ class ShortConvolution(FillsItself):
 
 
 def token_before(x: Tensor, first: Tensor | None, seqs: Sequences | None) -> Tensor:
-    """What stands one token before in the same sequence, `[B, T, ...]`: before the first token stands `first`
-    `[B, 1, ...]`, or zero."""
-    before = torch.cat([torch.zeros_like(x[:, :1]) if first is None else first.to(x.dtype), x[:, :-1]], dim=1)
+    """What stands one token before in the same sequence, `[B, T, ...]`: before the first token of sequence n stands
+    `first[n]` `[N, 1, ...]`, or zero."""
     if seqs is None:
-        return before
-    begins = seqs.positions(x.device) == 0
-    return before.masked_fill(begins.view(-1, *[1] * (x.dim() - 2)), 0)
+        first = torch.zeros_like(x[:, :1]) if first is None else first.to(x.dtype)
+        return torch.cat([first, x[:, :-1]], dim=1)
+    numbers = [n for n, length in enumerate(seqs.lengths) if length]
+    starts = torch.tensor([seqs.starts[n] for n in numbers], device=x.device)
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    if first is None:
+        return before.index_fill(1, starts, 0)
+    return before.index_copy(1, starts, first[numbers].transpose(0, 1).to(x.dtype))
+
+
+def last_tokens(x: Tensor, before: Tensor, seqs: Sequences | None) -> Tensor:
+    """The last token of each sequence, `[N, 1, ...]` in the dtype of `before` `[N, 1, ...]`, which stands for those
+    that have none."""
+    if seqs is None:
+        return x[:, -1:].to(before.dtype, copy=True)
+    if all(seqs.lengths):
+        ends = [start + length - 1 for start, length in zip(seqs.starts, seqs.lengths, strict=True)]
+        return x[0, ends, None].to(before.dtype)
+    row = torch.cat([x.to(before.dtype), before.transpose(0, 1)], dim=1)
+    ends = [
+        start + length - 1 if length else seqs.total + n
+        for n, (start, length) in enumerate(zip(seqs.starts, seqs.lengths, strict=True))
+    ]
+    return row[0, ends, None]

@@ -93,7 +93,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0, yarn: Yarn | No
 
     Args:
         x: `[B, T, H, R]`, R even.
-        positions: `[T]`, integers.
+        positions: `[T]`, or `[B, T]` where the sequences are at different places; integers.
         theta: the base of the angles; pair i turns by `theta ** (-2 i / R)` a token.
         yarn: makes the slow pairs slower.
 
@@ -105,7 +105,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0, yarn: Yarn | No
     frequency = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=torch.float64) / R)
     if yarn is not None:
         frequency = yarn.stretch(frequency, theta)
-    angle = positions.to(torch.float64)[:, None, None] * frequency
+    angle = positions.to(torch.float64)[..., None, None] * frequency
     dtype = compute_dtype(x)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     if yarn is not None:
@@ -115,9 +115,12 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0, yarn: Yarn | No
 
 
 def positions_of(x: Tensor, state: State | None, seqs: Sequences | None) -> Tensor:
-    """Positions `[T]` of the tokens of x `[B, T, D]` in their sequences: behind those that the state has seen, or
-    each packed sequence from 0."""
+    """Positions of the tokens of x `[B, T, D]` in their sequences, behind those that the state has seen: `[T]`, or
+    `[B, T]` where sequences have seen different numbers of tokens."""
     if seqs is not None:
-        return seqs.positions(x.device)
-    seen = 0 if state is None else state.tokens
-    return torch.arange(seen, seen + x.shape[1], device=x.device)
+        positions = seqs.positions(x.device)
+        return positions if state is None else positions + seqs.per_token(state.tokens, x.device)
+    if state is None or len(set(state.tokens)) == 1:
+        seen = 0 if state is None else state.tokens[0]
+        return torch.arange(seen, seen + x.shape[1], device=x.device)
+    return torch.tensor(state.tokens, device=x.device)[:, None] + torch.arange(x.shape[1], device=x.device)

@@ -1,37 +1,96 @@
-"""What a mixer remembers between calls.
+"""What a mixer remembers between calls, of several sequences that may have different lengths.
 
-States are values: a mixer takes one and returns the next, and the one that it took stays what it was. A
-recurrent state has a fixed size. A key-value state grows; its tensors are slices of a buffer with spare room,
-so that appending a token costs one token's copy and not the whole cache's.
+States are values: a mixer takes one and returns the next, and the one that it took stays what it was. So a fork is the
+state itself, and to roll back is to go on from an older one. A recurrent state has a fixed size. A key-value state
+grows; its tensors are slices of a buffer with spare room, so that appending a token costs one token's copy and not the
+whole cache's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from intarsia.errors import ShapeError, UnsupportedError
+from intarsia.ops.sequences import Sequences
+
 S = TypeVar("S", bound="State")
 
 
 class State:
-    """The common face of all states."""
+    """The common face of all states. The first dimension of each tensor is the sequence."""
 
     kind: ClassVar[str]
     """What sort of memory this is, for instance `recurrent` or `key-value`."""
 
-    tokens: int
-    """How many tokens this state has seen."""
+    tokens: tuple[int, ...]
+    """How many tokens each sequence has seen."""
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return len(self.tokens)
 
     def tensors(self) -> dict[str, Tensor]:
         """The content, by name."""
         raise NotImplementedError
 
-    def with_tensors(self: S, tensors: dict[str, Tensor]) -> S:
-        """The same state with other content."""
+    def with_tensors(self: S, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None) -> S:
+        """The same state with other content, of sequences that have seen `tokens` (by default, as many as these)."""
         raise NotImplementedError
+
+    def select(self: S, indices: Sequence[int]) -> S:
+        """The state of the sequences with these numbers, in this order; one may stand there several times: a fork.
+
+        Raises:
+            ShapeError: there is no such sequence, or none is wanted.
+        """
+        wrong = next((i for i in indices if not 0 <= i < self.count), None)
+        if wrong is not None or not indices:
+            wanted = "no sequence" if wrong is None else f"number {wrong}"
+            raise ShapeError(f"{wanted} selected of a state of {self.count} sequences, counted from 0")
+        rows = {t.device: torch.tensor(list(indices), device=t.device) for t in self.tensors().values()}
+        picked = {name: t.index_select(0, rows[t.device]) for name, t in self.tensors().items()}
+        return self.with_tensors(picked, tuple(self.tokens[i] for i in indices))
+
+    @staticmethod
+    def concatenate(states: Sequence[S]) -> S:
+        """The sequences of all these states, which are of one mixer, in one.
+
+        Raises:
+            ShapeError: states that do not belong together, or none.
+        """
+        if not states:
+            raise ShapeError("there is no state to concatenate")
+        first = states[0]
+        forms = [
+            {n: (t.shape[1:], t.dtype, t.device) for n, t in state.tensors().items()} for state in states
+        ]
+        strange = next((form for form in forms if form != forms[0]), None)
+        if strange is not None:
+            raise ShapeError(f"states of different forms cannot be concatenated: {forms[0]} and {strange}")
+        tensors = {name: torch.cat([s.tensors()[name] for s in states]) for name in first.tensors()}
+        return first.with_tensors(tensors, tuple(n for state in states for n in state.tokens))
+
+    def truncated(self: S, tokens: Sequence[int]) -> S:
+        """The state as it was when each sequence had seen so many `tokens`, for states that keep what they saw.
+
+        Raises:
+            UnsupportedError: this kind of state cannot.
+        """
+        raise UnsupportedError(
+            f"a {self.kind} state keeps no tokens that it could drop: keep the state of the place to go back to, "
+            "which is a value"
+        )
+
+    def tokens_after(self, x: Tensor, seqs: Sequences | None = None) -> tuple[int, ...]:
+        """What each sequence has seen after the tokens of `x` `[B, T, ...]`, or of a row that `seqs` divides."""
+        lengths = (x.shape[1],) * self.count if seqs is None else seqs.lengths
+        return tuple(seen + n for seen, n in zip(self.tokens, lengths, strict=True))
 
     def nbytes(self) -> int:
         """The size of the content in bytes (spare room of growing buffers not counted)."""
@@ -63,20 +122,36 @@ class RecurrentState(State):
     """The board of a linear mixer and the tail of its short convolution.
 
     `board`: `[B, HV, K, V]`, float32 (float64 for float64 inputs).
-    `conv`: the last `W - 1` inputs of the short convolution, `[B, channels, W - 1]` in the same dtype as the
-    board, or None for a mixer without convolution.
+    `conv`: the last `W - 1` inputs of the short convolution, the oldest first, `[B, W - 1, channels]` in the same dtype
+    as the board, or None for a mixer without convolution.
     """
 
     board: Tensor
     conv: Tensor | None
-    tokens: int = 0
+    tokens: tuple[int, ...]
     kind: ClassVar[str] = "recurrent"
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != self.board.shape[0]:
+            raise ShapeError(
+                f"a state of {self.board.shape[0]} sequences counts the tokens of each; got {self.tokens}"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         return {"board": self.board} if self.conv is None else {"board": self.board, "conv": self.conv}
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> RecurrentState:
-        return replace(self, board=tensors["board"], conv=tensors.get("conv"))
+    def with_tensors(
+        self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None
+    ) -> RecurrentState:
+        return RecurrentState(
+            tensors["board"], tensors.get("conv"), self.tokens if tokens is None else tokens
+        )
+
+    def after(
+        self, x: Tensor, seqs: Sequences | None, board: Tensor, conv: Tensor | None = None
+    ) -> RecurrentState:
+        """The state after the tokens of `x`, whose content is `board` and `conv`."""
+        return RecurrentState(board, conv, self.tokens_after(x, seqs))
 
 
 class _Buffer:
@@ -169,13 +244,15 @@ class KeyValueState(State):
     kind: ClassVar[str] = "key-value"
 
     @property
-    def tokens(self) -> int:  # type: ignore[override]
-        return len(self.keys)
+    def tokens(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.keys),) * self.keys.content.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"keys": self.keys.content, "values": self.values.content}
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> KeyValueState:
+    def with_tensors(
+        self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None
+    ) -> KeyValueState:
         return KeyValueState(GrowingTensor(tensors["keys"]), GrowingTensor(tensors["values"]))
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, KeyValueState]:
@@ -192,24 +269,25 @@ class WindowState(State):
     keys: GrowingTensor
     values: GrowingTensor
     window: int
-    tokens: int = 0
+    tokens: tuple[int, ...]
     kind: ClassVar[str] = "window"
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, window: int, tokens: int = 0) -> WindowState:
+    def of(cls, keys: Tensor, values: Tensor, window: int, tokens: tuple[int, ...]) -> WindowState:
         """The state that holds the last `window` of these."""
         return cls(GrowingTensor(keys, window), GrowingTensor(values, window), window, tokens)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"keys": self.keys.content, "values": self.values.content}
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> WindowState:
-        return WindowState.of(tensors["keys"], tensors["values"], self.window, self.tokens)
+    def with_tensors(self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None) -> WindowState:
+        tokens = self.tokens if tokens is None else tokens
+        return WindowState.of(tensors["keys"], tensors["values"], self.window, tokens)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, WindowState]:
         """The keys and values that queries for `k` and `v` may look at, and the state after them."""
         keys, values = self.keys.append(k), self.values.append(v)
-        state = WindowState(keys, values, self.window, self.tokens + k.shape[1])
+        state = WindowState(keys, values, self.window, self.tokens_after(k))
         if k.shape[1] == 1:
             return keys.content, values.content, state
         # The first of several queries sees keys that the state has let go when the last has come.
@@ -225,13 +303,13 @@ class LatentState(State):
     kind: ClassVar[str] = "latent"
 
     @property
-    def tokens(self) -> int:  # type: ignore[override]
-        return len(self.latents)
+    def tokens(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.latents),) * self.latents.content.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"latents": self.latents.content}
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> LatentState:
+    def with_tensors(self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None) -> LatentState:
         return LatentState(GrowingTensor(tensors["latents"]))
 
 
@@ -244,7 +322,7 @@ class GrowingState(State):
 
     growing: dict[str, GrowingTensor]
     fixed: dict[str, Tensor]
-    tokens: int = 0
+    tokens: tuple[int, ...]
     kind: ClassVar[str] = "growing"
 
     def __getitem__(self, name: str) -> Tensor:
@@ -254,6 +332,7 @@ class GrowingState(State):
     def tensors(self) -> dict[str, Tensor]:
         return {name: entries.content for name, entries in self.growing.items()} | self.fixed
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> GrowingState:
+    def with_tensors(self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None) -> GrowingState:
         growing = {name: GrowingTensor(tensors[name]) for name in self.growing}
-        return replace(self, growing=growing, fixed={name: tensors[name] for name in self.fixed})
+        fixed = {name: tensors[name] for name in self.fixed}
+        return replace(self, growing=growing, fixed=fixed, tokens=self.tokens if tokens is None else tokens)

@@ -44,7 +44,7 @@ class AdditiveMixer(RecurrentMixer):
         )  # fmt: skip
         if state is None or board is None:
             return o, None
-        return o, RecurrentState(board, tail, state.tokens + v.shape[1])
+        return o, state.after(v, seqs, board, tail)
 
     def mix_normalized(
         self,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError, ShapeError
+from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.states import State
 from intarsia.ops.arguments import Decay
@@ -63,9 +63,10 @@ class Cost:
 class Mixer(FillsItself, Generic[S]):
     """A layer that lets tokens exchange information.
 
-    `y, state = mixer(x, state=None, seqs=None)` with `x` and `y` `[B, T, D]`. Without a state the sequence
-    starts from nothing and no state is returned, which is what training wants; `init_state` gives the empty
-    state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`).
+    `y, state = mixer(x, state=None, seqs=None)` with `x` and `y` `[B, T, D]`. Without a state the sequences
+    start from nothing and no state is returned, which is what training wants; `init_state` gives the empty
+    state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`). With both, the
+    row holds what comes next of each of the state's sequences; one that brings no token keeps its state.
 
     A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
@@ -93,17 +94,14 @@ class Mixer(FillsItself, Generic[S]):
             raise ShapeError(f"{type(self).__name__} takes [B, T, {self.d_model}]; got {list(x.shape)}")
         if x.shape[1] == 0:
             raise ShapeError(f"{type(self).__name__} needs at least one token; got {list(x.shape)}")
-        if seqs is not None:
-            if state is not None:
-                raise ShapeError(
-                    "a packed row starts every sequence from nothing: pass a state or seqs, not both"
-                )
-            if x.shape[0] != 1 or x.shape[1] != seqs.total:
-                raise ShapeError(f"seqs describes [1, {seqs.total}, D]; got {list(x.shape)}")
+        if seqs is not None and (x.shape[0] != 1 or x.shape[1] != seqs.total):
+            raise ShapeError(f"seqs describes [1, {seqs.total}, D]; got {list(x.shape)}")
         if state is not None:
-            batch = next(iter(state.tensors().values())).shape[0]
-            if batch != x.shape[0]:
-                raise ShapeError(f"the state is of {batch} sequences and the input of {x.shape[0]}")
+            count = x.shape[0] if seqs is None else seqs.count
+            if state.count != count:
+                raise ShapeError(f"the state is of {state.count} sequences and the input of {count}")
+            if seqs is not None and state.kind != "recurrent":
+                raise UnsupportedError(f"a {state.kind} state cannot be continued by a packed row")
 
 
 def empty_beside(weight: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

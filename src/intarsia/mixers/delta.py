@@ -98,7 +98,7 @@ class DeltaLayer(RecurrentMixer):
         y = self.o_proj(self.norm(o, z).flatten(-2))
         if state is None or board is None:
             return y, None
-        return y, RecurrentState(board, tail, state.tokens + x.shape[1])
+        return y, state.after(x, seqs, board, tail)
 
     def project(self, x: Tensor) -> Tensor:
         """`[..., D]` to q, k and v of all heads, `[..., channels]`."""
@@ -168,7 +168,7 @@ class DeltaMixer(DeltaLayer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        if state is not None and _decodes(x, state) and self._has_weights():
+        if state is not None and seqs is None and _decodes(x, state) and self._has_weights():
             return self._decode(x, state)
         return super().forward(x, state, seqs)
 
@@ -200,7 +200,7 @@ class DeltaMixer(DeltaLayer):
         """The same for a few tokens: all between the projections in one step, which reads each state once and
         writes the next one."""
         rows = x.flatten(0, 1)
-        pool = StatePool(state.board.contiguous(), None if state.conv is None else state.conv.mT.contiguous())
+        pool = StatePool(state.board.contiguous(), None if state.conv is None else state.conv.contiguous())
         following = pool.new_like()
         o = self._decode_step()(
             self.project(rows),
@@ -211,9 +211,8 @@ class DeltaMixer(DeltaLayer):
             z=None if self.output_gate_proj is None else self.output_gate_proj(rows),
             into=following,
         )
-        tail = None if following.conv is None else following.conv.mT
         y = self.o_proj(o).view(x.shape)
-        return y, RecurrentState(following.board, tail, state.tokens + x.shape[1])
+        return y, state.after(x, None, following.board, following.conv)
 
     def _decode_step(self) -> DecodeStep:
         """The step for the weights as they are: a new one when they have changed."""

@@ -172,7 +172,7 @@ class DeltaFormer(Mixer[GrowingState]):
             k = keys.content
             values = past.append(erased_values(e, k, v, beta, past.content, scale=scale))
             u = values.content
-            state = GrowingState({"keys": keys, "erased_values": values}, {}, state.tokens + x.shape[1])
+            state = GrowingState({"keys": keys, "erased_values": values}, {}, state.tokens_after(x))
         o = causal_attention(q, k.to(q.dtype), u.to(q.dtype), scale=scale, seqs=seqs)
         return self.o_proj(o.flatten(-2)), state
 
@@ -182,7 +182,7 @@ class DeltaFormer(Mixer[GrowingState]):
             "keys": GrowingTensor(empty_beside(weight, *empty)),
             "erased_values": GrowingTensor(empty_beside(weight, *empty, dtype=compute_dtype(weight))),
         }
-        return GrowingState(growing, {})
+        return GrowingState(growing, {}, (0,) * batch_size)
 
     def cost(self) -> Cost:
         H, K, weight = self.config.num_heads, self.config.head_dim, self.k_proj.weight

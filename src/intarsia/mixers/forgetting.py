@@ -170,14 +170,14 @@ class ForgettingAttention(Mixer[GrowingState]):
             v = shift(v, self.v_shift_proj(x), None if state is None else state["shifted_value"], seqs)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        before = state["log_gate"][:, -1] if state is not None and state.tokens else None
+        before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
         c = cumulative_log_gate(self.f_proj(x), before, seqs)
         if state is not None:
             new = {"keys": k, "values": v, "log_gate": c}
             state = GrowingState(
                 {name: entries.append(new[name]) for name, entries in state.growing.items()},
                 {name: last[name].to(x.dtype) for name in state.fixed},
-                state.tokens + x.shape[1],
+                state.tokens_after(x),
             )
             k, v, c = (state[name] for name in new)
         scale = self.config.head_dim**-0.5
@@ -197,6 +197,7 @@ class ForgettingAttention(Mixer[GrowingState]):
                 "log_gate": GrowingTensor(empty_beside(weight, batch_size, 0, H, dtype=torch.float64)),
             },
             {name: empty_beside(weight, batch_size, H, K).zero_() for name in fixed},
+            (0,) * batch_size,
         )
 
     def cost(self) -> Cost:

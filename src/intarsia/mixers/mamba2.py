@@ -166,7 +166,7 @@ class Mamba2(RecurrentMixer):
         y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), self.output_gate_proj(x)))
         if state is None or board is None:
             return y, None
-        return y, RecurrentState(board, tail, state.tokens + x.shape[1])
+        return y, state.after(x, seqs, board, tail)
 
     @property
     def board_shape(self) -> tuple[int, int, int]:

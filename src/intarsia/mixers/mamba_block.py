@@ -134,7 +134,7 @@ class MambaBlock(RecurrentMixer):
         y = self.o_proj(((o + skip * wide) * F.silu(widen(z))).to(z.dtype))
         if state is None or board is None:
             return y, None
-        return y, RecurrentState(board, tail, state.tokens + x.shape[1])
+        return y, state.after(x, seqs, board, tail)
 
     def _scan(
         self,
@@ -153,19 +153,13 @@ class MambaBlock(RecurrentMixer):
         size = max(1, elements // (B * inner * self.state_dim * CHUNK)) * CHUNK
         if size >= T:
             return self._segment(inputs, rates, board, keeps_board, seqs)
+        boards = None if seqs is None else _BoardsOfSequences(seqs, board)
         outputs = []
         for start, parts in zip(
             range(0, T, size), zip(*(x.split(size, dim=1) for x in inputs), strict=True), strict=True
         ):
             end = min(start + size, T)
-            within = None
-            if seqs is not None:
-                edges = (start, *(n for n in seqs.starts if start < n < end), end)
-                within = Sequences.from_cu_seqlens([edge - start for edge in edges])
-                # Only the first sequence here may have begun before, and only the last one may go on.
-                board = None if board is None or start in seqs.starts else board[-1:]
-                if board is not None and within.count > 1:
-                    board = torch.cat([board, board.new_zeros(within.count - 1, *board.shape[1:])])
+            within, board = (None, board) if boards is None else boards.begin(start, end)
             arguments = (parts, rates, board, keeps_board or end < T, within)
             if torch.is_grad_enabled():
                 o, board = checkpoint(
@@ -173,7 +167,11 @@ class MambaBlock(RecurrentMixer):
                 )
             else:
                 o, board = self._segment(*arguments)
+            if boards is not None and board is not None:
+                boards.end(board)
             outputs.append(o)
+        if boards is not None and keeps_board:
+            board = boards.all()
         return torch.cat(outputs, dim=1), board
 
     def _segment(
@@ -210,3 +208,34 @@ class MambaBlock(RecurrentMixer):
 
     def mixing_flops(self) -> int:
         return additive_rule_flops(*self.board_shape)
+
+
+class _BoardsOfSequences:
+    """The boards of packed sequences while a row is computed in segments."""
+
+    def __init__(self, seqs: Sequences, initial: Tensor | None) -> None:
+        self._seqs = seqs
+        self._latest = {} if initial is None else dict(enumerate(initial.split(1)))
+        self._here: list[int] = []
+
+    def begin(self, start: int, end: int) -> tuple[Sequences, Tensor | None]:
+        """The sequences with tokens from `start` to `end`, and their boards before (None: zero)."""
+        spans = [(first, first + n) for first, n in zip(self._seqs.starts, self._seqs.lengths, strict=True)]
+        lengths = [max(min(last, end) - max(first, start), 0) for first, last in spans]
+        self._here = [n for n, length in enumerate(lengths) if length]
+        boards = [self._latest.get(n) for n in self._here]
+        known = next((board for board in boards if board is not None), None)
+        within = Sequences(tuple(lengths[n] for n in self._here))
+        if known is None:
+            return within, None
+        zero = torch.zeros_like(known)
+        return within, torch.cat([zero if board is None else board for board in boards])
+
+    def end(self, boards: Tensor) -> None:
+        """Take the boards after the segment that was begun."""
+        self._latest.update(zip(self._here, boards.split(1), strict=True))
+
+    def all(self) -> Tensor:
+        """The boards after the last token of each sequence."""
+        zero = torch.zeros_like(next(iter(self._latest.values())))
+        return torch.cat([self._latest.get(n, zero) for n in range(self._seqs.count)])

@@ -110,7 +110,7 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         latents = torch.cat([latent, shared], dim=-1)
         past = 0
         if state is not None:
-            past = state.tokens
+            past = state.tokens[0]
             state = LatentState(state.latents.append(latents))
             latents = state.latents.content
         # Expanding costs the past once a call, absorbing costs each query more: absorb when queries are few.

@@ -198,7 +198,7 @@ class PathAttention(Mixer[GrowingState]):
         beta = 2 * torch.sigmoid(widen(self.beta_proj(x)))
         c = None
         if self.f_proj is not None:
-            before = state["log_gate"][:, -1] if state is not None and state.tokens else None
+            before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
             c = cumulative_log_gate(self.f_proj(x), before, seqs)
         scale = self.config.head_dim**-0.5
         if state is None:
@@ -214,7 +214,7 @@ class PathAttention(Mixer[GrowingState]):
         assert keys is not None
         growing["keys"] = GrowingTensor(keys)
         fixed = {} if tail is None else {"conv": tail}
-        return self.o_proj(o.flatten(-2)), GrowingState(growing, fixed, state.tokens + x.shape[1])
+        return self.o_proj(o.flatten(-2)), GrowingState(growing, fixed, state.tokens_after(x))
 
     def init_state(self, batch_size: int) -> GrowingState:
         H, K = self.config.num_heads, self.config.head_dim
@@ -229,8 +229,8 @@ class PathAttention(Mixer[GrowingState]):
         fixed = {}
         if self.conv is not None:
             channels, size = self.conv.weight.shape
-            fixed["conv"] = empty_beside(weight, batch_size, channels, size - 1, dtype=wide).zero_()
-        return GrowingState(growing, fixed)
+            fixed["conv"] = empty_beside(weight, batch_size, size - 1, channels, dtype=wide).zero_()
+        return GrowingState(growing, fixed, (0,) * batch_size)
 
     def cost(self) -> Cost:
         H, K, C = self.config.num_heads, self.config.head_dim, CHUNK

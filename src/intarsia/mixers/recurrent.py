@@ -39,11 +39,9 @@ class RecurrentMixer(Mixer[RecurrentState]):
         dtype = compute_dtype(weight)
         board = torch.zeros(batch_size, *self.board_shape, dtype=dtype, device=weight.device)
         if self.conv is None:
-            return RecurrentState(board, None)
+            return RecurrentState(board, None, (0,) * batch_size)
         channels, size = self.conv.weight.shape
-        return RecurrentState(
-            board, torch.zeros(batch_size, channels, size - 1, dtype=dtype, device=weight.device)
-        )
+        return RecurrentState(board, board.new_zeros(batch_size, size - 1, channels), (0,) * batch_size)
 
     def cost(self) -> Cost:
         weights = [m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.layers.convolution import token_before
+from intarsia.layers.convolution import last_tokens, token_before
 from intarsia.layers.filling import FillsItself
 from intarsia.layers.gates import DecayBias
 from intarsia.layers.states import RecurrentState
@@ -19,7 +19,7 @@ from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.mixers.recurrent import RecurrentMixer, dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule
-from intarsia.ops.precision import compute_dtype, widen
+from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RWKV7(RecurrentMixer):
     S_t = (Diag(exp g_t) - (a_t * κ_t) κ_tᵀ) S_{t-1} + k~_t v_tᵀ
     y = W_o ((layernorm_head(S_tᵀ r_t) + (r_t · (rho * k~_t)) v_t) * W sigmoid(W x_g))
 
-    The state's `conv` is the last token `[B, D, 1]`. Initial values along channels and layers are the authors', but
+    The state's `conv` is the last token `[B, 1, D]`. Initial values along channels and layers are the authors', but
     for matrices and the norm, which begin as everywhere in this package.
 
     Left out: the mixing of values with those of the first layer, which one layer cannot do alone; the channel mixing,
@@ -154,8 +154,7 @@ class RWKV7(RecurrentMixer):
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         keys, values = (self.config.num_heads, self.config.head_dim), (self.config.num_heads, -1)
-        last = None if state is None or state.conv is None else state.conv.mT
-        before = token_before(x, last, seqs) - x
+        before = token_before(x, None if state is None else state.conv, seqs) - x
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
         r, k = self.r_proj(x_r).unflatten(-1, keys), self.k_proj(x_k).unflatten(-1, keys)
         v = self.v_proj(x_v).unflatten(-1, values)
@@ -180,14 +179,13 @@ class RWKV7(RecurrentMixer):
         bonus = (widen(r) * self.bonus * written).sum(-1, keepdim=True) * v
         gated = (self.norm(o) + bonus) * self.output_gate_proj(x_g).unflatten(-1, values)
         y = self.o_proj(gated.flatten(-2).to(o.dtype))
-        if state is None or board is None:
+        if state is None or state.conv is None or board is None:
             return y, None
-        last = x[:, -1:].mT.to(compute_dtype(x), copy=True)
-        return y, RecurrentState(board, last, state.tokens + x.shape[1])
+        return y, state.after(x, seqs, board, last_tokens(x, state.conv, seqs))
 
     def init_state(self, batch_size: int) -> RecurrentState:
         state = super().init_state(batch_size)
-        return replace(state, conv=state.board.new_zeros(batch_size, self.d_model, 1))
+        return replace(state, conv=state.board.new_zeros(batch_size, 1, self.d_model))
 
     @property
     def board_shape(self) -> tuple[int, int, int]:

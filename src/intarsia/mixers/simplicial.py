@@ -213,7 +213,7 @@ class SimplicialAttention(Mixer[GrowingState]):
             state = GrowingState(
                 {name: _last(entries, self.config.kept) for name, entries in grown.items()},
                 {},
-                state.tokens + x.shape[1],
+                state.tokens_after(x),
             )
         c = self.config
         if c.bias:
@@ -225,7 +225,9 @@ class SimplicialAttention(Mixer[GrowingState]):
     def init_state(self, batch_size: int) -> GrowingState:
         shape = (batch_size, 0, self.config.num_heads, self.config.head_dim)
         return GrowingState(
-            {name: GrowingTensor(empty_beside(self.k_proj.weight, *shape)) for name in NAMES}, {}
+            {name: GrowingTensor(empty_beside(self.k_proj.weight, *shape)) for name in NAMES},
+            {},
+            (0,) * batch_size,
         )
 
     def cost(self) -> Cost:

@@ -47,4 +47,4 @@ class SlidingWindowAttention(Attention):
 
     def init_state(self, batch_size: int) -> WindowState:
         empty = self._no_keys(batch_size)
-        return WindowState.of(empty, empty, self.window)
+        return WindowState.of(empty, empty, self.window, (0,) * batch_size)

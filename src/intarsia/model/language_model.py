@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +23,7 @@ from intarsia.ops.sequences import Sequences
 
 @dataclass(frozen=True)
 class ModelStates:
-    """What all layers of a model remember of the same tokens: one state per layer, as a value."""
+    """What all layers of a model remember of the same sequences: one state per layer, as a value."""
 
     layers: tuple[State, ...]
 
@@ -33,9 +33,29 @@ class ModelStates:
             raise ShapeError(f"the states of a model must have seen the same tokens; got counts {seen}")
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the states have seen."""
+    def tokens(self) -> tuple[int, ...]:
+        """How many tokens each sequence has seen."""
         return self.layers[0].tokens
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return self.layers[0].count
+
+    def select(self, indices: Sequence[int]) -> ModelStates:
+        """The states of the sequences with these numbers, in this order; one may stand there several times."""
+        return ModelStates(tuple(state.select(indices) for state in self.layers))
+
+    @staticmethod
+    def concatenate(states: Sequence[ModelStates]) -> ModelStates:
+        """The sequences of all these states, which are of one model, in one."""
+        layers = zip(*(each.layers for each in states), strict=True)
+        return ModelStates(tuple(State.concatenate(of_layer) for of_layer in layers))
+
+    def truncated(self, tokens: Sequence[int]) -> ModelStates:
+        """The states as they were when each sequence had seen so many `tokens`; UnsupportedError where a layer's
+        state keeps no tokens that it could drop."""
+        return ModelStates(tuple(state.truncated(tokens) for state in self.layers))
 
     def nbytes(self) -> int:
         """The size of all layers' content in bytes."""
@@ -58,7 +78,7 @@ class ModelOutput(NamedTuple):
     """What a forward pass returns; what does not apply is None."""
 
     logits: Tensor | None
-    """`[B, T, V]` float32 (`[B, 1, V]` with `last_only`); without targets."""
+    """`[B, T, V]` float32, with `last_only` `[B, 1, V]`, or `[1, count, V]` of a packed row; without targets."""
     nll: Tensor | None
     """`[B, T]` float32, nats; with targets."""
     states: ModelStates | None
@@ -118,8 +138,9 @@ class LanguageModel(nn.Module):
             targets: `[B, T]` int64, the token after each token; -100 where there is none. Such tokens do not count as
                 load of the experts that serve them.
             states: what was remembered of the tokens before; `init_states` at the beginning.
-            seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next.
-            last_only: logits of the last token alone.
+            seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next. With states
+                the row holds what comes next of each of their sequences, which may be nothing.
+            last_only: logits of the last token of each sequence alone.
 
         Raises:
             ShapeError: the arguments do not fit together.
@@ -136,7 +157,9 @@ class LanguageModel(nn.Module):
             else:
                 x, state = block(x, None if states is None else states.layers[layer], seqs, counted)
                 new_states += [] if state is None else [state]
-        x = self.norm(x[:, -1:] if last_only else x)
+        if last_only:
+            x = x[:, -1:] if seqs is None else x[:, _last_places(seqs)]
+        x = self.norm(x)
         after = None if states is None else ModelStates(tuple(new_states))
         if targets is None:
             return ModelOutput(self._as_float(self.head(x)), None, after)
@@ -195,14 +218,22 @@ class LanguageModel(nn.Module):
                 )
             if last_only:
                 raise ShapeError("last_only is for logits: the targets of all tokens were given")
-        if states is not None and seqs is not None:
-            raise ShapeError("a packed row starts every sequence from nothing: pass states or seqs, not both")
         if states is not None and len(states.layers) != len(self.blocks):
             raise ShapeError(
                 f"the states are of {len(states.layers)} layers and the model has {len(self.blocks)}"
             )
         if seqs is not None and (tokens.shape[0] != 1 or tokens.shape[1] != seqs.total):
             raise ShapeError(f"seqs describes tokens [1, {seqs.total}]; got {list(tokens.shape)}")
+
+
+def _last_places(seqs: Sequences) -> list[int]:
+    """Where the last token of each sequence stands in the row."""
+    empty = next((n for n, length in enumerate(seqs.lengths) if not length), None)
+    if empty is not None:
+        raise ShapeError(
+            f"sequence {empty} of the row has no token, and last_only wants the last one of each"
+        )
+    return [start + length - 1 for start, length in zip(seqs.starts, seqs.lengths, strict=True)]
 
 
 def cost_of(config: ModelConfig) -> ModelCost:

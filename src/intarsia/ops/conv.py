@@ -31,7 +31,7 @@ def short_convolution(
         x: `[B, T, D]`.
         weight: `[D, W]`; the last column is the weight of the token itself.
         activation: applied to the result; `"silu"` or None.
-        initial_state: the `W - 1` inputs before the first, oldest first, `[N, D, W - 1]`; zero by default.
+        initial_state: the `W - 1` inputs before the first, oldest first, `[N, W - 1, D]`; zero by default.
         output_final_state: whether to return the last `W - 1` inputs.
         cu_seqlens: sequences packed into one row, which do not see each other; cumulative lengths or a
             `Sequences`.
@@ -39,7 +39,7 @@ def short_convolution(
             on any device) or `"auto"`: the kernels for tensors on the CPU that they can read.
 
     Returns:
-        `y` `[B, T, D]` in the dtype of x, and the final state `[N, D, W - 1]`, float32 (float64 for float64
+        `y` `[B, T, D]` in the dtype of x, and the final state `[N, W - 1, D]`, float32 (float64 for float64
         inputs), or None.
 
     Raises:
@@ -60,9 +60,9 @@ def short_convolution(
         )
     count = x.shape[0] if seqs is None else seqs.count
     past = weight.shape[1] - 1
-    if initial_state is not None and initial_state.shape != (count, x.shape[2], past):
+    if initial_state is not None and initial_state.shape != (count, past, x.shape[2]):
         raise ShapeError(
-            f"initial_state must be {[count, x.shape[2], past]}; got {list(initial_state.shape)}"
+            f"initial_state must be {[count, past, x.shape[2]]}; got {list(initial_state.shape)}"
         )
 
     if prefers_kernels(impl, refuse_conv(x, weight, initial_state), x):

@@ -25,8 +25,8 @@ def conv_in_torch(
     """
     past = weight.shape[1] - 1
     if initial_state is None:
-        initial_state = x.new_zeros(x.shape[0] if seqs is None else seqs.count, x.shape[2], past)
-    pasts = initial_state.mT.to(x.dtype)
+        initial_state = x.new_zeros(x.shape[0] if seqs is None else seqs.count, past, x.shape[2])
+    pasts = initial_state.to(x.dtype)
     if seqs is None:
         row = torch.cat([pasts, x], dim=1)
         final = row[:, x.shape[1] :]
@@ -42,7 +42,7 @@ def conv_in_torch(
         )
         between = [n for length in seqs.lengths for n in (length, past)][:-1]
         y = torch.cat(_convolve(row, weight.to(x.dtype)).split(between, dim=1)[::2], dim=1)
-    return F.silu(y) if silu else y, final.mT.to(compute_dtype(x)) if output_final_state else None
+    return F.silu(y) if silu else y, final.to(compute_dtype(x)) if output_final_state else None
 
 
 def _convolve(row: Tensor, weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def cpu(call: Arguments) -> tuple[Tensor, Tensor | None]:
 
 def _of_one_dtype(call: Arguments) -> tuple[Tensor, Tensor | None]:
     """The same where q, k and v have one dtype that the kernels read."""
-    if (done := few_tokens(call)) is not None:
+    if (done := few_tokens(call, _of_one_dtype)) is not None:
         return done
     dtype = call.compute_dtype
     gate = call.gate

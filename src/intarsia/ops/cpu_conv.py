@@ -71,7 +71,7 @@ def _outputs(
     x: Tensor, weight: Tensor, lengths: list[int], output_final_state: bool
 ) -> tuple[Tensor, Tensor]:
     """Room for the results; a state that is not asked for is empty."""
-    state = (len(lengths) or x.shape[0], x.shape[2], weight.shape[1] - 1)
+    state = (len(lengths) or x.shape[0], weight.shape[1] - 1, x.shape[2])
     return x.new_empty(x.shape), x.new_empty(state if output_final_state else (0,), dtype=compute_dtype(x))
 
 

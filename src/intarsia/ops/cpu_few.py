@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,23 +18,64 @@ from intarsia.ops.arguments import Arguments, Decay
 from intarsia.ops.cpu_common import apart_from_torch
 from intarsia.ops.decode import DecodeStep
 from intarsia.ops.pools import Slots, StatePool
+from intarsia.ops.sequences import Sequences
 
+Many = Callable[[Arguments], tuple[Tensor, Tensor | None]]
 FEW = 32
 """Up to so many tokens of a sequence the decode step is faster than a chunk."""
 
 
-def few_tokens(call: Arguments) -> tuple[Tensor, Tensor] | None:
-    """`o` and the final state of a call with few tokens and a state, or None where the chunks must serve it."""
+def few_tokens(call: Arguments, many: Many) -> tuple[Tensor, Tensor] | None:
+    """`o` and the final state of a call with few tokens and a state, or None where the chunks must serve it.
+
+    Of packed sequences those with few tokens come here and the rest go to `many`, so that what a sequence gives does
+    not depend on the others.
+    """
     state, gate = call.initial_state, call.gate
     if state is None or not (
-        call.q.shape[1] <= FEW
-        and call.output_final_state
-        and call.seqs is None
+        call.output_final_state
         and apart_from_torch(
             call.q, call.k, call.v, call.g, call.beta, state, *((gate.A_log, gate.dt_bias) if gate else ())
         )
     ):
         return None
+    if call.seqs is None:
+        return None if call.q.shape[1] > FEW else _step_through(call)
+    few = [n for n, length in enumerate(call.seqs.lengths) if length <= FEW]
+    if not few:
+        return None
+    if len(few) == call.seqs.count:
+        return _step_through(call)
+    rest = [n for n, length in enumerate(call.seqs.lengths) if length > FEW]
+    o, final = torch.empty_like(call.v), torch.empty_like(state, dtype=call.compute_dtype)
+    starts, lengths = call.seqs.starts, call.seqs.lengths
+    for numbers in (few, rest):
+        rows = torch.cat([torch.arange(starts[n], starts[n] + lengths[n]) for n in numbers])
+        part = _of_sequences(call, state, numbers, rows)
+        outputs, after = many(part) if numbers is rest else _step_through(part)
+        assert after is not None
+        o[:, rows], final[numbers] = outputs, after
+    return o, final
+
+
+def _of_sequences(call: Arguments, state: Tensor, numbers: list[int], rows: Tensor) -> Arguments:
+    """The call for some of its packed sequences, whose tokens are these rows."""
+    assert call.seqs is not None
+    return replace(
+        call,
+        q=call.q[:, rows],
+        k=call.k[:, rows],
+        v=call.v[:, rows],
+        g=call.g if call.g is None or call.decay == "fixed" else call.g[:, rows],
+        beta=None if call.beta is None else call.beta[:, rows],
+        initial_state=state[numbers],
+        seqs=Sequences(tuple(call.seqs.lengths[n] for n in numbers)),
+    )
+
+
+def _step_through(call: Arguments) -> tuple[Tensor, Tensor]:
+    state = call.initial_state
+    assert state is not None
     if call.gate is not None:
         call = call.plain()
     (B, T, H, K), (HV, V) = call.q.shape, call.v.shape[2:]
@@ -40,11 +83,17 @@ def few_tokens(call: Arguments) -> tuple[Tensor, Tensor] | None:
     step = _step(native.instruction_set(), *form)
     pool = StatePool(state.detach().to(call.compute_dtype).contiguous(), None)
     following = pool.new_like()
+    lengths = (T,) * B if call.seqs is None else call.seqs.lengths
+    if not all(lengths):
+        idle = [n for n, length in enumerate(lengths) if not length]
+        following.board[idle] = pool.board[idle]
+    if T == 0:
+        return call.v.new_empty(call.v.shape), following.board
     g, beta = call.g, call.beta
     o = step(
         torch.cat([x.detach().reshape(B * T, -1) for x in (call.q, call.k, call.v)], dim=-1),
         pool,
-        _rows(B, T),
+        _slots(lengths),
         g=g if g is None or call.decay == "fixed" else g.reshape(B * T, -1),
         beta=None if beta is None else beta.reshape(B * T, HV),
         into=following,
@@ -84,5 +133,7 @@ atexit.register(_step.cache_clear)
 
 
 @functools.lru_cache(maxsize=64)
-def _rows(batch: int, length: int) -> Slots:
-    return Slots.of_rows(batch, length)
+def _slots(lengths: tuple[int, ...]) -> Slots:
+    """The slots of the sequences that bring tokens, each in that of its own number."""
+    occupied = [n for n, length in enumerate(lengths) if length]
+    return Slots(occupied, lengths=[lengths[n] for n in occupied])

@@ -74,12 +74,13 @@ class Sequences:
 
     def positions(self, device: torch.device | str = "cpu") -> Tensor:
         """Each token's place in its own sequence, `[total]`, int64."""
-        return torch.arange(self.total, device=device) - self._per_token(self.starts, device)
+        return torch.arange(self.total, device=device) - self.per_token(self.starts, device)
 
     def indices(self, device: torch.device | str = "cpu") -> Tensor:
         """The number of each token's sequence, `[total]`, int64."""
-        return self._per_token(range(self.count), device)
+        return self.per_token(range(self.count), device)
 
-    def _per_token(self, values: Sequence[int], device: torch.device | str) -> Tensor:
+    def per_token(self, values: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """The value of each token's sequence, `[total]`, int64."""
         lengths = torch.tensor(self.lengths, device=device)
         return torch.repeat_interleave(torch.tensor(values, device=device), lengths, output_size=self.total)

@@ -40,13 +40,13 @@ def causal_conv1d(
     if initial_state is not None or output_final_state:
         weight = F.pad(weight, (1, 0))  # a tap of 0 before the others: the state gets the W-th input
     y, state = short_convolution(
-        widen(x), widen(weight), initial_state=initial_state, output_final_state=bool(output_final_state),
-        cu_seqlens=sequences(cu_seqlens, cu_seqlens_cpu),
+        widen(x), widen(weight), initial_state=None if initial_state is None else initial_state.mT,
+        output_final_state=bool(output_final_state), cu_seqlens=sequences(cu_seqlens, cu_seqlens_cpu),
     )  # fmt: skip
     y = _finish(y, bias, activation)
     if residual is not None:
         y = y + residual
-    return y.to(x.dtype).view(shape), None if state is None else state.to(x.dtype)
+    return y.to(x.dtype).view(shape), None if state is None else state.mT.to(x.dtype)
 
 
 def causal_conv1d_update(
@@ -103,13 +103,13 @@ def causal_conv1d_fn(
         counts = [torch.unique_consecutive(numbers, return_counts=True)[1] for numbers in seq_idx]
         seqs, row = Sequences(tuple(torch.cat(counts).tolist())), row.reshape(1, -1, x.shape[1])
     y, state = short_convolution(
-        widen(row), widen(weight), initial_state=initial_states, output_final_state=return_final_states,
-        cu_seqlens=seqs,
+        widen(row), widen(weight), initial_state=None if initial_states is None else initial_states.mT,
+        output_final_state=return_final_states, cu_seqlens=seqs,
     )  # fmt: skip
     y = _finish(y, bias, activation).to(x.dtype).view(x.shape[0], x.shape[2], x.shape[1]).mT
     if state is None:
         return y
-    state = state.to(x.dtype)
+    state = state.mT.to(x.dtype)
     return y, state if final_states_out is None else final_states_out.copy_(state)
 
 
