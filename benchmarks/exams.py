@@ -51,7 +51,7 @@ from intarsia.model.config import FeedForwardConfig
 from intarsia.model.language_model import cost_of
 from intarsia.model.matching import match_parameters
 from intarsia.ops import Sequences
-from intarsia.tasks import IGNORED, NOTHING, Score, Split, Task, task
+from intarsia.tasks import IGNORED, NOTHING, ExampleSplit, Score, Task, task
 from intarsia.tasks import names as task_names
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import Processes
@@ -98,7 +98,7 @@ def train_config(settings: Settings) -> TrainConfig:
 
 
 @torch.no_grad()
-def examine(model: LanguageModel, it: Task, settings: Settings, split: Split) -> Score:
+def examine(model: LanguageModel, it: Task, settings: Settings, split: ExampleSplit) -> Score:
     """The score on the first examples of a split."""
     total, rows, device = NOTHING, settings["rows"], settings["device"]
     for start in range(0, settings["examined"], rows):

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.ladder.documents import FEW_JUDGED, choose_documents
-from intarsia.ladder.plan import FEWEST_JUDGED, Evaluation, Plan, PlanError, Tuning
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import FEWEST_JUDGED, EvaluationOptions, Tuning
+from intarsia.ladder.schema import PlanError
 from intarsia.ladder.verdict import judge
 from support.comparison import make_plan, make_results
 
@@ -21,7 +23,7 @@ def plan_for(
 ) -> Plan:
     return make_plan(
         tuning=Tuning(learning_rates=rates, documents=tuning),
-        evaluation=Evaluation(documents=judged, resamples=1000),
+        evaluation=EvaluationOptions(documents=judged, resamples=1000),
         seeds=seeds,
     )
 
@@ -35,7 +37,7 @@ def plan_for(
 def test_no_document_is_in_both(heldout: int, tuning: int, judged: int, seed: int) -> None:
     plan = make_plan(
         tuning=Tuning(learning_rates=GRID, documents=tuning),
-        evaluation=Evaluation(documents=judged, seed=seed, resamples=1000),
+        evaluation=EvaluationOptions(documents=judged, seed=seed, resamples=1000),
     )
     chosen = choose_documents(plan, heldout)
     assert not set(chosen.tuning) & set(chosen.judged)
@@ -95,17 +97,18 @@ def test_what_can_just_be_judged_is_not(heldout: int, rates: tuple[float, ...]) 
 
 def test_a_plan_cannot_ask_for_too_few() -> None:
     with pytest.raises(PlanError, match=f"documents: must be at least {FEWEST_JUDGED}"):
-        Evaluation(documents=FEWEST_JUDGED - 1)
+        EvaluationOptions(documents=FEWEST_JUDGED - 1)
 
 
 def test_the_verdict_says_what_was_asked_for() -> None:
-    plan = make_plan(evaluation=Evaluation(documents=12, resamples=1000))
+    plan = make_plan(evaluation=EvaluationOptions(documents=12, resamples=1000))
     results = make_results(plan)
     text = " ".join(judge(plan, results).caveats)
     assert "Documents: 12 held-out documents stand for all like them" in text
     assert "From 12 documents intervals come out too narrow" in text
     wanted = make_plan(
-        evaluation=Evaluation(documents=400, resamples=1000), tuning=Tuning(learning_rates=GRID, documents=90)
+        evaluation=EvaluationOptions(documents=400, resamples=1000),
+        tuning=Tuning(learning_rates=GRID, documents=90),
     )
     text = " ".join(judge(wanted, results).caveats)
     assert "12 held-out documents (the plan asks for 400) stand" in text

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.ladder import toml
-from intarsia.ladder.plan import Budget, Plan, PlanError, load_plan
-from intarsia.ladder.schema import toml_line
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_file import load_plan
+from intarsia.ladder.plan_tables import Budget
+from intarsia.ladder.schema import PlanError, toml_line
 from support.comparison import make_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from intarsia.errors import ConfigError
 from intarsia.ladder.documents import FEW_JUDGED
-from intarsia.ladder.plan import FEWEST_JUDGED
+from intarsia.ladder.plan_tables import FEWEST_JUDGED
 from intarsia.ladder.statistics import Estimate, estimate, student_t_quantile
 
 TRUTH = 0.02

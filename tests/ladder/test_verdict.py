@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from intarsia.ladder.plan import Arm, Evaluation
+from intarsia.ladder.plan_tables import Arm, EvaluationOptions
 from intarsia.ladder.results import Failure, choose_rate
 from intarsia.ladder.verdict import Verdict, judge
 from support.comparison import make_plan, make_results
@@ -64,7 +64,7 @@ def test_some_pairs_decided_and_some_not() -> None:
 
 
 def test_equal_within_a_margin() -> None:
-    options = {"arms": TWO, "evaluation": Evaluation(documents=400, margin=0.1, resamples=2000)}
+    options = {"arms": TWO, "evaluation": EvaluationOptions(documents=400, margin=0.1, resamples=2000)}
     verdict = verdict_of({"full": 1.9, "kimi-linear": 1.9}, plan=options)
     assert verdict.pairs[0].outcome == "equal"
     assert "are equal within 0.1 bits per byte" in verdict.sentence
@@ -105,7 +105,7 @@ def test_seeds_that_only_one_arm_finished_are_left_out() -> None:
 
 def test_equal_arms_are_seldom_told_apart() -> None:
     """All pairs hold together: with no true difference, some claim is made in about 5 % of comparisons."""
-    options = {"plan": {"evaluation": Evaluation(documents=30, resamples=1000)}}
+    options = {"plan": {"evaluation": EvaluationOptions(documents=30, resamples=1000)}}
     noise = {"seed_noise": 0.01, "document_noise": 0.05}
     claims = sum(
         any(pair.better for pair in verdict_of(EQUAL, seed=seed, **noise, **options).pairs)

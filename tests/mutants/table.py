@@ -487,24 +487,24 @@ LADDER = _in(
     ),
     (
         "runs of other documents are taken for done",
-        "runs.py",
+        "run_folder.py",
         'UNDECISIVE = ("dataset", "device")',
         'UNDECISIVE = ("dataset", "device", "documents")',
-        "tests/ladder/test_runs.py",
+        "tests/ladder/test_run_folder.py",
     ),
     (
         "runs of other training are taken for done",
-        "runs.py",
+        "run_folder.py",
         'UNDECISIVE = ("dataset", "device")',
         'UNDECISIVE = ("dataset", "device", "train")',
-        "tests/ladder/test_runs.py",
+        "tests/ladder/test_run_folder.py",
     ),
     (
         "as many jobs as there are cores, whatever the memory",
-        "comparison.py",
-        "int(available_memory() * 0.7 // need)",
-        "total",
-        "tests/ladder/test_jobs.py",
+        "capacity.py",
+        "int(available_memory() * 0.7 // max(bytes_of_runs))",
+        "runs",
+        "tests/ladder/test_capacity.py",
     ),
 )
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.ladder.plan import Arm, Budget, Corpus, Evaluation, Figures, Plan, Tuning
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import Arm, Budget, CorpusOptions, EvaluationOptions, Figures, Tuning
 from intarsia.ladder.results import (
     ArmResult,
     Baseline,
@@ -16,7 +17,7 @@ from intarsia.ladder.results import (
     Failure,
     Measurements,
     Results,
-    Run,
+    RunResult,
     Sample,
     choose_rate,
 )
@@ -36,8 +37,8 @@ def make_plan(**changes: Any) -> Plan:
         "seeds": (1, 2, 3),
         "name": "simulated",
         "title": "Full attention, a Gated DeltaNet hybrid or Kimi Linear?",
-        "corpus": Corpus(tokenizer="bpe:1024"),
-        "evaluation": Evaluation(documents=120, resamples=2000),
+        "corpus": CorpusOptions(tokenizer="bpe:1024"),
+        "evaluation": EvaluationOptions(documents=120, resamples=2000),
         "figures": Figures(contexts=(256, 1024, 4096, 16384)),
     }
     return Plan(**{**values, **changes})
@@ -136,7 +137,7 @@ def _run(
     *,
     bits: Any = None,
     tuning: float | None = None,
-) -> Run:
+) -> RunResult:
     points = np.unique(np.linspace(1, steps, 60).astype(int))
     curve = (
         level
@@ -144,7 +145,7 @@ def _run(
         + 0.5 * (1 - points / steps)
         + rng.normal(0, 0.03, points.size)
     )
-    return Run(
+    return RunResult(
         arm=arm,
         learning_rate=rate,
         seed=seed,

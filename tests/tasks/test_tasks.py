@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from intarsia.errors import ConfigError
 from intarsia.model.loss import IGNORED
-from intarsia.tasks import MQAR, Palindrome, Split, Stack, Task, names, registry, task
+from intarsia.tasks import MQAR, ExampleSplit, Palindrome, Stack, Task, names, registry, task
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[ExampleSplit, ...] = ("train", "validation", "test")
 Answers = dict[int, str]
 Solver = Callable[[list[str]], Answers]
 
@@ -88,7 +88,7 @@ def test_each_task_has_a_name_and_a_solver() -> None:
 
 @given(tasks, seeds, indices, splits)
 def test_a_solver_finds_each_answer_and_nothing_else_is_asked(
-    it: Task, seed: int, first: int, split: Split
+    it: Task, seed: int, first: int, split: ExampleSplit
 ) -> None:
     examples = it.examples(seed, range(first, first + 3), split)
     for inputs, targets in zip(*examples, strict=True):
@@ -113,7 +113,7 @@ def test_lengths_shapes_and_vocabulary(it: Task, seed: int, count: int) -> None:
 
 @given(tasks, seeds, st.integers(0, 50), st.integers(0, 5), st.integers(1, 5), splits)
 def test_an_example_is_the_same_in_any_batch(
-    it: Task, seed: int, first: int, before: int, after: int, split: Split
+    it: Task, seed: int, first: int, before: int, after: int, split: ExampleSplit
 ) -> None:
     alone = it.examples(seed, range(first, first + 1), split)
     begin = max(0, first - before)

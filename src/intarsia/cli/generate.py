@@ -69,7 +69,7 @@ def generate(
     text = read_prompt(prompt, file)
     sampling = Sampling(temperature, top_p, min_p, greedy)
     language_model, tokenizer = load(model, device, dtype)
-    run = Run(language_model, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
+    run = Generation(language_model, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
     if json:
         pieces = list(run)
         print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
@@ -98,7 +98,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return prompt or ""
 
 
-class Run:
+class Generation:
     """One generation that counts its tokens and its seconds. Iterate over it for the pieces of text."""
 
     def __init__(

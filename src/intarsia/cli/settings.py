@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import CheckpointError, ConfigError, OptionError
-from intarsia.ladder.plan import Corpus
+from intarsia.ladder.plan_tables import CorpusOptions
 from intarsia.ladder.schema import build, merge, toml_line, with_none
 from intarsia.model import ModelConfig, presets
 from intarsia.training.config import TrainConfig
@@ -79,7 +79,7 @@ class Settings:
     """One training run, as it was asked for."""
 
     preset: str
-    corpus: Corpus = field(default_factory=Corpus)
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
     model: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the preset."""
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from intarsia.ladder.plan import (
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_file import load_plan
+from intarsia.ladder.plan_tables import (
     Arm,
     Budget,
-    Corpus,
-    Evaluation,
+    CorpusOptions,
+    EvaluationOptions,
     Figures,
     Matching,
-    Plan,
-    PlanError,
     Tuning,
-    load_plan,
 )
+from intarsia.ladder.schema import PlanError
 
 if TYPE_CHECKING:
     from intarsia.ladder.comparison import compare
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Arm",
     "Budget",
-    "Corpus",
-    "Evaluation",
+    "CorpusOptions",
+    "EvaluationOptions",
     "Figures",
     "Matching",
     "PairVerdict",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
-from intarsia.ladder.plan import Arm, Plan, PlanError
-from intarsia.ladder.schema import merge
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import Arm
+from intarsia.ladder.schema import PlanError, merge
 from intarsia.model import ModelConfig, presets
 from intarsia.model.language_model import cost_of
 from intarsia.model.matching import match_parameters

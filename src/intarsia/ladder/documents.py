@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intarsia.ladder.plan import FEWEST_JUDGED, Plan, PlanError
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import FEWEST_JUDGED
+from intarsia.ladder.schema import PlanError
 
 FEW_JUDGED = 20
 """With fewer documents, intervals are too narrow by more than a little (`FEWEST_JUDGED` says by how much)."""

@@ -1,109 +1,33 @@
-"""What each model costs on this machine, and what it writes: measured after all training, one thing at a time.
+"""The process that measures what each model costs on this machine, and has it write: `python -m intarsia.ladder.measure
+DIRECTORY`.
 
-Speeds that were read while several runs shared the cores would compare the runs' neighbours. So here a process
-of its own does nothing but measure: for each figure the arms take turns, several rounds, and the median counts,
-so that a slow moment of the machine meets all arms alike.
+For each figure the arms take turns, several rounds, and the median counts, so that a slow moment of the machine meets
+all arms alike.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intarsia.files import write_json
 from intarsia.jobs.child import CRASHED, DONE, Channel, child_process
-from intarsia.ladder.results import Decoding, Measurements, Sample
+from intarsia.ladder.measuring import RESULT, MeasuredArm, MeasureSpec
+from intarsia.ladder.results import Decoding, Sample
 
 if TYPE_CHECKING:
     from intarsia.data import TokenDataset
     from intarsia.model import LanguageModel
     from intarsia.model.language_model import ModelStates
 
-SPEC, RESULT = "measure.json", "measurements.json"
 PREFILL = 512
 """Tokens that are read at a time on the way to a context, to bound the memory."""
-
-
-@dataclass(frozen=True)
-class MeasuredArm:
-    """One arm to measure. `run` is the directory of a finished judged run, if there is one; other code is measured
-    anew (`Fingerprint.decisive`)."""
-
-    name: str
-    model: Mapping[str, Any]
-    train: Mapping[str, Any]
-    run: str | None
-    fingerprint: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class MeasureSpec:
-    """What is to be measured."""
-
-    arms: tuple[MeasuredArm, ...]
-    dataset: str
-    data_fingerprint: str
-    contexts: tuple[int, ...]
-    decode_tokens: int
-    repeats: int
-    throughput_steps: int
-    prompts: tuple[str, ...]
-    sample_tokens: int
-    temperature: float
-    top_p: float
-    threads: int
-    machine: str
-    """The processor's name: other machines measure anew."""
-
-    @property
-    def key(self) -> str:
-        """Hex digits of everything that was asked for."""
-        values = {name: value for name, value in asdict(self).items() if name != "dataset"}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-    @classmethod
-    def load(cls, directory: Path) -> MeasureSpec:
-        """The spec that the parent wrote."""
-        values: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
-        for name in ("contexts", "prompts"):
-            values[name] = tuple(values[name])
-        values["arms"] = tuple(MeasuredArm(**arm) for arm in values["arms"])
-        return cls(**values)
-
-    @property
-    def rounds(self) -> int:
-        """Units of work, for a progress bar."""
-        samples = len(self.prompts or ("",)) * sum(arm.run is not None for arm in self.arms)
-        return len(self.arms) * (len(self.contexts) * self.repeats + self.throughput_steps) + (
-            samples if self.sample_tokens else 0
-        )
-
-
-def read_measurements(
-    directory: Path, spec: MeasureSpec, *, complete: bool
-) -> tuple[dict[str, Measurements], tuple[Sample, ...]] | None:
-    """What was measured for this very spec; None if nothing was, or not all where it must be `complete`."""
-    path = directory / RESULT
-    if not path.exists():
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values["key"] != spec.key or (complete and not values["complete"]):
-        return None
-    measurements = {
-        name: Measurements(
-            tuple(Decoding(**cost) for cost in arm["decoding"]), arm["training_tokens_per_second"]
-        )
-        for name, arm in values["arms"].items()
-    }
-    return measurements, tuple(Sample(**sample) for sample in values["samples"])
 
 
 def main(arguments: list[str]) -> int:

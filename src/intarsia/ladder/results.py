@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from intarsia.ladder.statistics import Array
 
-Role = Literal["tuning", "judged"]
+RunRole = Literal["tuning", "judged"]
 FailureKind = Literal["diverged", "killed", "crashed"]
 
 
@@ -38,7 +38,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """One training run: an arm at a learning rate with a seed.
 
     `tuning_bits_per_byte` is of the tuning documents. `bits` [D] are of the judged documents, in their order;
@@ -48,7 +48,7 @@ class Run:
     arm: str
     learning_rate: float
     seed: int
-    role: Role
+    role: RunRole
     failure: Failure | None = None
     tuning_bits_per_byte: float | None = None
     bits: Array | None = None
@@ -115,7 +115,7 @@ class ArmResult:
     learning_rate: float | None
     """The rate that was chosen; None where every run of the choice failed."""
     grid: tuple[float, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
     training_flops_per_token: float | None = None
     change: str = ""
     """What matching changed in the configuration."""
@@ -123,12 +123,12 @@ class ArmResult:
     measurements: Measurements = Measurements()
 
     @property
-    def judged(self) -> dict[int, Run]:
+    def judged(self) -> dict[int, RunResult]:
         """The finished judged runs by seed."""
         return {run.seed: run for run in self.runs if run.role == "judged" and run.failure is None}
 
     @property
-    def failed(self) -> tuple[Run, ...]:
+    def failed(self) -> tuple[RunResult, ...]:
         """The judged runs that failed."""
         return tuple(run for run in self.runs if run.role == "judged" and run.failure is not None)
 
@@ -158,11 +158,11 @@ class Results:
     seconds: float = 0.0
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunResult]:
         return [run for arm in self.arms for run in arm.runs]
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> list[RunResult]:
         return [run for run in self.runs if run.failure is not None]
 
     def arm(self, name: str) -> ArmResult:
@@ -173,8 +173,3 @@ def choose_rate(scores: Mapping[float, float | None]) -> float | None:
     """The learning rate with the lowest score; failed runs have none. Of equals the smaller rate."""
     finished = [(score, rate) for rate, score in scores.items() if score is not None]
     return min(finished)[1] if finished else None
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

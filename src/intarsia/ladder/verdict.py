@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
-from intarsia.ladder.documents import FEW_JUDGED, few_documents
+from intarsia.ladder.caveats import caveats_of
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.results import ArmResult, Results, listed
+from intarsia.ladder.results import ArmResult, Results
 from intarsia.ladder.statistics import Array, Estimate, estimate
+from intarsia.ladder.words import UNIT, amount, bracket, listed
 
 Outcome = Literal["better", "worse", "equal", "undecided", "unjudged"]
-UNIT = "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PairVerdict:
 
 
 @dataclass(frozen=True)
-class Row:
+class VerdictRow:
     """An arm or a baseline in the table; `estimate` is None for an arm of which no run finished."""
 
     name: str
@@ -54,7 +54,7 @@ class Verdict:
 
     sentence: str
     pairs: tuple[PairVerdict, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[VerdictRow, ...]
     best: str | None
     """The arm with the lowest bits per byte; being best on paper is not the same as being judged better."""
     caveats: tuple[str, ...]
@@ -62,7 +62,7 @@ class Verdict:
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Everything that verdict.json holds besides: plan, runs, measurements, environment."""
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> VerdictRow:
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def judge(plan: Plan, results: Results) -> Verdict:
         _pair(a, b, by_pair.get((a.name, b.name)), shared[a.name, b.name], plan.evaluation.margin)
         for a, b in pairs
     )
-    rows = [Row(arm.name, arm.note, arm_levels.get(arm.name)) for arm in arms] + [
-        Row(baseline.name, baseline.note, level, is_baseline=True)
+    rows = [VerdictRow(arm.name, arm.note, arm_levels.get(arm.name)) for arm in arms] + [
+        VerdictRow(baseline.name, baseline.note, level, is_baseline=True)
         for baseline, level in zip(results.baselines, levels[len(finished) :], strict=True)
     ]
     best = min(arm_levels, key=lambda name: arm_levels[name].value) if arm_levels else None
@@ -120,9 +120,19 @@ def judge(plan: Plan, results: Results) -> Verdict:
         pairs=verdicts,
         rows=tuple(rows),
         best=best,
-        caveats=tuple(_caveats(plan, results, verdicts, rows)),
+        caveats=tuple(caveats_of(plan, results, _behind(rows))),
         confidence=plan.evaluation.confidence,
     )
+
+
+def _behind(rows: list[VerdictRow]) -> list[str]:
+    """The arms that are not better than the best baseline."""
+    counting = [row.estimate.value for row in rows if row.is_baseline and row.estimate]
+    return [
+        row.name
+        for row in rows
+        if not row.is_baseline and row.estimate and counting and row.estimate.value > min(counting)
+    ]
 
 
 def _bits(arm: ArmResult, seeds: tuple[int, ...]) -> Array:
@@ -131,17 +141,6 @@ def _bits(arm: ArmResult, seeds: tuple[int, ...]) -> Array:
     runs = arm.judged
     bits = [runs[seed].bits for seed in seeds]
     return np.stack([row for row in bits if row is not None])
-
-
-def amount(value: float) -> str:
-    """Bits per byte to three digits, or to four where the value is small."""
-    return f"{value:.4f}" if abs(value) < 0.0095 else f"{value:.3f}"
-
-
-def bracket(low: float, high: float) -> str:
-    """`[0.004, 0.020]`, with a real minus sign."""
-    digits = 4 if max(abs(low), abs(high)) < 0.0095 else 3
-    return f"[{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
 def _pair(
@@ -265,81 +264,3 @@ def _gain(pair: PairVerdict, name: str) -> str:
     if pair.first == name:
         return f"{amount(-value)} {UNIT} {bracket(-interval.high, -interval.low)}"
     return f"{amount(value)} {UNIT} {bracket(interval.low, interval.high)}"
-
-
-def _caveats(plan: Plan, results: Results, pairs: tuple[PairVerdict, ...], rows: list[Row]) -> list[str]:
-    """What this comparison cannot show, from what it is and from what happened in it."""
-    seeds = len(plan.seeds)
-    smallest, largest = (f(arm.non_embedding_parameters for arm in results.arms) for f in (min, max))
-    size = " to ".join(dict.fromkeys((count(smallest), count(largest))))
-    epochs = results.tokens_per_run / results.training_tokens if results.training_tokens else 0
-    caveats = [
-        f"Scale: {size} parameters without embeddings, "
-        f"{count(results.tokens_per_run)} tokens a run"
-        + (f" ({epochs:.2g} passes over the training text)" if epochs else "")
-        + f", on {results.corpus}. Architectures can change places with more parameters, more tokens or other text; "
-        "nothing here speaks of that.",
-    ]
-    if seeds == 1:
-        caveats.append(
-            "One seed: the intervals cover other documents and not other training runs, so no arm is called better."
-        )
-    else:
-        caveats.append(
-            f"{seeds} seeds: the intervals allow for other seeds by Student's distribution with {seeds - 1} "
-            f"degree{'s' if seeds > 2 else ''} of freedom, which is honest but wide, and assumes that runs scatter "
-            "about normally, which so few cannot show."
-        )
-    judged, asked = len(results.text_bytes), plan.evaluation.documents
-    wanted = f" (the plan asks for {asked})" if judged < asked else ""
-    caveats.append(
-        f"Documents: {judged} held-out documents{wanted} stand for all like them. Files of one "
-        "project resemble each other, so they are worth fewer independent ones."
-        + (f" {few_documents(judged)}" if judged < FEW_JUDGED else "")
-    )
-    for arm in results.arms:
-        scores = arm.tuning_scores
-        if len(scores) > 1 and arm.learning_rate in (min(arm.grid), max(arm.grid)):
-            end = "smallest" if arm.learning_rate == min(arm.grid) else "largest"
-            caveats.append(
-                f"{arm.name} did best with the {end} learning rate that was tried ({arm.learning_rate:g}): "
-                "a wider grid "
-                "might serve it better."
-            )
-    share = plan.tuning.budget_share
-    shorter = f", in runs of {share:.0%} of the budget" if share < 1 else ""
-    if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
-        caveats.append("Learning rates were given and not tuned here: an arm may do better with another.")
-    elif any(len(plan.rates(arm)) > 1 for arm in plan.arms):
-        asked = plan.tuning.documents
-        fewer = f" (the plan asks for {asked})" if results.tuning_documents < asked else ""
-        caveats.append(
-            f"Learning rates were chosen with one seed ({plan.tuning.seed}) on {results.tuning_documents} documents "
-            f"of their own{fewer}{shorter}: a fair choice, and a noisy one."
-        )
-    if results.failed:
-        caveats.append(
-            f"{len(results.failed)} of {len(results.runs)} runs failed. Differences rest on the seeds that both arms "
-            "finished; an arm that fails often is worse than its finished runs say."
-        )
-    bigram = [row.estimate.value for row in rows if row.is_baseline and row.estimate]
-    behind = [
-        row.name
-        for row in rows
-        if not row.is_baseline and row.estimate and bigram and row.estimate.value > min(bigram)
-    ]
-    if behind:
-        caveats.append(
-            f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} not better than counting "
-            "tokens (the best baseline): "
-            "such a budget judges the first steps of training and little else."
-        )
-    return caveats
-
-
-def count(number: float) -> str:
-    """`1.24 M`, `730`."""
-    for factor, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= factor:
-            return f"{number / factor:.3g}{suffix}"
-    return f"{number:.0f}"

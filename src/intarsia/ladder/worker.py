@@ -42,7 +42,7 @@ def _run(path: Path, channel: Channel) -> int:
     from intarsia.data import TokenDataset, load_tokenizer
     from intarsia.errors import CheckpointError, TrainingError
     from intarsia.files import write_json
-    from intarsia.ladder.runs import RunFolder, RunSpec
+    from intarsia.ladder.run_folder import RunFolder, RunSpec
     from intarsia.model import ModelConfig
     from intarsia.model.fingerprint import changes, fingerprint
     from intarsia.training import TrainConfig, evaluate, train

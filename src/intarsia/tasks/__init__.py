@@ -1,7 +1,7 @@
 """What a model is examined on: examples from a seed alone, and scores. One file a task; `registry.py` is the table."""
 
 from intarsia.model.loss import IGNORED
-from intarsia.tasks.base import Examples, Split, Task
+from intarsia.tasks.base import Examples, ExampleSplit, Task
 from intarsia.tasks.mqar import MQAR
 from intarsia.tasks.palindrome import Palindrome
 from intarsia.tasks.registry import names, task
@@ -12,10 +12,10 @@ __all__ = [
     "IGNORED",
     "MQAR",
     "NOTHING",
+    "ExampleSplit",
     "Examples",
     "Palindrome",
     "Score",
-    "Split",
     "Stack",
     "Task",
     "names",

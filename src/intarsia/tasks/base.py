@@ -15,7 +15,7 @@ from intarsia.errors import ConfigError
 from intarsia.model.loss import IGNORED
 from intarsia.tasks.score import Score, score
 
-Split = Literal["train", "validation", "test"]
+ExampleSplit = Literal["train", "validation", "test"]
 Integers = NDArray[np.int64]
 
 
@@ -61,7 +61,7 @@ class Task:
         """How many different tokens there are."""
         return len(self.names)
 
-    def examples(self, seed: int, indices: int | range, split: Split = "train") -> Examples:
+    def examples(self, seed: int, indices: int | range, split: ExampleSplit = "train") -> Examples:
         """The examples of a seed and split whose indices are given: the first so many, or a range.
 
         Args:
@@ -95,18 +95,18 @@ class Task:
         """Inputs and targets `[N, T]` from random numbers `[N, draws]`, uniform over all 64 bits."""
         raise NotImplementedError
 
-    def _random(self, seed: int, rows: range, split: Split) -> NDArray[np.uint64]:
+    def _random(self, seed: int, rows: range, split: ExampleSplit) -> NDArray[np.uint64]:
         """The random numbers of some examples, `[len(rows), draws]`.
 
         Philox is a cipher of a counter: each example owns a range of counters, so any of them can be reached at
         once, and many that follow one another in one call.
         """
         at_least(0, seed=seed)
-        if split not in get_args(Split):
-            raise ConfigError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}")
+        if split not in get_args(ExampleSplit):
+            raise ConfigError(f"split must be one of {', '.join(get_args(ExampleSplit))}; got {split!r}")
         draws = self._draws()
         blocks = -(-draws // _BLOCK)
-        entropy = (seed, zlib.crc32(self.type.encode()), get_args(Split).index(split))
+        entropy = (seed, zlib.crc32(self.type.encode()), get_args(ExampleSplit).index(split))
         key = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
         philox = np.random.Philox(key=key, counter=rows.start * blocks)
         random = philox.random_raw(len(rows) * blocks * _BLOCK).reshape(len(rows), blocks * _BLOCK)

@@ -23,7 +23,8 @@ from intarsia.ladder.report.figures import costs_section, curves_section, differ
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.table import table_section
 from intarsia.ladder.results import Results
-from intarsia.ladder.verdict import Verdict, count
+from intarsia.ladder.verdict import Verdict
+from intarsia.ladder.words import count
 
 
 def write_report(path: Path, plan: Plan, results: Results, verdict: Verdict) -> None:

@@ -10,7 +10,8 @@ from intarsia.ladder.plan import Plan
 from intarsia.ladder.report.markup import Markup, join, tag
 from intarsia.ladder.report.parts import arm_name, percent
 from intarsia.ladder.results import Results
-from intarsia.ladder.verdict import Verdict, count
+from intarsia.ladder.verdict import Verdict
+from intarsia.ladder.words import count
 
 
 def rates_section(plan: Plan, results: Results) -> Markup:

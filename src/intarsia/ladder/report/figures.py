@@ -9,7 +9,8 @@ from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import context_name, legend, percent, size_name
 from intarsia.ladder.results import CurvePoint, Results
 from intarsia.ladder.statistics import Estimate
-from intarsia.ladder.verdict import PairVerdict, Verdict, bracket, count
+from intarsia.ladder.verdict import PairVerdict, Verdict
+from intarsia.ladder.words import bracket, count
 
 
 def differences_section(results: Results, verdict: Verdict) -> Markup:

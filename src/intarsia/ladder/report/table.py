@@ -10,7 +10,8 @@ from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import arm_name, context_name, mixers, percent, size_name
 from intarsia.ladder.results import ArmResult, Decoding, Results
 from intarsia.ladder.statistics import Estimate
-from intarsia.ladder.verdict import Verdict, bracket, count
+from intarsia.ladder.verdict import Verdict
+from intarsia.ladder.words import bracket, count
 
 
 def table_section(plan: Plan, results: Results, verdict: Verdict) -> Markup:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from intarsia.ladder import comparison
+from intarsia.ladder import capacity
 from intarsia.ladder.arms import resolve
-from intarsia.ladder.comparison import _default_jobs, run_bytes
+from intarsia.ladder.capacity import Capacity, keep_time, possible_jobs, read_state, run_bytes
 from intarsia.model import LanguageModel, ModelConfig, cost_of, presets
 from intarsia.ops import Sequences
 from intarsia.training import TrainConfig
@@ -73,23 +75,43 @@ def test_each_part_of_the_guess_counts() -> None:
 
 
 def test_jobs_fit_into_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan()
-    arms = resolve(plan, 300)
+    arms = resolve(make_plan(), 300)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(comparison, "cores", lambda: 100)
-    need = max(run_bytes(arm.parameters, arm.config, CONFIG) for arm in arms)
+    monkeypatch.setattr(capacity, "cores", lambda: 100)
+    needs = [run_bytes(arm.parameters, arm.config, CONFIG) for arm in arms]
+    need = max(needs)
     assert all(arm.parameters == cost_of(arm.config).parameters for arm in arms)
 
     def jobs(memory: float) -> int:
-        monkeypatch.setattr(comparison, "available_memory", lambda: int(memory))
-        return _default_jobs(plan, arms, CONFIG)
+        monkeypatch.setattr(capacity, "available_memory", lambda: int(memory))
+        return possible_jobs(18, needs)
 
     # Three tenths of what is free are left to others.
     assert jobs(5.01 * need / 0.7) == 5
     assert jobs(4.99 * need / 0.7) == 4
     assert jobs(0.1 * need) == 1, "one run is tried in any case"
-    assert jobs(1000 * need) == 18, "no more than there are runs: three arms of three rates and three seeds"
-    monkeypatch.setattr(comparison, "cores", lambda: 2)
+    assert jobs(1000 * need) == 18, "no more than there are runs"
+    monkeypatch.setattr(capacity, "cores", lambda: 2)
     assert jobs(1000 * need) == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert jobs(1000 * need) == 1, "runs on one GPU would share its memory"
+
+
+def test_threads_are_kept_for_the_directorys_lifetime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: 8)
+    assert Capacity.of(tmp_path, None, 4) == Capacity(jobs=4, threads=2)
+    assert Capacity.of(tmp_path, None, 8) == Capacity(jobs=4, threads=2), "two threads each are all cores"
+    assert Capacity.of(tmp_path, 8, 1) == Capacity(jobs=8, threads=2), "what was asked for"
+    monkeypatch.setattr(capacity, "cores", lambda: 1)
+    assert Capacity.of(tmp_path, None, 1) == Capacity(jobs=1, threads=2), (
+        "a smaller machine gives the same numbers"
+    )
+
+
+def test_the_time_of_all_sittings_is_added_up(tmp_path: Path) -> None:
+    Capacity.of(tmp_path, 1, 1)
+    assert keep_time(tmp_path, 1.5) == 1.5
+    assert keep_time(tmp_path, 2.0) == 3.5
+    assert "threads" in read_state(tmp_path)

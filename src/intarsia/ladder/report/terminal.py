@@ -1,4 +1,5 @@
-"""The end of a comparison on the terminal: two small tables, the sentence, a text, the path of the report."""
+"""A comparison on the terminal: what it is going to do; in the end two small tables, the sentence, a text, the path of
+the report."""
 
 from __future__ import annotations
 
@@ -6,15 +7,44 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from intarsia.ladder.capacity import Capacity
 from intarsia.ladder.report.parts import context_name, percent, size_name
 from intarsia.ladder.results import Results
-from intarsia.ladder.verdict import Verdict, bracket, count
+from intarsia.ladder.text_trial import TextTrial
+from intarsia.ladder.verdict import Verdict
+from intarsia.ladder.words import bracket, count
 
 MARKS = {"better": "[green]▲[/]", "worse": "[green]▲[/]", "equal": "=", "undecided": "≈", "unjudged": "?"}
+
+
+def introduce(console: Console, trial: TextTrial, capacity: Capacity) -> None:
+    """Say what is going to be compared, and what it is too little for."""
+    plan, dataset, say = trial.plan, trial.dataset, console.print
+    say(f"[bold]{plan.title or plan.name}[/]", highlight=False)
+    say(
+        f"{dataset.corpus}: {count(dataset.train.tokens)} training tokens ({dataset.tokenizer}), "
+        f"{len(trial.documents.judged)} held-out documents to judge by",
+        highlight=False,
+    )
+    for arm in trial.arms:
+        change = f"  ({arm.change})" if arm.change else ""
+        say(
+            f"  {arm.name:<16} {count(arm.non_embedding_parameters)} + "
+            f"{count(arm.parameters - arm.non_embedding_parameters)} parameters  "
+            f"{arm.config.layout}{change}",
+            highlight=False,
+            markup=False,
+        )
+    for warning in trial.documents.warnings:
+        say(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
+    threads = capacity.threads
+    several = f"{capacity.jobs} runs at a time, {threads} thread{'s' * (threads > 1)} each"
+    say(f"[dim]{several}. Ctrl-C stops; the same command goes on.[/]", highlight=False)
 
 
 def show_verdict(console: Console, results: Results, verdict: Verdict, report: Path) -> None:

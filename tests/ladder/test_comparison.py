@@ -19,9 +19,8 @@ from rich.console import Console
 
 from intarsia.errors import ConfigError, TrainingError
 from intarsia.ladder import Plan, Verdict, compare
-from intarsia.ladder.comparison import _check_batches
-from intarsia.ladder.run import ArmRuns
-from intarsia.ladder.runs import RunFolder
+from intarsia.ladder.fairness import check_batches
+from intarsia.ladder.run_folder import RunFolder
 
 STEPS = 12
 
@@ -163,7 +162,7 @@ def test_arms_of_a_seed_saw_the_same_batches(done: tuple[Verdict, str, dict[str,
 def test_other_batches_are_noticed(
     done: tuple[Verdict, str, dict[str, Any]], place: Path, tmp_path: Path
 ) -> None:
-    from intarsia.ladder.results import Run
+    from intarsia.ladder.results import RunResult
 
     runs = []
     for name in ("full", "hybrid"):
@@ -172,14 +171,13 @@ def test_other_batches_are_noticed(
         target = tmp_path / r["directory"] / "train" / "metrics.jsonl"
         target.parent.mkdir(parents=True)
         target.write_text(source.read_text())
-        runs.append(Run(name, r["learning_rate"], 1, "judged", directory=r["directory"]))
-    by_arm = {one.arm: ArmRuns(one.learning_rate, (one,)) for one in runs}
-    _check_batches(by_arm, tmp_path)
+        runs.append(RunResult(name, r["learning_rate"], 1, "judged", directory=r["directory"]))
+    check_batches(runs, tmp_path)
     lines = target.read_text().splitlines()
     lines[-1] = json.dumps({**json.loads(lines[-1]), "batches": "0" * 64})
     target.write_text("\n".join(lines) + "\n")
     with pytest.raises(TrainingError, match=f"saw different batches up to step {STEPS}"):
-        _check_batches(by_arm, tmp_path)
+        check_batches(runs, tmp_path)
 
 
 def test_a_run_that_diverges_is_counted_and_shown(done: tuple[Verdict, str, dict[str, Any]]) -> None:
@@ -322,7 +320,7 @@ def test_a_run_directory_belongs_to_one_run(done: tuple[Verdict, str, dict[str, 
     from dataclasses import replace
 
     from intarsia.errors import CheckpointError
-    from intarsia.ladder.runs import RunSpec
+    from intarsia.ladder.run_folder import RunSpec
 
     path = next((place / "undisturbed" / "runs").iterdir())
     spec = RunSpec.load(path)
@@ -405,7 +403,7 @@ def test_code_that_changes_while_runs_wait_is_refused(
     from dataclasses import asdict, replace
 
     from intarsia.jobs.child import CRASHED
-    from intarsia.ladder.runs import RunSpec
+    from intarsia.ladder.run_folder import RunSpec
 
     spec = RunSpec.load(next((place / "undisturbed" / "runs").iterdir()))
     code = {**spec.fingerprint["code"], "intarsia.mixers.mla": "0" * 16}

@@ -9,8 +9,8 @@ from pathlib import Path
 from intarsia.jobs.board import Board
 from intarsia.jobs.child import DONE, INTERRUPTED
 from intarsia.jobs.pool import Event, Pool, describe_exit
-from intarsia.ladder.results import Failure, Run, choose_rate
-from intarsia.ladder.runs import RunFolder, RunSpec
+from intarsia.ladder.results import Failure, RunResult, choose_rate
+from intarsia.ladder.run_folder import RunFolder, RunSpec
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ArmRuns:
     """The runs of one arm, done or failed, and the rate that was chosen."""
 
     learning_rate: float | None
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
 
 
 def run_all(
@@ -46,7 +46,7 @@ def run_all(
     """
     order = {schedule.name: index for index, schedule in enumerate(schedules)}
     waiting: list[tuple[tuple[int, int, int], RunSpec]] = []
-    finished: dict[str, Run] = {}
+    finished: dict[str, RunResult] = {}
     """By the key of the spec."""
     running: dict[str, RunSpec] = {}
     chosen: dict[str, float | None] = {}

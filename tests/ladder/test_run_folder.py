@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from intarsia.ladder.measure import MeasuredArm, MeasureSpec
-from intarsia.ladder.runs import UNDECISIVE, RunFolder, RunSpec
+from intarsia.ladder.run_folder import UNDECISIVE, RunFolder, RunSpec
 
 FINGERPRINT: dict[str, dict[str, str]] = {
     "versions": {"torch": "2.13.0"},

@@ -25,7 +25,7 @@ import numpy as np
 
 from intarsia.errors import CheckpointError
 from intarsia.files import write_json
-from intarsia.ladder.results import CurvePoint, Failure, Role, Run
+from intarsia.ladder.results import CurvePoint, Failure, RunResult, RunRole
 from intarsia.model.fingerprint import DECISIVE, changes
 
 UNDECISIVE = ("dataset", "device")
@@ -40,7 +40,7 @@ class RunSpec:
     arm: str
     learning_rate: float
     seed: int
-    role: Role
+    role: RunRole
     model: Mapping[str, Any]
     """`ModelConfig.to_dict()`."""
     train: Mapping[str, Any]
@@ -183,7 +183,7 @@ class RunFolder:
         """Say that the run failed."""
         write_json(self.failure, asdict(failure))
 
-    def read(self, spec: RunSpec) -> Run:
+    def read(self, spec: RunSpec) -> RunResult:
         """The run as far as it came: done, or failed.
 
         Raises:
@@ -201,13 +201,13 @@ class RunFolder:
             failure = self.read_failure()
             if failure is None:
                 raise CheckpointError(f"the run in {self.path} is neither done nor failed")
-            return Run(failure=failure, **common)
+            return RunResult(failure=failure, **common)
         outcome = json.loads(self.outcome.read_text(encoding="utf-8"))
         with np.load(self.evaluation) as arrays:
             bits = arrays["nll"] / math.log(2)
             text_bytes = arrays["text_bytes"]
         tuning = spec.role == "tuning"
-        return Run(
+        return RunResult(
             batches=outcome["batches"],
             seconds=outcome["seconds"],
             tokens=outcome["tokens"],

@@ -1,0 +1,192 @@
+"""The tables of a plan: arms, corpus, budget, tuning, matching, evaluation, figures. `docs/comparison.md` explains each
+option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from intarsia.ladder.schema import PlanError, with_none
+
+FEWEST_JUDGED = 10
+"""The fewest documents to judge by. Where documents differ more than seeds do, an interval that says 95 % misses the
+truth in about 12 % of all cases with 10 documents, 17 % with 5 and 48 % with 2."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One architecture: a preset with changes, or a whole model configuration."""
+
+    name: str
+    preset: str | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the preset's configuration, table by table; without a preset the whole configuration."""
+    note: str = ""
+    """A line of description for the table and the report."""
+    learning_rates: tuple[float, ...] | None = None
+    """The grid of this arm, where it should differ from the plan's."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", with_none(self.model))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise PlanError(
+                f"{self.name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",)
+            )
+        if self.preset is None and not self.model:
+            raise PlanError(
+                f"the arm {self.name!r} needs a preset, or a [arms.model] table with a whole configuration"
+            )
+        if self.learning_rates is not None:
+            check_rates(self.learning_rates, ("learning_rates",))
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """The text and how it becomes tokens, as `intarsia.data` opens them."""
+
+    source: str = "python"
+    tokenizer: str = "bpe:4096"
+    limit_bytes: int | None = None
+    text_field: str = "text"
+    heldout: float = 0.05
+    """The share of documents that is kept from training, for tuning and judging."""
+
+    def __post_init__(self) -> None:
+        if self.limit_bytes is not None:
+            check_least(self, "limit_bytes", 1)
+        if not 0 < self.heldout < 1:
+            raise PlanError(f"must be above 0 and below 1, got {self.heldout}", ("heldout",))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each run may spend: tokens or optimizer steps, one of the two."""
+
+    tokens: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.steps is None):
+            raise PlanError("give either tokens or steps, and not both")
+        check_least(self, "tokens" if self.steps is None else "steps", 1)
+
+    def steps_of(self, tokens_per_step: int) -> int:
+        """Optimizer steps that spend the budget; tokens are rounded up to whole steps."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return -(-self.tokens // tokens_per_step)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How each arm's learning rate is chosen, before and apart from what is judged.
+
+    With more than one rate, one run per rate is trained with `seed`, which may not be one of the judged
+    seeds, and scored on `documents` held-out documents, none of which is judged. The lowest bits per byte wins.
+    With one rate there is nothing to choose and no such run.
+    """
+
+    learning_rates: tuple[float, ...]
+    seed: int = 0
+    documents: int = 100
+    budget_share: float = 1.0
+    """The share of the budget that a tuning run spends. Below 1 is cheaper, and the best rate of a shorter run is
+    not quite that of the whole; the same for all arms."""
+
+    def __post_init__(self) -> None:
+        check_rates(self.learning_rates, ("learning_rates",))
+        if not 0 < self.budget_share <= 1:
+            raise PlanError(f"must be above 0 and at most 1, got {self.budget_share}", ("budget_share",))
+        check_least(self, "seed", 0)
+        check_least(self, "documents", 1)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How parameters (without embeddings and head) are brought together."""
+
+    reference: str | None = None
+    """The arm whose parameter count the others are matched to; the first by default."""
+    tolerance: float = 0.01
+    """The largest relative difference that is allowed, after matching."""
+    adjust: bool = True
+    """Change the feed-forward width of each other arm to come nearest. False: only check."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise PlanError(f"must be at least 0 and below 1, got {self.tolerance}", ("tolerance",))
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is judged, and how sure the verdict must be."""
+
+    documents: int = 400
+    """Held-out documents that are judged, at least `FEWEST_JUDGED`. All of them, with a warning, where fewer."""
+    tokens_per_document: int | None = None
+    """Judge so many tokens from the start of each document. None: whole documents."""
+    confidence: float = 0.95
+    """Nominal confidence of the intervals."""
+    margin: float | None = None
+    """Bits per byte: arms closer than this are called equal, if the interval says so."""
+    resamples: int = 20_000
+    seed: int = 0
+    """Of the choice of documents and of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "documents", FEWEST_JUDGED)
+        check_least(self, "resamples", 1000)
+        check_least(self, "seed", 0)
+        if self.tokens_per_document is not None:
+            check_least(self, "tokens_per_document", 1)
+        if not 0.5 <= self.confidence < 1:
+            raise PlanError(f"must be at least 0.5 and below 1, got {self.confidence}", ("confidence",))
+        if self.margin is not None and self.margin <= 0:
+            raise PlanError(f"must be above 0, got {self.margin}", ("margin",))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured and shown beside the verdict."""
+
+    contexts: tuple[int, ...] = (256, 1024, 4096)
+    """Tokens already read when decoding is timed and the cache is weighed."""
+    decode_tokens: int = 16
+    """Tokens decoded for one timing."""
+    repeats: int = 5
+    """Timings of each figure, the arms in turn; the median is shown."""
+    throughput_steps: int = 5
+    """Training steps timed for each arm, the arms in turn; 0 leaves the figure out."""
+    prompts: tuple[str, ...] = ()
+    """Texts for the models to continue. Empty: they begin a new document."""
+    sample_tokens: int = 120
+    """Tokens of each sample; 0 leaves samples out."""
+    temperature: float = 0.7
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        if any(context < 1 for context in self.contexts) or list(self.contexts) != sorted(set(self.contexts)):
+            raise PlanError(f"must be positive and growing, got {list(self.contexts)}", ("contexts",))
+        for name, least in (
+            ("decode_tokens", 1),
+            ("repeats", 1),
+            ("throughput_steps", 0),
+            ("sample_tokens", 0),
+        ):
+            check_least(self, name, least)
+
+
+def check_least(owner: object, name: str, least: int) -> None:
+    value = getattr(owner, name)
+    if value < least:
+        raise PlanError(f"must be at least {least}, got {value}", (name,))
+
+
+def check_rates(rates: tuple[float, ...], path: tuple[str | int, ...]) -> None:
+    if not rates:
+        raise PlanError("at least one learning rate is needed", path)
+    if len(set(rates)) < len(rates) or min(rates) <= 0:
+        raise PlanError(f"must be different and above 0, got {list(rates)}", path)

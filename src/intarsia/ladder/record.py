@@ -1,0 +1,70 @@
+"""The record of a comparison: what verdict.json holds besides the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.results import Results
+
+
+def record_of(plan: Plan, results: Results, report: Path) -> dict[str, Any]:
+    """What verdict.json holds besides the verdict, as JSON-able values."""
+    return {
+        "plan": plan.to_dict(),
+        "corpus": results.corpus,
+        "tokenizer": results.tokenizer,
+        "documents": len(results.text_bytes),
+        "text_bytes": float(results.text_bytes.sum()),
+        "steps": results.steps,
+        "tokens_per_run": results.tokens_per_run,
+        "arms": [
+            {
+                "name": arm.name,
+                "layout": arm.layout,
+                "parameters": arm.parameters,
+                "non_embedding_parameters": arm.non_embedding_parameters,
+                "change": arm.change,
+                "learning_rate": arm.learning_rate,
+                "tuning": {f"{rate:g}": score for rate, score in arm.tuning_scores.items()},
+                "training_flops_per_token": arm.training_flops_per_token,
+                "measurements": asdict(arm.measurements),
+                "runs": [
+                    {
+                        "learning_rate": run.learning_rate,
+                        "seed": run.seed,
+                        "role": run.role,
+                        "directory": run.directory,
+                        "bits_per_byte": run.tuning_bits_per_byte
+                        if run.bits is None
+                        else float(run.bits.sum() / results.text_bytes.sum()),
+                        "failure": asdict(run.failure) if run.failure else None,
+                        "batches": run.batches,
+                        "seconds": run.seconds,
+                    }
+                    for run in sorted(
+                        arm.runs, key=lambda run: (run.role != "tuning", run.learning_rate, run.seed)
+                    )
+                ],
+                "model": dict(arm.model),
+            }
+            for arm in results.arms
+        ],
+        "samples": [asdict(sample) for sample in results.samples],
+        "environment": dict(results.environment),
+        "seconds": results.seconds,
+        "report": str(report),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with null for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,232 @@
+"""The part of a comparison in which models learn text and are judged by it: data, options, runs, baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intarsia.data import TokenDataset, Tokenizer, open_corpus, open_tokenizer, prepare
+from intarsia.errors import ConfigError
+from intarsia.jobs.board import Board
+from intarsia.jobs.machine import processor
+from intarsia.jobs.pool import Pool
+from intarsia.ladder.arms import ResolvedArm, resolve
+from intarsia.ladder.capacity import Capacity, run_bytes
+from intarsia.ladder.documents import Chosen, choose_documents
+from intarsia.ladder.measuring import MeasuredArm, MeasureSpec
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.results import ArmResult, Baseline, Measurements, RunRole
+from intarsia.ladder.run_folder import RunSpec
+from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
+from intarsia.ladder.schema import PlanError
+from intarsia.ladder.statistics import Array
+from intarsia.model.fingerprint import Fingerprint, fingerprint
+from intarsia.training import NGrams, TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class TextTrial:
+    """What the runs of a plan have in common, and the arms as they are trained."""
+
+    plan: Plan
+    dataset: TokenDataset
+    tokenizer: Tokenizer
+    documents: Chosen
+    arms: tuple[ResolvedArm, ...]
+    fingerprints: Mapping[str, Fingerprint]
+    """What decides the numbers of each arm's runs beside the plan."""
+    configs: Mapping[RunRole, TrainConfig]
+    """The options that all runs share; learning rate and seeds are filled in for each."""
+
+    @classmethod
+    def prepare(cls, plan: Plan, directory: Path, console: Console) -> TextTrial:
+        """Prepare the data in `directory`, and make sure that all of the plan can be carried out.
+
+        Raises:
+            PlanError: it cannot.
+            DataError: the corpus or the tokenizer cannot be had, or leaves too few documents.
+        """
+        import torch
+
+        with console.status("Preparing the corpus and the tokenizer"):
+            dataset, tokenizer = _open_data(plan, directory)
+        arms = resolve(plan, tokenizer.vocab_size)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = _judged_config(plan)
+        return cls(
+            plan=plan,
+            dataset=dataset,
+            tokenizer=tokenizer,
+            documents=choose_documents(plan, dataset.heldout.documents),
+            arms=arms,
+            fingerprints={arm.name: fingerprint(arm.config, device) for arm in arms},
+            configs={"judged": config, "tuning": _tuning_config(plan, config)},
+        )
+
+    @property
+    def runs(self) -> int:
+        """How many there are, at most."""
+        rates = [len(self.plan.rates(arm)) for arm in self.plan.arms]
+        return sum(count * (count > 1) + len(self.plan.seeds) for count in rates)
+
+    @property
+    def bytes_of_runs(self) -> list[int]:
+        """The memory that a run of each arm needs."""
+        return [run_bytes(arm.parameters, arm.config, self.configs["judged"]) for arm in self.arms]
+
+    def train(self, directory: Path, capacity: Capacity, console: Console) -> dict[str, ArmRuns]:
+        """Make all runs, each in a directory of its own under `directory`."""
+        schedules = [self._schedule(arm, capacity.threads) for arm in self.arms]
+        seeds = len(self.plan.seeds)
+        steps = sum(
+            len(item.tuning) * self.configs["tuning"].steps + seeds * self.configs["judged"].steps
+            for item in schedules
+        )
+        with Board(console, self.plan.name, self.runs, steps) as board:
+            return run_all(schedules, directory, jobs=capacity.jobs, board=board, pool=Pool())
+
+    def _schedule(self, arm: ResolvedArm, threads: int) -> ArmSchedule:
+        plan = self.plan
+        rates = plan.rates(arm.arm)
+        tried = rates if len(rates) > 1 else ()
+        return ArmSchedule(
+            name=arm.name,
+            grid=rates,
+            tuning=tuple(self._spec(arm, rate, plan.tuning.seed, "tuning", threads) for rate in tried),
+            judged=lambda rate: [self._spec(arm, rate, seed, "judged", threads) for seed in plan.seeds],
+        )
+
+    def _spec(self, arm: ResolvedArm, rate: float, seed: int, role: RunRole, threads: int) -> RunSpec:
+        train = self.dataset.train
+        return RunSpec(
+            arm=arm.name,
+            learning_rate=rate,
+            seed=seed,
+            role=role,
+            model=arm.config.to_dict(),
+            train=self.configs[role].replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
+            dataset=str(self.dataset.directory.resolve()),
+            data_fingerprint=self.dataset.fingerprint,
+            documents=self.documents.tuning if role == "tuning" else self.documents.judged,
+            tokens_per_document=self.plan.evaluation.tokens_per_document,
+            bytes_per_token=float(train.text_bytes.sum() / train.tokens),
+            fingerprint=self.fingerprints[arm.name].to_dict(),
+            threads=threads,
+        )
+
+    def measure_spec(self, runs: Mapping[str, ArmRuns], threads: int) -> MeasureSpec:
+        """What is to be measured of the arms, with the models of their first judged runs."""
+        figures = self.plan.figures
+        return MeasureSpec(
+            arms=tuple(self._measured(arm, runs[arm.name]) for arm in self.arms),
+            dataset=str(self.dataset.directory.resolve()),
+            data_fingerprint=self.dataset.fingerprint,
+            contexts=figures.contexts,
+            decode_tokens=figures.decode_tokens,
+            repeats=figures.repeats,
+            throughput_steps=figures.throughput_steps,
+            prompts=figures.prompts,
+            sample_tokens=figures.sample_tokens,
+            temperature=figures.temperature,
+            top_p=figures.top_p,
+            threads=threads,
+            machine=processor(),
+        )
+
+    def _measured(self, arm: ResolvedArm, runs: ArmRuns) -> MeasuredArm:
+        finished = [run for run in runs.runs if run.role == "judged" and run.failure is None]
+        first = min(finished, key=lambda run: self.plan.seeds.index(run.seed), default=None)
+        rate = runs.learning_rate or self.plan.rates(arm.arm)[0]
+        return MeasuredArm(
+            name=arm.name,
+            model=arm.config.to_dict(),
+            train=self.configs["judged"].replace(lr=rate).to_dict(),
+            run=first.directory if first else None,
+            fingerprint=self.fingerprints[arm.name].decisive,
+        )
+
+    def baselines(self) -> tuple[Array, tuple[Baseline, ...]]:
+        """The bytes of the judged documents [D], and what counting alone makes of them."""
+        heldout, judged = self.dataset.heldout, self.documents.judged
+        limit = self.plan.evaluation.tokens_per_document
+        counts = NGrams.count(self.dataset.train)
+        unigram = counts.unigram(heldout, judged, tokens_per_document=limit, tokenizer=self.tokenizer)
+        text_bytes = unigram.text_bytes.astype(np.float64)
+        if self.plan.baselines == "none":
+            return text_bytes, ()
+        bigram = counts.bigram(heldout, judged, tokens_per_document=limit, tokenizer=self.tokenizer)
+        return text_bytes, (
+            Baseline("unigram", unigram.nll / math.log(2), len(counts.counts), "how often each token comes"),
+            Baseline(
+                "bigram", bigram.nll / math.log(2), len(counts.pairs), "and after which token, smoothed"
+            ),
+        )
+
+    def result(self, arm: ResolvedArm, runs: ArmRuns, measurements: Measurements | None) -> ArmResult:
+        """What came of an arm."""
+        from intarsia.model.language_model import cost_of
+
+        return ArmResult(
+            name=arm.name,
+            note=arm.arm.note,
+            layout=" ".join(arm.config.layers),
+            parameters=arm.parameters,
+            non_embedding_parameters=arm.non_embedding_parameters,
+            learning_rate=runs.learning_rate,
+            grid=self.plan.rates(arm.arm),
+            runs=runs.runs,
+            training_flops_per_token=cost_of(arm.config).training_flops_per_token(
+                self.configs["judged"].length
+            ),
+            change=arm.change,
+            model=arm.config.to_dict(),
+            measurements=measurements or Measurements(),
+        )
+
+
+def _open_data(plan: Plan, directory: Path) -> tuple[TokenDataset, Tokenizer]:
+    wanted = plan.corpus
+    corpus = open_corpus(
+        wanted.source,
+        limit_bytes=wanted.limit_bytes,
+        text_field=wanted.text_field,
+        heldout=wanted.heldout,
+    )
+    tokenizer = open_tokenizer(wanted.tokenizer, corpus=corpus, directory=directory)
+    return prepare(corpus, tokenizer, directory, progress=False), tokenizer
+
+
+def _judged_config(plan: Plan) -> TrainConfig:
+    """The options of a judged run."""
+    try:
+        shape = TrainConfig.from_dict({"steps": 10**9, **plan.training})
+        steps = plan.budget.steps_of(shape.tokens_per_step)
+        defaults: dict[str, Any] = {
+            "log_every": max(1, steps // 100),
+            "checkpoint_every": max(1, math.ceil(steps / 4)),
+            "keep_checkpoints": 1,
+        }
+        if "eval_every" not in plan.training:
+            # The worker scores the documents that count; training need not score others.
+            defaults["eval_documents"] = 0
+        return TrainConfig.from_dict({**defaults, **plan.training, "steps": steps})
+    except ConfigError as error:
+        raise PlanError(str(error), ("training",)) from None
+
+
+def _tuning_config(plan: Plan, config: TrainConfig) -> TrainConfig:
+    """The options of a tuning run, which may be shorter."""
+    share = plan.tuning.budget_share
+    steps = max(1, round(config.steps * share))
+    try:
+        return config.replace(steps=steps, warmup_steps=round(config.warmup_steps * share))
+    except ConfigError as error:
+        raise PlanError(str(error), ("tuning", "budget_share")) from None
