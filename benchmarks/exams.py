@@ -128,7 +128,7 @@ def run(settings: Settings) -> dict[str, Any]:
         # A few short rows of stacks may ask nothing: there is nothing to learn then, for any mixer.
         if (targets != IGNORED).any():
             try:
-                loss = train_step(model, optimizers, training, batch, step - 1, processes, []).loss
+                loss = train_step(model, optimizers, training, batch, step - 1, processes).loss
             except TrainingError as error:
                 failure = str(error)
                 break

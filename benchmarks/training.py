@@ -47,7 +47,7 @@ def serve(task: Task) -> None:
     batch = Batch(tokens[:, :-1], tokens[:, 1:], rows, text_bytes=tokens.numel(), digest="", epoch=0)
 
     def step() -> float:
-        return train_step(model, optimizers, config, batch, 0, Processes(), []).loss
+        return train_step(model, optimizers, config, batch, 0, Processes()).loss
 
     first = step()
     print("ready", flush=True)

@@ -26,7 +26,6 @@ if __name__ == "__main__":
     config, tokens = torch.load(directory / "work.pt")
     model = LanguageModel(ModelConfig.from_dict(config))
     model.init_weights(0)
-    model(tokens[rank : rank + 1])
-    model.update_router_bias()
+    model.update_router_bias(model(tokens[rank : rank + 1], side=("load",)).side)
     torch.save(biases(model), directory / f"{rank}.pt")
     dist.destroy_process_group()

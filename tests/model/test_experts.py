@@ -161,9 +161,7 @@ def test_the_router_stays_float32(cast):
     before = module.router(x)
     cast(module)
     assert module.down.dtype.itemsize == 2
-    assert {t.dtype for t in (module.router.weight, module.router.bias, module.router.load)} == {
-        torch.float32
-    }
+    assert {t.dtype for t in (module.router.weight, module.router.bias)} == {torch.float32}
     torch.testing.assert_close(module.router(x), before, rtol=0, atol=0)
 
 
@@ -185,32 +183,24 @@ def test_no_python_loop_over_tokens():
     assert calls[0] == calls[1]
 
 
-def test_load_is_counted_in_training_alone():
+def test_the_load_is_what_the_experts_are_given():
     module, x = layer(), tokens()
-    module.eval()
-    module(x)
-    assert module.router.load.sum() == 0
-    module.train()
-    module(x)
-    module(x)
+    y, side = module(x, side=("load",))
+    assert torch.equal(y, module(x))
     chosen, _ = module.router(x)
-    assert torch.equal(module.router.load, 2 * chosen.flatten().bincount(minlength=8).float())
-    with module.uncounted():
-        module(x)
-    assert module.router.load.sum() == 2 * 40 * CONFIG.num_active
+    assert torch.equal(side.load, chosen.flatten().bincount(minlength=8).float())
+    assert side.load.sum() == 40 * CONFIG.num_active
 
 
 def test_tokens_that_do_not_count_are_no_load():
-    module, x = layer().train(), tokens()
+    module, x = layer(), tokens()
     counted = torch.arange(len(x)) % 3 > 0
-    expected = module(x)
-    module.router.load.zero_()
-    assert torch.equal(module(x, counted), expected), "they are served all the same"
+    y, side = module(x, counted, ("load",))
+    assert torch.equal(y, module(x)), "they are served all the same"
     chosen, _ = module.router(x[counted])
-    assert torch.equal(module.router.load, chosen.flatten().bincount(minlength=8).float())
-    module.router.load.zero_()
-    module(x.view(2, -1, x.shape[-1]), counted.view(2, -1))
-    assert torch.equal(module.router.load, chosen.flatten().bincount(minlength=8).float())
+    assert torch.equal(side.load, chosen.flatten().bincount(minlength=8).float())
+    _, side = module(x.view(2, -1, x.shape[-1]), counted.view(2, -1), ("load",))
+    assert torch.equal(side.load, chosen.flatten().bincount(minlength=8).float())
 
 
 def test_shapes_and_few_tokens():

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from intarsia.errors import ShapeError
+from intarsia.layers.side import SideResults
 from intarsia.model import LanguageModel, ModelStates
 from intarsia.ops import Sequences
 from support.device import device
@@ -107,14 +108,14 @@ def gradients(model, tokens, **kwargs):
 def test_activation_checkpointing_changes_nothing_but_memory(make_model, tokens):
     model = make_model()
     expected = gradients(model, tokens)
-    routers = [block.feed_forward.router for block in model.blocks[1:]]
-    loads = [router.load.clone() for router in routers]
+    side = model(tokens, side=("load", "largest_logits")).side
     model.activation_checkpointing = True
-    for router in routers:
-        router.load.zero_()
     got = gradients(model, tokens)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    assert all(torch.equal(router.load, load) for router, load in zip(routers, loads, strict=True))
+    told = model(tokens, side=("load", "largest_logits")).side
+    for values, others in zip(side, told, strict=True):
+        for value, other in zip(values, others, strict=True):
+            assert (value is None and other is None) or torch.equal(value, other)
     # Without gradients there is nothing to recompute, with states neither.
     with torch.no_grad():
         assert model(tokens).logits is not None
@@ -125,20 +126,20 @@ def test_activation_checkpointing_changes_nothing_but_memory(make_model, tokens)
 def test_tokens_without_a_target_are_no_load_of_experts(make_model, tokens, recompute):
     model = make_model()
     model.activation_checkpointing = recompute
-    routers = [block.feed_forward.router for block in model.blocks[1:]]
     targets = tokens.clone()
     targets[0, 1:] = -100
-    model(tokens, targets=targets).nll.sum().backward()
+
+    def loads(targets):
+        out = model(tokens, targets=targets, side=("load",))
+        (out.logits if targets is None else out.nll).sum().backward()
+        assert out.side[0].load is None
+        return torch.stack([told.load for told in out.side[1:]])
+
     active = model.config.experts.num_active
-    assert all(router.load.sum() == (targets != -100).sum() * active for router in routers)
-    for router in routers:
-        router.load.zero_()
-    model(tokens, targets=torch.full_like(tokens, -100)).nll.sum().backward()
-    assert not any(router.load.any() for router in routers)
-    model(tokens)
-    assert all(router.load.sum() == tokens.numel() * active for router in routers), (
-        "without targets all count"
-    )
+    assert (loads(targets).sum(1) == (targets != -100).sum() * active).all()
+    assert not loads(torch.full_like(tokens, -100)).any()
+    assert (loads(None).sum(1) == tokens.numel() * active).all(), "without targets all count"
+    assert model(tokens).side is None
 
 
 def test_activation_checkpointing_keeps_less(make_model, tokens):
@@ -201,20 +202,19 @@ def test_meta_device(make_model, tokens):
 
 def test_router_bias_moves_towards_balance(make_model, tokens):
     model = make_model()
-    model(tokens)
+    side = model(tokens, side=("load",)).side
     routers = [block.feed_forward.router for block in model.blocks[1:]]
-    loads = torch.stack([router.load for router in routers])
-    returned = model.update_router_bias()
+    loads = torch.stack([told.load for told in side[1:]])
+    returned = model.update_router_bias(side)
     assert torch.equal(returned, loads)
     assert (loads.sum(1) == tokens.numel() * 2).all()
     for router, load in zip(routers, loads, strict=True):
         assert torch.equal(router.bias, 1e-3 * (load.mean() - load).sign())
-        assert not router.load.any()
-    # Without training forwards there is nothing to move.
-    before = routers[0].bias.clone()
-    model.update_router_bias()
-    assert torch.equal(routers[0].bias, before)
-    assert make_model(experts=None).update_router_bias() is None
+    for wrong in (side[:-1], [SideResults()] * len(side), [side[1]] * len(side)):
+        with pytest.raises(ShapeError, match="every layer that has experts"):
+            model.update_router_bias(wrong)
+    plain = make_model(experts=None)
+    assert plain.update_router_bias(plain(tokens, side=("load",)).side) is None
 
 
 def test_balancing_balances(make_model, tokens):
@@ -222,8 +222,8 @@ def test_balancing_balances(make_model, tokens):
 
     def imbalance():
         with torch.no_grad():
-            model(tokens)
-        return (model.update_router_bias().amax(1) / (tokens.numel() * 2 / 8)).max().item()
+            side = model(tokens, side=("load",)).side
+        return (model.update_router_bias(side).amax(1) / (tokens.numel() * 2 / 8)).max().item()
 
     first = imbalance()
     for _ in range(300):
@@ -234,8 +234,7 @@ def test_balancing_balances(make_model, tokens):
 @pytest.mark.cpu
 def test_router_bias_counts_all_processes(make_model, tokens, tmp_path):
     model = make_model()
-    model(tokens)
-    model.update_router_bias()
+    model.update_router_bias(model(tokens, side=("load",)).side)
     expected = torch.stack([block.feed_forward.router.bias for block in model.blocks[1:]])
     torch.save((model.config.to_dict(), tokens), tmp_path / "work.pt")
     command = [sys.executable, str(Path(__file__).with_name("router_bias_worker.py"))]

@@ -9,10 +9,12 @@ import torch
 
 from intarsia.data import BatchLoader
 from intarsia.errors import TrainingError
+from intarsia.layers.side import SideResults
+from intarsia.mixers.mla import LatentAttention
 from intarsia.model import LanguageModel
 from intarsia.training.distributed import Processes
 from intarsia.training.optimizers import build_optimizers
-from intarsia.training.qk_clip import clip_logits, watch_logits
+from intarsia.training.qk_clip import clip_logits
 from intarsia.training.step import micro_batches, train_step
 
 
@@ -28,9 +30,9 @@ def batch(dataset):
     return BatchLoader(dataset.train, rows=4, length=48, seed=0).next()
 
 
-def step(model, config, batch, watched=()):
+def step(model, config, batch):
     optimizers = build_optimizers(model, config)
-    return train_step(model, optimizers, config, batch, 0, Processes(), list(watched))
+    return train_step(model, optimizers, config, batch, 0, Processes())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, None])
@@ -100,7 +102,7 @@ def test_gradients_are_clipped_to_their_norm(model, train_config, batch):
 def test_bf16_keeps_weights_gradients_and_states_in_float32(model, train_config, batch):
     optimizers = build_optimizers(model, train_config)
     config = train_config.replace(precision="bf16")
-    result = train_step(model, optimizers, config, batch, 0, Processes(), [])
+    result = train_step(model, optimizers, config, batch, 0, Processes())
     exact = step(copy.deepcopy(model), train_config, batch)
     assert result.loss == pytest.approx(exact.loss, rel=0.05)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -127,22 +129,66 @@ def test_nan_stops_before_the_update(model, train_config, batch, where):
         assert torch.equal(value, before[name]) or value.isnan().any(), name
 
 
-def test_the_routers_are_balanced_and_forget_their_loads(model, train_config, batch):
-    step(model, train_config, batch)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rows", [None, 1])
+def test_the_routers_are_balanced_by_the_loads_of_the_whole_step(model, train_config, batch, rows, recompute):
+    model.activation_checkpointing = recompute
+    batch.targets[0, :100] = -100
+    with torch.no_grad():
+        told = model(batch.tokens, targets=batch.targets, seqs=batch.seqs, side=("load",)).side
+    load = told[1].load
+    assert told[0].load is None
+    assert load.sum() == 2 * (batch.targets != -100).sum()
+    step(model, train_config.replace(micro_rows=rows), batch)
     router = model.blocks[1].feed_forward.router
-    assert router.bias.abs().max() > 0
-    assert torch.equal(router.load, torch.zeros(5))
+    assert torch.equal(router.bias, router.config.bias_update_rate * (load.mean() - load).sign())
+
+
+def largest_logits(model, batch):
+    with torch.no_grad():
+        return model(batch.tokens, seqs=batch.seqs, side=("largest_logits",)).side
 
 
 def test_qk_clip_brings_the_largest_logit_to_the_threshold(model, train_config, batch):
-    watched = watch_logits(model)
-    assert len(watched) == 1
-    model(batch.tokens, seqs=batch.seqs)
-    before = watched[0].max_logit.clone()
+    side = largest_logits(model, batch)
+    assert side[0].largest_logits is None
+    before = side[1].largest_logits
     threshold = float(before.sort().values[1])  # The largest of three heads is above it.
-    largest, clipped = clip_logits(watched, threshold, Processes())
-    assert (largest, clipped) == (float(before.max()), 1)
-    model(batch.tokens, seqs=batch.seqs)
-    after = watched[0].max_logit
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    largest, clipped = clip_logits(model, side, threshold, Processes())
+    assert (float(largest), int(clipped)) == (float(before.max()), 1)
+    after = largest_logits(model, batch)[1].largest_logits
     torch.testing.assert_close(after, before.clamp(max=threshold), rtol=1e-4, atol=1e-6)
-    assert clip_logits([], 1.0, Processes()) == (float("-inf"), 0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, weights[name])}
+    assert changed == {"blocks.1.mixer.q_proj.weight", "blocks.1.mixer.kv_up_proj.weight"}
+    clip_logits(model, largest_logits(model, batch), 2 * threshold, Processes())
+    torch.testing.assert_close(largest_logits(model, batch)[1].largest_logits, after, rtol=0, atol=0)
+    assert clip_logits(model, [SideResults()] * 2, 1.0, Processes()) is None
+
+
+class WithLoss(LatentAttention):
+    """A mixer with a side result that has gradients: what an indexer that is trained beside attention will need."""
+
+    side_results = ("loss",)
+
+    def forward(self, x, state=None, seqs=None, side=()):
+        y, state = super().forward(x, state, seqs)
+        counted = self.kv_norm.weight.sum().square() * x.shape[1]
+        return (y, state, SideResults(loss=counted)) if side else (y, state)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rows", [None, 1])
+def test_losses_of_layers_are_added(model, train_config, batch, rows, recompute):
+    """Summed over tokens they are a mean over them in the end, like the likelihood, and change no number of it."""
+    config = train_config.replace(grad_clip=None, micro_rows=rows, qk_clip=None)
+    other = copy.deepcopy(model)
+    other.blocks[1].mixer.__class__ = WithLoss
+    other.activation_checkpointing = recompute
+    plain, told = step(model, config, batch), step(other, config, batch)
+    assert told.nll == pytest.approx(plain.nll, rel=1e-6)
+    weight = other.blocks[1].mixer.kv_norm.weight
+    expected = (
+        model.blocks[1].mixer.kv_norm.weight.grad + 2 * 9
+    )  # the derivative of a squared sum of nine ones
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-5)

@@ -1,44 +1,41 @@
-"""What softmax mixers do for QK-clip (MuonClip, Kimi K2 report, arXiv:2507.20534)."""
+"""What softmax mixers have for QK-clip (MuonClip, Kimi K2 report, arXiv:2507.20534)."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
 
-from intarsia.layers.float32 import KeepsFloat32
+from torch import Tensor, nn
+
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.side import SideName
 
 
-class ClipsLogits(KeepsFloat32):
-    """The bookkeeping of QK-clip.
+class RowScale(NamedTuple):
+    """How a weight makes logits smaller: its rows (along the first dimension) times `factor`, `[rows]`."""
 
-    With `record_max_logit` the forward passes of training keep the largest attention logit of each head in
-    `max_logit` `[H]`; `qk_clip_` then scales the weights of the heads that went beyond a threshold.
-    """
+    parameter: Tensor
+    factor: Tensor
+    zero: float = 0.0
+    """What the rows are scaled towards: 0, or -1 where one more than the parameter is the weight."""
 
-    float32_names = ("max_logit",)
-    record_max_logit: bool = False
-    max_logit: Tensor
 
-    def init_own_buffers(self) -> None:
-        """Nothing seen."""
-        self.max_logit.fill_(-torch.inf)
+class ClipsLogits(nn.Module):
+    """A mixer whose attention logits can be kept from growing: it has them as a side result, and says how weights scale
+    them."""
 
-    def record(self, logits: Tensor) -> None:
-        """Keep the largest of what was seen and `logits` `[H]`."""
-        torch.maximum(self.max_logit, logits.to(self.max_logit.dtype), out=self.max_logit)
+    side_results: ClassVar[tuple[SideName, ...]] = ("largest_logits",)
 
-    @torch.no_grad()
-    def qk_clip_(self, threshold: float) -> int:
-        """Scale queries and keys of the heads whose largest logit exceeds `threshold` so that it would have
-        been `threshold`; forget the record; return how many heads were scaled."""
-        exceeded = self.max_logit > threshold
-        count = int(exceeded.sum())
-        if count:
-            factor = torch.where(exceeded, threshold / self.max_logit, torch.ones_like(self.max_logit))
-            self.scale_heads_(factor)
-        self.max_logit.fill_(-torch.inf)
-        return count
-
-    def scale_heads_(self, factor: Tensor) -> None:
-        """Multiply the logits of each head by `factor` `[H]` through the weights."""
+    def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
+        """What multiplies the logits of each head by `factor` `[H]`, in (0, 1]."""
         raise NotImplementedError
+
+
+def row_scales(module: nn.Linear | RMSNorm, factor: Tensor) -> Iterator[RowScale]:
+    """What multiplies the output channels of a projection or a norm by `factor`, one each."""
+    if isinstance(module, RMSNorm):
+        yield RowScale(module.weight, factor, -1.0 if module.zero_centered else 0.0)
+        return
+    yield RowScale(module.weight, factor)
+    if module.bias is not None:
+        yield RowScale(module.bias, factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -11,10 +12,20 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.projections import linear
-from intarsia.layers.qk_clip import ClipsLogits
+from intarsia.layers.qk_clip import ClipsLogits, RowScale, row_scales
 from intarsia.layers.rope import Yarn, positions_of, rotate
+from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import GrowingTensor, KeyValueState, WindowState
-from intarsia.mixers.base import About, Cost, GeneratorOf, Mixer, NormedConfig, empty_beside, positive
+from intarsia.mixers.base import (
+    About,
+    Cost,
+    GeneratorOf,
+    Mixer,
+    MixerOutput,
+    NormedConfig,
+    empty_beside,
+    positive,
+)
 from intarsia.ops import Sequences
 from intarsia.ops.attention import causal_attention, largest_logit
 
@@ -127,7 +138,6 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         if config.output_gate:
             self.output_gate_proj = linear(d_model, H * K, bias=bias)
         self.sinks = nn.Parameter(torch.empty(H)) if config.sinks else None
-        self.register_buffer("max_logit", torch.empty(H), persistent=False)
         self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
@@ -139,7 +149,8 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         x: Tensor,
         state: KeyValueState | WindowState | None = None,
         seqs: Sequences | None = None,
-    ) -> tuple[Tensor, KeyValueState | WindowState | None]:
+        side: tuple[SideName, ...] = (),
+    ) -> MixerOutput[KeyValueState | WindowState]:
         self.check_input(x, state, seqs)
         c = self.config
         scale = c.head_dim**-0.5
@@ -147,15 +158,15 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         q = self._place(self.q_proj(x), self.q_norm, positions)
         k = self._place(self.k_proj(x), self.k_norm, positions)
         v = self.v_proj(x).unflatten(-1, (c.kv_heads, c.head_dim))
-        if self.record_max_logit and self.training:
-            self.record(largest_logit(q, k, scale=scale, window=self.window, seqs=seqs))
+        largest = largest_logit(q, k, scale=scale, window=self.window, seqs=seqs) if side else None
         if state is not None:
             k, v, state = state.extend(k, v)
         o = causal_attention(q, k, v, scale=scale, window=self.window, sinks=self.sinks, seqs=seqs)
         o = o.flatten(-2)
         if self.output_gate_proj is not None:
             o = o * torch.sigmoid(self.output_gate_proj(x))
-        return self.o_proj(o), state
+        y = self.o_proj(o)
+        return (y, state, SideResults(largest)) if side else (y, state)
 
     def _place(self, x: Tensor, norm: RMSNorm | None, positions: Tensor) -> Tensor:
         """Queries or keys `[B, T, heads, K]` of their projection, normed and rotated."""
@@ -177,7 +188,7 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
     def _no_keys(self, batch_size: int) -> Tensor:
         return empty_beside(self.k_proj.weight, batch_size, 0, self.config.kv_heads, self.config.head_dim)
 
-    def scale_heads_(self, factor: Tensor) -> None:
+    def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # With grouped heads a key head serves several queries, so the queries alone are scaled there.
         c = self.config
         grouped = c.num_heads != c.kv_heads
@@ -185,9 +196,9 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         # A norm of each head has one weight for all: the head that needs it most decides.
         shared = c.qk_norm == "head"
         share = share.min().expand(c.head_dim) if shared else share.repeat_interleave(c.head_dim)
-        _scale_(self.q_proj if self.q_norm is None else self.q_norm, share)
+        yield from row_scales(self.q_proj if self.q_norm is None else self.q_norm, share)
         if not grouped:
-            _scale_(self.k_proj if self.k_norm is None else self.k_norm, share)
+            yield from row_scales(self.k_proj if self.k_norm is None else self.k_norm, share)
 
     def cost(self) -> Cost:
         c = self.config
@@ -205,14 +216,3 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
             state_bytes_per_token=2 * c.kv_heads * c.head_dim * self.k_proj.weight.element_size(),
             window=self.window,
         )
-
-
-def _scale_(module: nn.Linear | RMSNorm, factor: Tensor) -> None:
-    """Multiply the output channels of a projection or a norm by `factor`, one each."""
-    if isinstance(module, RMSNorm):
-        shift = 1 if module.zero_centered else 0
-        module.weight.copy_((module.weight + shift) * factor - shift)
-        return
-    module.weight.mul_(factor[:, None])
-    if module.bias is not None:
-        module.bias.mul_(factor)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
@@ -23,12 +24,14 @@ __all__ = [
     "GeneratorOf",
     "Mixer",
     "MixerConfig",
+    "MixerOutput",
     "NormedConfig",
     "empty_beside",
     "positive",
 ]
 
 S = TypeVar("S", bound=State)
+MixerOutput = tuple[Tensor, S | None] | tuple[Tensor, S | None, SideResults]
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,18 @@ class Mixer(FillsItself, Generic[S]):
     state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`). With both, the
     row holds what comes next of each of the state's sequences; one that brings no token keeps its state.
 
+    A mixer that lists `side_results` takes the names of some as a fourth argument `side`, and returns them third then.
+
     A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
 
     d_model: int
     residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj",)
     """The linear maps that write to the residual stream: their initial weights are smaller."""
+    side_results: ClassVar[tuple[SideName, ...]] = ()
+    """What it can tell beside its output."""
 
-    def forward(
-        self, x: Tensor, state: S | None = None, seqs: Sequences | None = None
-    ) -> tuple[Tensor, S | None]:
+    def forward(self, x: Tensor, state: S | None = None, seqs: Sequences | None = None) -> MixerOutput[S]:
         raise NotImplementedError
 
     def init_state(self, batch_size: int) -> S:

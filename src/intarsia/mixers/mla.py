@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.layers.norm import RMSNorm
-from intarsia.layers.qk_clip import ClipsLogits
+from intarsia.layers.qk_clip import ClipsLogits, RowScale
 from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import GrowingTensor, LatentState
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, MixerOutput, empty_beside, positive
 from intarsia.ops import Sequences
 from intarsia.ops.attention import causal_attention, largest_logit
 from intarsia.ops.finite import attended
@@ -90,12 +92,15 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         self.kv_norm = RMSNorm(config.kv_rank, config.latent_norm_eps)
         self.kv_up_proj = nn.Linear(config.kv_rank, H * (config.nope_dim + config.v_dim), bias=False)
         self.o_proj = nn.Linear(H * config.v_dim, d_model, bias=False)
-        self.register_buffer("max_logit", torch.empty(H), persistent=False)
         self.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: LatentState | None = None, seqs: Sequences | None = None
-    ) -> tuple[Tensor, LatentState | None]:
+        self,
+        x: Tensor,
+        state: LatentState | None = None,
+        seqs: Sequences | None = None,
+        side: tuple[SideName, ...] = (),
+    ) -> MixerOutput[LatentState]:
         self.check_input(x, state, seqs)
         c = self.config
         q_input = x if c.q_rank is None else self.q_norm(self.q_down_proj(x))
@@ -114,24 +119,26 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
             state = LatentState(state.latents.append(latents))
             latents = state.latents.content
         # Expanding costs the past once a call, absorbing costs each query more: absorb when queries are few.
-        if past and x.shape[1] * 8 <= past:
+        largest = None
+        if past and x.shape[1] * 8 <= past and not side:
             o = attended(
                 lambda read: self._absorbed(q, read.squeeze(2)), [latents.unsqueeze(2)], [], queries=q
             )
         else:
-            o = self._expanded(q, latents, seqs)
-        return self.o_proj(o.flatten(-2)), state
+            k, v = self._expanded(latents)
+            largest = largest_logit(q, k, scale=c.key_dim**-0.5, seqs=seqs) if side else None
+            o = causal_attention(q, k, v, scale=c.key_dim**-0.5, seqs=seqs)
+        y = self.o_proj(o.flatten(-2))
+        return (y, state, SideResults(largest)) if side else (y, state)
 
-    def _expanded(self, q: Tensor, latents: Tensor, seqs: Sequences | None) -> Tensor:
-        """Attention over keys and values made from the latents `[B, S, kv_rank + rope_dim]`."""
+    def _expanded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys `[B, S, H, key_dim]` and values `[B, S, H, v_dim]` from the latents `[B, S, kv_rank + rope_dim]`."""
         c = self.config
         latent, shared = latents.split([c.kv_rank, c.rope_dim], dim=-1)
         kv = self.kv_up_proj(latent).unflatten(-1, (c.num_heads, c.nope_dim + c.v_dim))
         k_own, v = kv.split([c.nope_dim, c.v_dim], dim=-1)
         k = torch.cat([k_own, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1).to(k_own.dtype)], dim=-1)
-        if self.record_max_logit and self.training:
-            self.record(largest_logit(q, k, scale=c.key_dim**-0.5, seqs=seqs))
-        return causal_attention(q, k, v, scale=c.key_dim**-0.5, seqs=seqs)
+        return k, v
 
     def _absorbed(self, q: Tensor, latents: Tensor) -> Tensor:
         """The same attention with all heads reading the latents themselves, as one shared key-value head."""
@@ -161,14 +168,13 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         shape = (batch_size, 0, self.config.kv_rank + self.config.rope_dim)
         return LatentState(GrowingTensor(empty_beside(self.kv_down_proj.weight, *shape)))
 
-    def scale_heads_(self, factor: Tensor) -> None:
+    def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # The shared key serves all heads and stays: own queries and keys take a root each, shared queries all.
         c = self.config
-        own, shared = factor.sqrt()[:, None, None], factor[:, None, None]
-        q = self.q_proj.weight.unflatten(0, (c.num_heads, c.key_dim))
-        q[:, : c.nope_dim].mul_(own)
-        q[:, c.nope_dim :].mul_(shared)
-        self._up_weights()[0].mul_(own)
+        own, shared = factor.sqrt()[:, None].expand(-1, c.nope_dim), factor[:, None].expand(-1, c.rope_dim)
+        values = torch.ones_like(factor)[:, None].expand(-1, c.v_dim)
+        yield RowScale(self.q_proj.weight, torch.cat([own, shared], dim=1).flatten())
+        yield RowScale(self.kv_up_proj.weight, torch.cat([own, values], dim=1).flatten())
 
     def cost(self) -> Cost:
         c = self.config

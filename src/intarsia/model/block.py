@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from intarsia.layers.norm import RMSNorm
+from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
 from intarsia.model.config import ModelConfig
@@ -16,6 +16,17 @@ from intarsia.model.cost import LayerCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.ops.sequences import Sequences
+
+
+class BlockOutput(NamedTuple):
+    """What a block returns."""
+
+    y: Tensor
+    """`[B, T, D]`"""
+    state: State | None
+    """The mixer's next state, where one was given."""
+    side: SideResults
+    """What was asked for, of mixer and feed-forward together."""
 
 
 class Block(nn.Module):
@@ -42,15 +53,25 @@ class Block(nn.Module):
         state: State | None = None,
         seqs: Sequences | None = None,
         counted: Tensor | None = None,
-    ) -> tuple[Tensor, State | None]:
-        """`[B, T, D]` to the same; the mixer's next state where one was given. `counted` is for `Experts`."""
+        side: tuple[SideName, ...] = (),
+    ) -> BlockOutput:
+        """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted."""
         h = x if self.placement == "after" else self.mixer_norm(x)
         state = None if state is None else state.recordable()
-        mixed, state = self.mixer(h, state, seqs)
+        told, told_by_experts = SideResults(), SideResults()
+        if asked := _of_these(side, self.mixer.side_results):
+            mixed, state, told = self.mixer(h, state, seqs, asked)
+        else:
+            mixed, state = self.mixer(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
-        y = self.feed_forward(h, counted) if isinstance(self.feed_forward, Experts) else self.feed_forward(h)
-        return self._add(x, h, y, self.feed_forward_norm), state
+        if not isinstance(self.feed_forward, Experts):
+            y = self.feed_forward(h)
+        elif asked := _of_these(side, self.feed_forward.side_results):
+            y, told_by_experts = self.feed_forward(h, counted, asked)
+        else:
+            y = self.feed_forward(h)
+        return BlockOutput(self._add(x, h, y, self.feed_forward_norm), state, told.beside(told_by_experts))
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: RMSNorm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
@@ -59,30 +80,23 @@ class Block(nn.Module):
         return (x if self.placement == "before" else self.residual_scale * h) + y
 
     def forward_and_recompute(
-        self, x: Tensor, seqs: Sequences | None = None, counted: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        seqs: Sequences | None = None,
+        counted: Tensor | None = None,
+        side: tuple[SideName, ...] = (),
+    ) -> BlockOutput:
         """The same without state; the backward pass computes everything but `x` again."""
-        y: Tensor = checkpoint(
-            self._output,
-            x,
-            seqs,
-            counted,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=self._contexts,
+        output: BlockOutput = checkpoint(
+            self, x, None, seqs, counted, side, use_reentrant=False, preserve_rng_state=False
         )
-        return y
-
-    def _output(self, x: Tensor, seqs: Sequences | None, counted: Tensor | None) -> Tensor:
-        y: Tensor = self(x, None, seqs, counted)[0]
-        return y
-
-    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """The contexts of the first computation and of the second."""
-        counted = self.feed_forward.uncounted() if isinstance(self.feed_forward, Experts) else nullcontext()
-        return nullcontext(), counted
+        return output
 
     def cost(self) -> LayerCost:
         """Parameters, FLOPs and state bytes."""
         norms = self.mixer_norm.weight.numel() + self.feed_forward_norm.weight.numel()
         return LayerCost(self.name, self.mixer.cost(), self.feed_forward.cost(), norms)
+
+
+def _of_these(names: tuple[SideName, ...], had: tuple[SideName, ...]) -> tuple[SideName, ...]:
+    return tuple(name for name in names if name in had)

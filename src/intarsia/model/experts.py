@@ -7,8 +7,6 @@ sigmoid scores, and balance kept by a bias that takes part in the choice alone a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.side import SideName, SideResults
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.model.feed_forward import SwiGLU
@@ -28,14 +27,11 @@ class Router(FillsItself, KeepsFloat32):
     """Chooses the experts of each token and says how much each counts. Float32 throughout.
 
     Parameters: `weight` `[E, D]`, and with `config.biases` the `logit_bias` `[E]`.
-    Buffers: `bias` `[E]`, added to the scores when experts are chosen; `load` `[E]`, the tokens that each
-    expert served in training forwards since the last update of the bias (not saved). Tokens for which the model is
-    given no target do not count.
+    Buffers: `bias` `[E]`, added to the scores when experts are chosen.
     """
 
-    float32_names: ClassVar[tuple[str, ...]] = ("weight", "logit_bias", "bias", "load")
+    float32_names: ClassVar[tuple[str, ...]] = ("weight", "logit_bias", "bias")
     bias: Tensor
-    load: Tensor
 
     def __init__(self, d_model: int, config: ExpertsConfig) -> None:
         super().__init__()
@@ -45,7 +41,6 @@ class Router(FillsItself, KeepsFloat32):
             nn.Parameter(torch.zeros(config.num_experts, dtype=torch.float32)) if config.biases else None
         )
         self.register_buffer("bias", torch.zeros(config.num_experts, dtype=torch.float32))
-        self.register_buffer("load", torch.zeros(config.num_experts, dtype=torch.float32), persistent=False)
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,9 +74,8 @@ class Router(FillsItself, KeepsFloat32):
             self.logit_bias.zero_()
 
     def init_own_buffers(self) -> None:
-        """No bias, no load."""
+        """No bias."""
         self.bias.zero_()
-        self.load.zero_()
 
 
 class Experts(FillsItself):
@@ -95,6 +89,7 @@ class Experts(FillsItself):
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
+    side_results: ClassVar[tuple[SideName, ...]] = ("load",)
 
     def __init__(self, d_model: int, config: ExpertsConfig) -> None:
         super().__init__()
@@ -108,20 +103,20 @@ class Experts(FillsItself):
             self.down_bias = nn.Parameter(torch.empty(config.num_experts, d_model))
         self.shared = SwiGLU(d_model, config.num_shared * config.d_hidden) if config.num_shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
-        self._counts_load = True
         self.reset_parameters()
 
-    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """`[..., D]` to the same. In training `counted` `[...]` says which tokens count as load; None: all."""
+    def forward(
+        self, x: Tensor, counted: Tensor | None = None, side: tuple[SideName, ...] = ()
+    ) -> Tensor | tuple[Tensor, SideResults]:
+        """`[..., D]` to the same, with the load beside it where `side` asks for it. `counted` `[...]` says which tokens
+        count as load; None: all."""
         tokens = x.flatten(0, -2)
         chosen, weights = self.router(tokens)
-        if self.training and self._counts_load:
-            self._count(chosen, counted)
         y = self._routed(tokens, chosen, weights).view(x.shape)
-        if self.shared is None:
-            return y
-        shared = self.shared(x)
-        return y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
+        if self.shared is not None:
+            shared = self.shared(x)
+            y = y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
+        return (y, SideResults(load=self._load(chosen, counted))) if side else y
 
     def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of the chosen experts' outputs, `[N, D]`."""
@@ -142,21 +137,12 @@ class Experts(FillsItself):
         y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, D)
         return (y * weights.unsqueeze(-1)).sum(1).to(dtype)
 
-    def _count(self, chosen: Tensor, counted: Tensor | None) -> None:
-        """Add to the load what the chosen experts `[N, active]` are given."""
+    def _load(self, chosen: Tensor, counted: Tensor | None) -> Tensor:
+        """How many tokens the chosen experts `[N, active]` are given, `[E]` float32."""
         served = torch.ones_like(chosen) if counted is None else counted.reshape(-1, 1).expand_as(chosen)
-        load = self.router.load
+        load = torch.zeros(self.config.num_experts, device=chosen.device)
         # Whole numbers: in any order the sum is the same.
-        load.index_add_(0, chosen.flatten(), served.flatten().to(load.dtype))
-
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """A block in which training forwards do not add to `router.load`: for recomputation."""
-        self._counts_load = False
-        try:
-            yield
-        finally:
-            self._counts_load = True
+        return load.index_add_(0, chosen.flatten(), served.flatten().to(load.dtype))
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
         """Normal weights."""

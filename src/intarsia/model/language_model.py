@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
 from intarsia.layers.norm import RMSNorm
+from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.model import initialization
 from intarsia.model.block import Block
@@ -83,6 +84,8 @@ class ModelOutput(NamedTuple):
     """`[B, T]` float32, nats; with targets."""
     states: ModelStates | None
     """With states given."""
+    side: tuple[SideResults, ...] | None = None
+    """Of each layer, with `side` given."""
 
 
 class LanguageModel(nn.Module):
@@ -130,6 +133,7 @@ class LanguageModel(nn.Module):
         states: ModelStates | None = None,
         seqs: Sequences | None = None,
         last_only: bool = False,
+        side: tuple[SideName, ...] = (),
     ) -> ModelOutput:
         """Logits of the next tokens, or the negative log-likelihood of the targets.
 
@@ -141,6 +145,7 @@ class LanguageModel(nn.Module):
             seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next. With states
                 the row holds what comes next of each of their sequences, which may be nothing.
             last_only: logits of the last token of each sequence alone.
+            side: the names of what layers are to tell beside their outputs (`SideResults`).
 
         Raises:
             ShapeError: the arguments do not fit together.
@@ -151,19 +156,23 @@ class LanguageModel(nn.Module):
         counted = None if targets is None or self.config.experts is None else targets != IGNORED
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
+        told: list[SideResults] = []
         for layer, block in enumerate(self.blocks):
             if recompute:
-                x = cast(Block, block).forward_and_recompute(x, seqs, counted)
+                out = cast(Block, block).forward_and_recompute(x, seqs, counted, side)
             else:
-                x, state = block(x, None if states is None else states.layers[layer], seqs, counted)
-                new_states += [] if state is None else [state]
+                out = block(x, None if states is None else states.layers[layer], seqs, counted, side)
+            x = out.y
+            told.append(out.side)
+            new_states += [] if out.state is None else [out.state]
         if last_only:
             x = x[:, -1:] if seqs is None else x[:, _last_places(seqs)]
         x = self.norm(x)
         after = None if states is None else ModelStates(tuple(new_states))
+        beside = tuple(told) if side else None
         if targets is None:
-            return ModelOutput(self._as_float(self.head(x)), None, after)
-        return ModelOutput(None, chunked_cross_entropy(x, self.head.weight, targets), after)
+            return ModelOutput(self._as_float(self.head(x)), None, after, beside)
+        return ModelOutput(None, chunked_cross_entropy(x, self.head.weight, targets), after, beside)
 
     def init_states(self, batch_size: int) -> ModelStates:
         """The states of `batch_size` sequences that have not begun."""
@@ -175,25 +184,32 @@ class LanguageModel(nn.Module):
         return ModelCost(self.config.vocab_size, self.config.d_model, self.config.tie_embeddings, layers)
 
     @torch.no_grad()
-    def update_router_bias(self, process_group: Any = None) -> Tensor | None:
-        """Move the bias of experts that served too few tokens up and of the others down; forget the loads.
+    def update_router_bias(self, side: Sequence[SideResults], process_group: Any = None) -> Tensor | None:
+        """Move the bias of experts that served too few tokens up and of the others down.
 
         For after each optimizer step. In a distributed run the loads are summed over `process_group` (None:
         all processes), which every process must call.
 
+        Args:
+            side: of each layer, with the `load` of those that have experts (`forward(side=("load",))`).
+
         Returns:
-            The loads that the update was made from, `[layers with experts, E]` float32, or None for a model
-            without experts.
+            The loads of all processes, `[layers with experts, E]` float32, or None for a model without experts.
+
+        Raises:
+            ShapeError: a layer with experts and no load, or the other way round.
         """
-        routers = [module.router for module in self.modules() if isinstance(module, Experts)]
+        feed_forwards = [cast(Block, block).feed_forward for block in self.blocks]
+        if [isinstance(part, Experts) for part in feed_forwards] != [told.load is not None for told in side]:
+            raise ShapeError("give the load of every layer that has experts, and of no other: side=('load',)")
+        routers = [part.router for part in feed_forwards if isinstance(part, Experts)]
         if not routers:
             return None
-        loads = torch.stack([router.load for router in routers])
+        loads = torch.stack([told.load for told in side if told.load is not None])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(loads, group=process_group)
         for router, load in zip(routers, loads, strict=True):
             router.bias.add_(router.config.bias_update_rate * (load.mean() - load).sign())
-            router.load.zero_()
         return loads
 
     @staticmethod

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from intarsia.data import Batch
 from intarsia.errors import TrainingError
+from intarsia.layers.side import SideName, SideResults
 from intarsia.model import LanguageModel
 from intarsia.model.loss import IGNORED
 from intarsia.ops import Sequences
@@ -54,7 +55,6 @@ def train_step(
     batch: Batch,
     step: int,
     processes: Processes,
-    watched: list[nn.Module],
 ) -> StepResult:
     """Update the model with a batch.
 
@@ -64,7 +64,6 @@ def train_step(
     Args:
         batch: this process's rows.
         step: how many steps were finished before.
-        watched: the mixers whose logits are to be clipped.
 
     Raises:
         TrainingError: the loss or the gradient is not finite, or no token of the whole step has a target. The weights
@@ -78,14 +77,23 @@ def train_step(
         )
     optimizers.zero_grad()
     nll = torch.zeros((), dtype=torch.float64, device=processes.device)
+    wanted: tuple[SideName, ...] = (
+        ("load", "loss") if config.qk_clip is None else ("load", "loss", "largest_logits")
+    )
+    side = [SideResults()] * model.config.depth
     for part_tokens, part_targets, seqs in micro_batches(batch, config.length, config.micro_rows):
         with autocast(config.precision, processes.device), _outputs_are_not_changed():
             out = model(
-                part_tokens.to(processes.device), targets=part_targets.to(processes.device), seqs=seqs
+                part_tokens.to(processes.device),
+                targets=part_targets.to(processes.device),
+                seqs=seqs,
+                side=wanted,
             )
+        losses = [told.loss for told in out.side if told.loss is not None]
         # FSDP averages gradients over processes where their sum is meant.
-        (out.nll.sum() * (processes.world_size / tokens)).backward()
+        (sum(losses, out.nll.sum()) * (processes.world_size / tokens)).backward()
         nll += out.nll.detach().double().sum()
+        side = [before.merged(told.detached()) for before, told in zip(side, out.side, strict=True)]
     total = float(processes.sum(nll))
     _check_finite("loss", total, step, config)
 
@@ -96,10 +104,9 @@ def train_step(
     scale = multiplier(config, step)
     optimizers.set_multiplier(scale)
     optimizers.step()
-    model.update_router_bias()
-    largest, clipped = None, None
-    if config.qk_clip is not None and watched:
-        largest, clipped = clip_logits(watched, config.qk_clip, processes)
+    model.update_router_bias(side)
+    clip = None if config.qk_clip is None else clip_logits(model, side, config.qk_clip, processes)
+    largest, clipped = (None, None) if clip is None else (float(clip[0]), int(clip[1]))
     return StepResult(total, tokens, float(norm), scale, largest, clipped)
 
 
