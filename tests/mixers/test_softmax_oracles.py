@@ -17,7 +17,8 @@ from intarsia.errors import ConfigError
 from intarsia.layers.rope import Yarn, rotate
 from intarsia.layers.states import GrowingTensor
 from intarsia.mixers import Attention, AttentionConfig, SlidingWindowConfig, config_from_dict, config_to_dict
-from intarsia.ops.attention import causal_attention, largest_logit
+from intarsia.ops import softmax_attention
+from intarsia.ops.attention import largest_logit
 from intarsia.training.qk_clip import scale_rows_
 
 D, T = 48, 150
@@ -176,7 +177,7 @@ def test_blocks_of_queries_equal_a_dense_mask(with_sinks: bool, value_dim: int) 
         )
         sinks = torch.randn(4, generator=generator, dtype=torch.float64) if with_sinks else None
         expected, largest = dense(q, k, v, 0.3, window, sinks)
-        got = causal_attention(q, k, v, scale=0.3, window=window, sinks=sinks)
+        got = softmax_attention(q, k, v, scale=0.3, window=window, sinks=sinks)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
         if not past:
             recorded = largest_logit(q, k, scale=0.3, window=window, rows=100)
@@ -196,7 +197,7 @@ def test_a_window_holds_no_more_than_its_blocks() -> None:
 
     q = k = v = torch.zeros(1, T, 1, 8)
     with Sizes():
-        causal_attention(q, k, v, scale=1.0, window=window)
+        softmax_attention(q, k, v, scale=1.0, window=window)
     assert max(sizes) <= T * window
 
 

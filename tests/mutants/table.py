@@ -240,7 +240,7 @@ MIXERS = _in(
     ),
     (
         "a forget gate in float32",
-        "forgetting.py",
+        "attention_gated.py",
         ".clamp(min=LEAST_LOG_GATE).double()",
         ".clamp(min=LEAST_LOG_GATE)",
         f"tests/mixers/test_softmax_oracles.py tests/mixers/test_younger_softmax_oracles.py {PROPERTIES} -k fox",

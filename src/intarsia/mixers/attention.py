@@ -26,8 +26,8 @@ from intarsia.mixers.base import (
     empty_beside,
     positive,
 )
-from intarsia.ops import Sequences
-from intarsia.ops.attention import causal_attention, largest_logit
+from intarsia.ops import Sequences, softmax_attention
+from intarsia.ops.attention import largest_logit, softmax_attention_flops
 
 QKNorm = Literal["none", "head", "channels"]
 
@@ -55,7 +55,7 @@ class AttentionConfig(NormedConfig):
         family="softmax",
         equation="o_t = softmax(q_t K^T / sqrt(K)) V",
         brought="every token looks at every earlier one: nothing is forgotten, and everything is kept",
-        operator="softmax",
+        operator="softmax_attention",
         example={"num_heads": 8, "head_dim": 128},
     )
     num_heads: int
@@ -161,7 +161,7 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         largest = largest_logit(q, k, scale=scale, window=self.window, seqs=seqs) if side else None
         if state is not None:
             k, v, state = state.extend(k, v)
-        o = causal_attention(q, k, v, scale=scale, window=self.window, sinks=self.sinks, seqs=seqs)
+        o = softmax_attention(q, k, v, scale=scale, window=self.window, sinks=self.sinks, cu_seqlens=seqs)
         o = o.flatten(-2)
         if self.output_gate_proj is not None:
             o = o * torch.sigmoid(self.output_gate_proj(x))
@@ -203,15 +203,12 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
     def cost(self) -> Cost:
         c = self.config
 
-        def mixing_flops(length: int) -> float:
-            # Two products with each key that a token sees; the first tokens see fewer than a window.
-            full = length if self.window is None else min(length, self.window)
-            return 4 * c.num_heads * c.head_dim * full * (length - (full - 1) / 2) / length
-
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            mixing_flops=mixing_flops,
+            mixing_flops=lambda length: softmax_attention_flops(
+                c.num_heads, c.head_dim, c.head_dim, length, self.window
+            ),
             fixed_state_bytes=0,
             state_bytes_per_token=2 * c.kv_heads * c.head_dim * self.k_proj.weight.element_size(),
             window=self.window,

@@ -133,8 +133,8 @@ class About:
     brought: str
     """What it fixed or brought, in a sentence."""
     operator: str
-    """What computes the exchange between tokens: `linear_attention`, `gated_delta_rule`, `dplr_rule`, `softmax`, or
-    a name of its own."""
+    """What computes the exchange between tokens: `linear_attention`, `gated_delta_rule`, `dplr_rule`,
+    `softmax_attention`, or a name of its own."""
     example: Mapping[str, Any]
     """Options of a common size (width 1024, where possible 8 heads of 128), for tables of cost."""
     decay: Decay = "none"

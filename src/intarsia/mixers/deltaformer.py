@@ -14,8 +14,8 @@ from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
 from intarsia.mixers.recurrent import CHUNK
-from intarsia.ops import Sequences
-from intarsia.ops.attention import causal_attention
+from intarsia.ops import Sequences, softmax_attention
+from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
@@ -173,7 +173,7 @@ class DeltaFormer(Mixer[GrowingState]):
             values = past.append(erased_values(e, k, v, beta, past.content, scale=scale))
             u = values.content
             state = GrowingState({"keys": keys, "erased_values": values}, {}, state.tokens_after(x))
-        o = causal_attention(q, k.to(q.dtype), u.to(q.dtype), scale=scale, seqs=seqs)
+        o = softmax_attention(q, k, u, scale=scale, cu_seqlens=seqs)
         return self.o_proj(o.flatten(-2)), state
 
     def init_state(self, batch_size: int) -> GrowingState:
@@ -190,7 +190,7 @@ class DeltaFormer(Mixer[GrowingState]):
             parameters=sum(p.numel() for p in self.parameters()),
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
             # Twice what attention costs: once to erase and once to read.
-            mixing_flops=lambda length: 4 * H * K * (length + 1),
+            mixing_flops=lambda length: 2 * softmax_attention_flops(H, K, K, length),
             fixed_state_bytes=0,
             state_bytes_per_token=H * K * (weight.element_size() + compute_dtype(weight).itemsize),
         )

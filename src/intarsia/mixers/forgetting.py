@@ -14,16 +14,9 @@ from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.projections import linear
 from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, empty_beside, positive
-from intarsia.ops import Sequences
-from intarsia.ops.blockwise import Blockwise, per_sequence, recomputed
-from intarsia.ops.finite import attended
-from intarsia.ops.precision import widen, without_autocast
-
-BLOCK = 128
-"""The queries that are computed together."""
-
-LEAST_LOG_GATE = -(2.0**14)
-"""Log forget gates are no smaller, not even -inf: exp of it is zero in every dtype, and sums stay exact."""
+from intarsia.ops import Sequences, cumulative_log_gate, softmax_attention
+from intarsia.ops.attention import softmax_attention_flops
+from intarsia.ops.precision import widen
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class ForgettingConfig(NormedConfig):
         family="softmax",
         equation="o_t = sum_j softmax_j(q_t k_j / sqrt(K) + g_{j+1} + .. + g_t) v_j",
         brought="softmax attention that forgets by what it reads, and so needs no positions",
-        operator="forgetting_attention",
+        operator="softmax_attention",
         decay="head",
         example={"num_heads": 8, "head_dim": 128},
     )
@@ -61,73 +54,8 @@ class ForgettingConfig(NormedConfig):
         return ForgettingAttention(d_model, self, norm_eps)
 
 
-def cumulative_log_gate(f: Tensor, before: Tensor | None = None, seqs: Sequences | None = None) -> Tensor:
-    """`c_t = sum_{l <= t} log sigmoid(f_l)` over each sequence, `[B, T, H]` in float64, of raw gates `f`.
-
-    A bias is the difference of two such sums. They grow with the sequence and the bias between neighbours does not:
-    in float32 it would lose a bit with every doubling, and other bits where a sequence is split. In float64 more is
-    left than float32 holds, for any length that fits a memory. `before` `[B, H]` is the sum over the tokens before
-    (zero without).
-    """
-    gate = F.logsigmoid(widen(f)).clamp(min=LEAST_LOG_GATE).double()
-    total = per_sequence(lambda g: g.cumsum(1), seqs, gate)
-    return total if before is None else total + before[:, None]
-
-
-def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, c: Tensor, *, scale: float) -> Tensor:
-    """`o_i = sum_{j <= i} softmax_j(q_i k_j scale + c_i - c_j) v_j`, a block of queries at a time.
-
-    Args:
-        q: `[B, T, H, K]`, the last T of the S tokens of the others.
-        k, v: `[B, S, H, K]`, `[B, S, H, V]`.
-        c: `[B, S, H]`, the cumulative log gate, float64.
-
-    Returns:
-        `[B, T, H, V]` in the dtype of q; computed in float32 (float64 for float64).
-    """
-    return attended(lambda *read: _in_blocks(q, *read, scale=scale), [c, k], [v], queries=q)
-
-
-def _in_blocks(q: Tensor, c: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    def of_block(q: Tensor, k: Tensor, v: Tensor, c: Tensor) -> Tensor:
-        n, m = q.shape[2], k.shape[2]
-        bias = c[:, :, m - n :, None] - c[:, :, None, :]
-        future = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1)
-        logits = scale * (q @ k.mT) + bias.to(q.dtype)
-        return logits.masked_fill(future, -torch.inf).softmax(-1) @ v
-
-    T, seen = q.shape[1], k.shape[1] - q.shape[1]
-    heads_first = [widen(x).transpose(1, 2) for x in (q, k, v)]
-    gates = c.transpose(1, 2)
-    outputs = []
-    with without_autocast(q):
-        for start in range(0, T, BLOCK):
-            end = min(start + BLOCK, T)
-            queries, keys, values = heads_first
-            upto = slice(0, seen + end)
-            outputs.append(
-                recomputed(
-                    of_block,
-                    queries[:, :, start:end],
-                    keys[:, :, upto],
-                    values[:, :, upto],
-                    gates[:, :, upto],
-                )
-            )
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(q.dtype)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, c: Tensor, scale: float) -> Tensor:
-    return forgetting_attention(q, k, v, c, scale=scale)
-
-
-_ATTENTION = Blockwise(
-    "forgetting_attention", 4, _attention, lambda x: x[0].new_empty(*x[0].shape[:3], x[2].shape[3])
-)
-
-
 class ForgettingAttention(Mixer[GrowingState]):
-    """`y = W_o o` with `o` of `forgetting_attention`, and `f = sigmoid(W x + b)` of each head.
+    """`y = W_o o` with `o` of `softmax_attention` with a forget gate, and `f = sigmoid(W x + b)` of each head.
 
     With `kv_shift` `k_t = a_t k'_{t-1} + (1 - a_t) k'_t`, `k' = W x`, `a = sigmoid(W x)` of each head, and so
     `v`; nothing stands before the first token. With `output_gate` `y = W_o (sigmoid(W x) * rmsnorm_head(o))`. The
@@ -171,7 +99,7 @@ class ForgettingAttention(Mixer[GrowingState]):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
-        c = cumulative_log_gate(self.f_proj(x), before, seqs)
+        c = cumulative_log_gate(F.logsigmoid(widen(self.f_proj(x))), before, seqs)
         if state is not None:
             new = {"keys": k, "values": v, "log_gate": c}
             state = GrowingState(
@@ -180,8 +108,7 @@ class ForgettingAttention(Mixer[GrowingState]):
                 state.tokens_after(x),
             )
             k, v, c = (state[name] for name in new)
-        scale = self.config.head_dim**-0.5
-        o = _ATTENTION(seqs, (q, k, v, c), scale)
+        o = softmax_attention(q, k, v, log_gate=c, cu_seqlens=seqs)
         if self.config.output_gate:
             o = self.norm(o, self.g_proj(x).unflatten(-1, heads))
         return self.o_proj(o.flatten(-2)), state
@@ -206,7 +133,7 @@ class ForgettingAttention(Mixer[GrowingState]):
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            mixing_flops=lambda length: 2 * H * K * (length + 1),
+            mixing_flops=lambda length: softmax_attention_flops(H, K, K, length),
             fixed_state_bytes=2 * H * K * size if self.config.kv_shift else 0,
             state_bytes_per_token=H * (2 * K * size + 8),
         )

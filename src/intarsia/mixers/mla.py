@@ -16,9 +16,8 @@ from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import GrowingTensor, LatentState
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, MixerOutput, empty_beside, positive
-from intarsia.ops import Sequences
-from intarsia.ops.attention import causal_attention, largest_logit
-from intarsia.ops.finite import attended
+from intarsia.ops import Sequences, latent_attention, softmax_attention
+from intarsia.ops.attention import largest_logit, softmax_attention_flops
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class MLAConfig(MixerConfig):
         family="softmax",
         equation="o_t = softmax(q_t [W_k c; k_shared]^T / sqrt(K)) W_v c",
         brought="keys and values are made from one small latent, which is all that is cached",
-        operator="softmax",
+        operator="latent_attention",
         example={"num_heads": 8, "kv_rank": 512, "nope_dim": 128, "rope_dim": 64, "v_dim": 128},
     )
     num_heads: int
@@ -74,8 +73,8 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         c = rmsnorm(W x)            k_shared = W x            [k_h; v_h] = W_h c            q_h = W_h x
         y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared] / sqrt(K)) v_h
 
-    The cache holds `c` and `k_shared` alone. Decoding uses the absorbed form: `q_hᵀ W_h c` is computed as
-    `(W_hᵀ q_h)ᵀ c`, so that keys and values of the past are never made.
+    The cache holds `c` and `k_shared` alone; `latent_attention` reads them without making keys and values of the past
+    for a few queries.
     """
 
     def __init__(self, d_model: int, config: MLAConfig) -> None:
@@ -113,56 +112,27 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
             q = torch.cat([q_nope, rotate(q_shared, positions, c.rope_theta)], dim=-1)
             shared = rotate(shared.unsqueeze(2), positions, c.rope_theta).squeeze(2)
         latents = torch.cat([latent, shared], dim=-1)
-        past = 0
-        if state is not None:
-            past = state.tokens[0]
-            state = LatentState(state.latents.append(latents))
-            latents = state.latents.content
-        # Expanding costs the past once a call, absorbing costs each query more: absorb when queries are few.
-        largest = None
-        if past and x.shape[1] * 8 <= past and not side:
-            o = attended(
-                lambda read: self._absorbed(q, read.squeeze(2)), [latents.unsqueeze(2)], [], queries=q
-            )
-        else:
+        scale, largest = c.key_dim**-0.5, None
+        if state is None or side:
             k, v = self._expanded(latents)
-            largest = largest_logit(q, k, scale=c.key_dim**-0.5, seqs=seqs) if side else None
-            o = causal_attention(q, k, v, scale=c.key_dim**-0.5, seqs=seqs)
+            largest = largest_logit(q, k, scale=scale, seqs=seqs) if side else None
+        if state is None:
+            o = softmax_attention(q, k, v, scale=scale, cu_seqlens=seqs)
+        else:
+            state = LatentState(state.latents.append(latents))
+            up = self.kv_up_proj.weight.unflatten(0, (c.num_heads, -1))
+            o = latent_attention(q, state.latents.content, up, scale=scale, cu_seqlens=seqs)
         y = self.o_proj(o.flatten(-2))
         return (y, state, SideResults(largest)) if side else (y, state)
 
     def _expanded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys `[B, S, H, key_dim]` and values `[B, S, H, v_dim]` from the latents `[B, S, kv_rank + rope_dim]`."""
+        """The keys and values of each head, made from latents `[B, T, kv_rank + rope_dim]`."""
         c = self.config
         latent, shared = latents.split([c.kv_rank, c.rope_dim], dim=-1)
         kv = self.kv_up_proj(latent).unflatten(-1, (c.num_heads, c.nope_dim + c.v_dim))
         k_own, v = kv.split([c.nope_dim, c.v_dim], dim=-1)
-        k = torch.cat([k_own, shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1).to(k_own.dtype)], dim=-1)
-        return k, v
-
-    def _absorbed(self, q: Tensor, latents: Tensor) -> Tensor:
-        """The same attention with all heads reading the latents themselves, as one shared key-value head."""
-        c = self.config
-        w_k, w_v = self._up_weights()
-        q_own, q_shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
-        q = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k.to(q.dtype)), q_shared], dim=-1)
-        keys = latents.to(q.dtype)
-        B, T, S = q.shape[0], q.shape[1], keys.shape[1]
-        # One product for all heads and tokens of a sequence: its rows read the cache once.
-        logits = (q.flatten(1, 2) @ keys.mT).unflatten(1, (T, c.num_heads)) * c.key_dim**-0.5
-        if T > 1:
-            future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-            logits = logits.masked_fill(future[:, None], -torch.inf)
-        weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        read = (weights.flatten(1, 2) @ keys[..., : c.kv_rank]).view(B, T, c.num_heads, c.kv_rank)
-        return torch.einsum("bthr,hvr->bthv", read, w_v.to(q.dtype))
-
-    def _up_weights(self) -> tuple[Tensor, Tensor]:
-        """The weights of each head that make keys `[H, nope_dim, kv_rank]` and values `[H, v_dim, kv_rank]`."""
-        c = self.config
-        up = self.kv_up_proj.weight.unflatten(0, (c.num_heads, c.nope_dim + c.v_dim))
-        w_k, w_v = up.split([c.nope_dim, c.v_dim], dim=1)
-        return w_k, w_v
+        shared = shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)
+        return torch.cat([k_own, shared.to(k_own.dtype)], dim=-1), v
 
     def init_state(self, batch_size: int) -> LatentState:
         shape = (batch_size, 0, self.config.kv_rank + self.config.rope_dim)
@@ -181,8 +151,7 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         return Cost(
             parameters=sum(p.numel() for p in self.parameters()),
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            # Each token looks at half of the sequence on average.
-            mixing_flops=lambda length: c.num_heads * (c.key_dim + c.v_dim) * (length + 1),
+            mixing_flops=lambda length: softmax_attention_flops(c.num_heads, c.key_dim, c.v_dim, length),
             fixed_state_bytes=0,
             state_bytes_per_token=(c.kv_rank + c.rope_dim) * self.kv_down_proj.weight.element_size(),
         )

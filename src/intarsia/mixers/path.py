@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution
 from intarsia.layers.projections import linear, low_rank
 from intarsia.layers.states import GrowingState, GrowingTensor
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
-from intarsia.mixers.forgetting import cumulative_log_gate
 from intarsia.mixers.recurrent import CHUNK
-from intarsia.ops import Sequences, l2norm
+from intarsia.ops import Sequences, cumulative_log_gate, l2norm
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
@@ -199,7 +199,7 @@ class PathAttention(Mixer[GrowingState]):
         c = None
         if self.f_proj is not None:
             before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
-            c = cumulative_log_gate(self.f_proj(x), before, seqs)
+            c = cumulative_log_gate(F.logsigmoid(widen(self.f_proj(x))), before, seqs)
         scale = self.config.head_dim**-0.5
         if state is None:
             o = _ATTENTION(seqs, (q, k, v, w, beta, c), scale)

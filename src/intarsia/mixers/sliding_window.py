@@ -23,7 +23,7 @@ class SlidingWindowConfig(AttentionConfig):
         family="softmax",
         equation="o_t = softmax(q_t K_{t-w+1..t}^T / sqrt(K)) V_{t-w+1..t}",
         brought="each token looks at the last few alone: time and memory no longer grow with the length",
-        operator="softmax",
+        operator="softmax_attention",
         example={"num_heads": 8, "head_dim": 128, "window": 512},
     )
     window: int = field(kw_only=True)

@@ -1,8 +1,11 @@
 """The operators: one signature each, several implementations behind it."""
 
+from intarsia.ops.attention import latent_attention, softmax_attention
+from intarsia.ops.attention_gated import cumulative_log_gate
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.decode import DecodeStep
 from intarsia.ops.gate import Gate
+from intarsia.ops.keys import BlockTable, Paged
 from intarsia.ops.linear import dplr_rule, explain, gated_delta_rule, linear_attention
 from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.pools import NEW, Slots, StatePool
@@ -10,16 +13,21 @@ from intarsia.ops.sequences import Sequences
 
 __all__ = [
     "NEW",
+    "BlockTable",
     "DecodeStep",
     "Gate",
+    "Paged",
     "Sequences",
     "Slots",
     "StatePool",
+    "cumulative_log_gate",
     "dplr_rule",
     "explain",
     "gated_delta_rule",
     "gated_rms_norm",
     "l2norm",
+    "latent_attention",
     "linear_attention",
     "short_convolution",
+    "softmax_attention",
 ]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from intarsia.ops import Sequences
+from intarsia.ops.sequences import Sequences
 from intarsia.ops.triangular import unit_lower_inverse
 from intarsia.ops.uncompiled import Uncompiled
 

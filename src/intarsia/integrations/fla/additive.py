@@ -11,13 +11,13 @@ from torch import Tensor
 from intarsia.errors import ConfigError
 from intarsia.integrations.fla.common import (
     Result,
-    cumulative,
     of_channels,
     of_heads,
     older_keywords,
     refuse,
     run,
 )
+from intarsia.ops import cumulative_log_gate
 from intarsia.ops.precision import widen, without_autocast
 
 
@@ -228,7 +228,7 @@ def _scores(q: Tensor, k: Tensor, g: Tensor | None, scale: float | None, cu_seql
     with without_autocast(q):
         scores = scale * torch.einsum("bthk,bshk->bhts", widen(q), widen(k))
     if g is not None:
-        c = cumulative(g, None).transpose(1, 2)
+        c = cumulative_log_gate(g).transpose(1, 2)
         scores = scores * (c[..., :, None] - c[..., None, :]).clamp(max=0).exp().to(scores.dtype)
     return scores.tril().to(q.dtype)
 

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
-from intarsia.integrations.fla.common import cumulative, sequences
+from intarsia.integrations.fla.common import sequences
 from intarsia.mixers.deltaformer import erased_values
-from intarsia.mixers.forgetting import BLOCK, forgetting_attention
 from intarsia.mixers.path import path_attention
-from intarsia.ops import Sequences
-from intarsia.ops.attention import causal_attention
-from intarsia.ops.blockwise import per_sequence, recomputed
-from intarsia.ops.finite import attended
-from intarsia.ops.precision import widen, without_autocast
+from intarsia.ops import Sequences, cumulative_log_gate, softmax_attention
+from intarsia.ops.blockwise import per_sequence
+from intarsia.ops.precision import widen
 
 
 def parallel_attn(
@@ -36,25 +33,12 @@ def parallel_attn(
         raise ConfigError(f"window_size must be positive; got {window_size}")
     if sink_bias is not None and sink_bias.shape != q.shape[2:3]:
         raise ShapeError(f"sink_bias must be [HQ] = {[q.shape[2]]}; got {list(sink_bias.shape)}")
-    if g is None:
-        return causal_attention(q, k, v, scale=scale, window=window_size, sinks=sink_bias, seqs=seqs)
-    if g.shape != q.shape[:3]:
+    if g is not None and g.shape != q.shape[:3]:
         raise ShapeError(f"g must be [B, T, HQ] = {list(q.shape[:3])}; got {list(g.shape)}")
-    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
-    c = cumulative(g, seqs)
-    if window_size is None and sink_bias is None:
-        return per_sequence(lambda *parts: forgetting_attention(*parts, scale=scale), seqs, q, k, v, c)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, c: Tensor) -> Tensor:
-        return attended(
-            lambda *read: _forgetting_window(q, *read, scale=scale, window=window_size, sinks=sink_bias),
-            [c, k],
-            [v],
-            queries=q,
-            windows=[window_size] * 3,
-        )
-
-    return per_sequence(attend, seqs, q, k, v, c)
+    c = None if g is None else cumulative_log_gate(g, seqs=seqs)
+    return softmax_attention(
+        q, k, v, scale=scale, window=window_size, sinks=sink_bias, log_gate=c, cu_seqlens=seqs
+    )
 
 
 def parallel_forgetting_attn(
@@ -85,7 +69,7 @@ def parallel_path_attn(
         raise ShapeError(f"g must be [B, T, HQ] = {list(q.shape[:3])}; got {list(g.shape)}")
     scale = k.shape[3] ** -0.5 if scale is None else scale
     seqs = _packed(q, cu_seqlens)
-    c = None if g is None else cumulative(scale * widen(g), seqs)
+    c = None if g is None else cumulative_log_gate(scale * widen(g), seqs=seqs)
     group = q.shape[2] // k.shape[2]
     rows = [q, *(x.repeat_interleave(group, dim=2) for x in (k, v, w, beta)), c]
     lengths = [q.shape[1]] if seqs is None else list(seqs.lengths)
@@ -117,7 +101,7 @@ def deltaformer_attn(
     seqs = _packed(q, cu_seqlens)
     u = per_sequence(lambda *parts: erased_values(*parts, scale=scale), seqs, k, k, v, beta).to(q.dtype)
     if attention_mask is None:
-        return causal_attention(q, k, u, scale=scale, seqs=seqs)
+        return softmax_attention(q, k, u, scale=scale, cu_seqlens=seqs)
     if attention_mask.shape != q.shape[:2]:
         raise ShapeError(
             f"attention_mask must be [B, T] = {list(q.shape[:2])}; got {list(attention_mask.shape)}"
@@ -127,7 +111,7 @@ def deltaformer_attn(
     o = torch.zeros(v.shape, dtype=q.dtype, device=q.device)
     if lengths:
         rows = (x[seen][None] for x in (q, k, u))
-        o[seen] = causal_attention(*rows, scale=scale, seqs=Sequences(lengths))[0]
+        o[seen] = softmax_attention(*rows, scale=scale, cu_seqlens=Sequences(lengths))[0]
     return o
 
 
@@ -151,32 +135,3 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if H == 0 or HQ % H:
         raise ShapeError(f"the query heads must be a multiple of the key heads: {HQ} is not one of {H}")
-
-
-def _forgetting_window(
-    q: Tensor, c: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, sinks: Tensor | None
-) -> Tensor:
-    """Forgetting attention with a window, sinks or both, a block of queries at a time."""
-
-    def of_block(q: Tensor, k: Tensor, v: Tensor, cq: Tensor, ck: Tensor) -> Tensor:
-        n, m = q.shape[2], k.shape[2]
-        seen = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-        if window is not None:
-            seen = seen.triu(m - n - window + 1)
-        logits = scale * (q @ k.mT) + (cq[..., None] - ck[..., None, :]).to(q.dtype)
-        logits = logits.masked_fill(~seen, -torch.inf)
-        if sinks is None:
-            return logits.softmax(-1) @ v
-        sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
-        return torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1] @ v
-
-    heads_first = [widen(x).transpose(1, 2) for x in (q, k, v)]
-    gates = c.transpose(1, 2)
-    outputs = []
-    with without_autocast(q):
-        for start in range(0, q.shape[1], BLOCK):
-            end = min(start + BLOCK, q.shape[1])
-            rows, near = slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
-            queries, keys, values = (x[:, :, s] for x, s in zip(heads_first, (rows, near, near), strict=True))
-            outputs.append(recomputed(of_block, queries, keys, values, gates[:, :, rows], gates[:, :, near]))
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(q.dtype)

@@ -11,10 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.mixers.forgetting import LEAST_LOG_GATE
 from intarsia.ops import Gate, Sequences, dplr_rule, gated_delta_rule, linear_attention
-from intarsia.ops.blockwise import per_sequence
-from intarsia.ops.precision import compute_dtype, widen
+from intarsia.ops.precision import compute_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -173,9 +171,3 @@ def write_strength(beta: Tensor | None, logits: bool = False, negative: bool = F
             "beta must be [B, T, HV]: the operators have no write strength of each channel"
         )
     return {"beta": beta, "beta_max": (2.0 if negative else 1.0) if logits else None}
-
-
-def cumulative(g: Tensor, seqs: Sequences | None) -> Tensor:
-    """The sums of `g` `[B, T, H]` over each sequence up to each token, in float64: a decay between two tokens is the
-    difference of two, and neither grows inexact with the length nor is it lost where a `g` is -inf."""
-    return per_sequence(lambda x: x.cumsum(1), seqs, widen(g).clamp(min=LEAST_LOG_GATE).double())

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.ops import gated_rms_norm
+from intarsia.ops import gated_rms_norm, softmax_attention
 from intarsia.ops import l2norm as unit
-from intarsia.ops.attention import causal_attention
 from intarsia.ops.precision import widen
 
 # Norms
@@ -249,7 +248,7 @@ def attn_decoding_one_step(
         first = start if window_size is None else max(start, end - window_size)
         keys, values, query = k[:, first:end], v[:, first:end], q[:, n : n + 1]
         if g is None:
-            outputs.append(causal_attention(query, keys, values, scale=scale, sinks=sink_bias))
+            outputs.append(softmax_attention(query, keys, values, scale=scale, sinks=sink_bias))
             continue
         group = q.shape[2] // k.shape[2]
         keys, values = (widen(x).repeat_interleave(group, dim=2) for x in (keys, values))
