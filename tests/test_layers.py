@@ -26,6 +26,7 @@ LAYERS = [
     "layers",
     "ops",
     "jobs",
+    "settings",
 ]
 # `__main__.py` is the door to the top floor.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__main__.py"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class IntarsiaError(Exception):
@@ -19,17 +20,41 @@ class ConfigError(IntarsiaError, ValueError):
 
 
 class OptionError(ConfigError):
-    """An option that cannot be right. `path` says where it stands, as keys and indices, as far as is known to whom
-    raised it: `("mixers", "kda", "num_heads")`."""
+    """An option that cannot be right.
 
-    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
-        super().__init__(message)
+    Attributes:
+        message: what is wrong. One that begins with "must" or "is" goes on from the option's name.
+        path: where the option stands, as keys and indices, as far as is known to whom raised it:
+            `("mixers", "kda", "num_heads")`.
+        place: where it was written down, as far as that is known: `plan.toml:12`.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = (), place: str = "") -> None:
+        super().__init__(message, path, place)
         self.message = message
         self.path = path
+        self.place = place
 
-    def under(self, path: tuple[str | int, ...]) -> OptionError:
+    def under(self, path: tuple[str | int, ...]) -> Self:
         """The same error of something that stands at `path` in a larger whole."""
-        return OptionError(self.message, (*path, *self.path))
+        return type(self)(self.message, (*path, *self.path), self.place)
+
+    def at(self, place: str) -> Self:
+        """The same error with the place where the option was written down."""
+        return type(self)(self.message, self.path, place)
+
+    def __str__(self) -> str:
+        name = path_name(self.path)
+        between = "" if not name else " " if self.message.startswith(("must ", "is ")) else ": "
+        return f"{self.place}{': ' if self.place else ''}{name}{between}{self.message}"
+
+
+def path_name(path: tuple[str | int, ...]) -> str:
+    """`("arms", 1, "preset")` as `arms[1].preset`."""
+    name = ""
+    for key in path:
+        name += f"[{key}]" if isinstance(key, int) else f".{key}" if name else key
+    return name
 
 
 class ShapeError(IntarsiaError, ValueError):

@@ -423,7 +423,7 @@ def test_code_that_changes_while_runs_wait_is_refused(
     ("changes", "message"),
     [
         ({"arms": [PLAN["arms"][1], {"name": "b", "preset": "fool-nano"}]}, "did you mean .full-nano"),
-        ({"model": {"vocab_size": 17}}, "vocab_size comes from the tokenizer"),
+        ({"model": {"vocab_size": 17}}, "model.vocab_size must be that of the tokenizer"),
         ({"model": {"depht": 17}}, "depth"),
         ({"matching": {"adjust": False, "tolerance": 0.001}}, "forbids changes"),
         ({"training": {"rows": 2, "length": 64, "warmup_steps": 12}}, "warmup_steps"),

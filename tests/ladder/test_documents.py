@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intarsia.errors import OptionError
 from intarsia.ladder.documents import FEW_JUDGED, choose_documents
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import FEWEST_JUDGED, EvaluationOptions, Tuning
-from intarsia.ladder.schema import PlanError
+from intarsia.ladder.plan_tables import FEWEST_JUDGED, EvaluationOptions, PlanError, Tuning
 from intarsia.ladder.verdict import judge
 from support.comparison import make_plan, make_results
 
@@ -96,7 +96,7 @@ def test_what_can_just_be_judged_is_not(heldout: int, rates: tuple[float, ...]) 
 
 
 def test_a_plan_cannot_ask_for_too_few() -> None:
-    with pytest.raises(PlanError, match=f"documents: must be at least {FEWEST_JUDGED}"):
+    with pytest.raises(OptionError, match=f"documents must be at least {FEWEST_JUDGED}"):
         EvaluationOptions(documents=FEWEST_JUDGED - 1)
 
 

@@ -7,14 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from intarsia.ladder import toml
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.plan_file import load_plan
-from intarsia.ladder.plan_tables import Budget
-from intarsia.ladder.schema import PlanError, toml_line
+from intarsia.ladder.plan_tables import Budget, PlanError
+from intarsia.settings import toml
 from support.comparison import make_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -80,22 +77,26 @@ def test_python(write) -> None:
     [
         ("tokens =", "tokns =", r"plan.toml:6: budget.tokns: unknown option; did you mean 'tokens'\?"),
         ("rows =", "row =", r"plan.toml:12: training.row: unknown option; did you mean 'rows'\?"),
-        ("rows = 8", "steps = 8", r"plan.toml:12: training.steps: the comparison sets this itself"),
+        ("rows = 8", "steps = 8", r"plan.toml:12: training.steps is set by the comparison"),
         ("rows = 8", "lr = 8", r"\[tuning\] learning_rates"),
-        ("rows = 8", "rows = 'x'", r"plan.toml:12: training.rows: rows must be a whole number"),
-        ('"kimi-linear-nano"', "3", r"plan.toml:23: arms\[1\].preset: expected text, got 3 \(int\)"),
+        ("rows = 8", "rows = 'x'", r"plan.toml:12: training.rows must be a whole number; got 'x'"),
+        ('"kimi-linear-nano"', "3", r"plan.toml:23: arms\[1\].preset must be text or none; got 3 \(int\)"),
         ('name = "b"', 'name = "a"', r"plan.toml:22: arms\[1\].name: two arms are called 'a'"),
         ('name = "b"', 'name = "b/c"', r"arms\[1\].name: 'b/c' must be letters"),
         ("seeds = [1, 2]", "seeds = [0, 2]", r"tuning.seed: seed 0 chooses the learning rates"),
         ("seeds = [1, 2]", "seeds = []", r"plan.toml:3: seeds: at least one seed"),
-        ("[1e-3, 2e-3]", "[-1e-3]", r"tuning.learning_rates: must be different and above 0"),
+        ("[1e-3, 2e-3]", "[-1e-3]", r"tuning.learning_rates must be different and above 0"),
         ("100_000", "100_000\nsteps = 3", r"budget: give either tokens or steps"),
         ("[training]", "[quick.budget]\nx = 1\n[training]", r"plan.toml:12: quick.budget.x: unknown option"),
-        ("depth = 3", "dept = 3", r"plan.toml:19: arms\[0\].model.dept: a: .* did you mean 'depth'"),
+        (
+            "depth = 3",
+            "dept = 3",
+            r"plan.toml:19: arms\[0\].model.dept: unknown option; did you mean 'depth'",
+        ),
         (
             "depth = 3",
             "mixers.mla.num_heads = 2.5",
-            r"plan.toml:19: .* num_heads must be a whole number; got 2.5",
+            r"plan.toml:19: arms\[0\].model.mixers.mla.num_heads must be a whole number; got 2.5",
         ),
         ("depth = 3", "mixers.mle.num_heads = 2", r"plan.toml:19: .* no mixer 'mle'; did you mean 'mla'"),
         (
@@ -104,7 +105,7 @@ def test_python(write) -> None:
             r"plan.toml:11: model.mixers.kdaa: no arm has a mixer 'kdaa'; did you mean 'kda'",
         ),
         ("[training]", "[matching]\nreference = 'c'\n[training]", r"matching.reference: no arm 'c'"),
-        ("seeds = [1, 2]", "seeds = [1, 2", r"is not TOML"),
+        ("seeds = [1, 2]", "seeds = [1, 2", r"is not valid TOML"),
     ],
 )
 def test_errors_say_where_and_what(write, before: str, after: str, message: str) -> None:
@@ -115,7 +116,7 @@ def test_errors_say_where_and_what(write, before: str, after: str, message: str)
 
 
 def test_missing_parts_are_named(write) -> None:
-    with pytest.raises(PlanError, match="'budget' is missing"):
+    with pytest.raises(PlanError, match=r"plan\.toml: budget is missing"):
         load_plan(write(TEXT.replace("[budget]\ntokens = 100_000", "")))
     with pytest.raises(PlanError, match="there is no plan file"):
         load_plan("no-such-plan.toml")
@@ -161,43 +162,3 @@ def test_quick_without_a_quick_table_is_small() -> None:
 def test_a_quick_budget_in_the_other_unit_replaces_the_budget() -> None:
     plan = dataclasses.replace(make_plan(), quick={"budget": {"steps": 7}})
     assert plan.as_quick().budget == Budget(steps=7)
-
-
-def test_lines_of_nested_tables() -> None:
-    text = '[a]\nx = 1\n[[b]]\ny = """\n[c]\n"""\n[b.c]\nz = 1\n[[b]]\ny = 2\n'
-    assert toml_line(text, ("a", "x")) == 2
-    assert toml_line(text, ("b", 0, "c", "z")) == 8
-    assert toml_line(text, ("b", 1, "y")) == 10
-    assert toml_line(text, ("b", 1, "missing")) == 9
-    assert toml_line(text, ("nowhere",)) is None
-
-
-scalars = st.one_of(
-    st.booleans(),
-    st.integers(-(2**60), 2**60),
-    st.floats(allow_nan=False),
-    st.text(st.characters(exclude_categories=["Cs"])),
-)
-tables = st.recursive(
-    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), scalars, max_size=3),
-    lambda inner: st.dictionaries(
-        st.text("abc d", min_size=1, max_size=4),
-        scalars
-        | inner.filter(bool)
-        | st.lists(scalars, max_size=3)
-        | st.lists(inner, min_size=1, max_size=3),
-        max_size=4,
-    ),
-    max_leaves=8,
-)
-
-
-@given(tables)
-def test_toml_says_what_it_was_given(values: dict) -> None:
-    def without_empty_tables(value):
-        if isinstance(value, dict):
-            return {key: without_empty_tables(item) for key, item in value.items() if item != {}}
-        return [without_empty_tables(item) for item in value] if isinstance(value, list) else value
-
-    text = toml.dumps(values)
-    assert without_empty_tables(tomllib.loads(text)) == without_empty_tables(values)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from intarsia.data import CorpusOptions
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import Arm, Budget, CorpusOptions, EvaluationOptions, Figures, Tuning
+from intarsia.ladder.plan_tables import Arm, Budget, EvaluationOptions, Figures, Tuning
 from intarsia.ladder.results import (
     ArmResult,
     Baseline,

@@ -34,11 +34,11 @@ def test_round_trip_through_json():
         ({"decay_fraction": 1.5}, "at most 1"),
         ({"weight_decay": -0.1}, "at least 0"),
         ({"warmup_steps": 10}, "fewer than steps"),
-        ({"rows": 6, "micro_rows": 4}, "multiple of micro_rows"),
+        ({"rows": 6, "micro_rows": 4}, "micro_rows must divide rows"),
         ({"eval_every": 0}, "eval_every"),
         ({"adamw_betas": 3}, "a list of 2"),
         ({"activation_checkpointing": "no"}, "true or false; got 'no'"),
-        ({"nonsense": 1}, "unknown training option 'nonsense'"),
+        ({"nonsense": 1}, "nonsense: unknown option"),
     ],
 )
 def test_what_cannot_be_right_is_refused(changes, words):

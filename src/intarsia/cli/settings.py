@@ -2,7 +2,7 @@
 
 The file is TOML:
 
-    preset = "kimi-linear-tiny"
+    preset = "kimi-linear-tiny"   # or none, and a whole configuration in [model]
 
     [corpus]                      # as in a plan of `intarsia compare`
     source = "texts/*.md"
@@ -30,10 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from intarsia.data import CorpusOptions
 from intarsia.errors import CheckpointError, ConfigError, OptionError
-from intarsia.ladder.plan_tables import CorpusOptions
-from intarsia.ladder.schema import build, merge, toml_line, with_none
 from intarsia.model import ModelConfig, presets
+from intarsia.settings import merge, read, settle_types, toml, with_none
 from intarsia.training.config import TrainConfig
 from intarsia.training.run_directory import RunDirectory
 
@@ -57,11 +57,11 @@ class Origin:
         """Where the option at `path` was set, as far as it can be told: `--set x.y=1`, `run.toml:12` or nothing."""
         for changed, text in self.changes.items():
             if path[: len(changed)] == changed or changed[: len(path)] == path != ():
-                return f"--set {text}: "
+                return f"--set {text}"
         if self.file is None:
             return ""
-        line = toml_line(self.text, path)
-        return f"{self.file}:{line}: " if line else f"{self.file}: "
+        line = toml.line_of(self.text, path)
+        return f"{self.file}:{line}" if line else str(self.file)
 
     @contextmanager
     def told(self, *path: str) -> Iterator[None]:
@@ -69,28 +69,35 @@ class Origin:
         try:
             yield
         except OptionError as error:
-            where = (*path, *error.path)
+            told = error.under(path)
             # A mistake of the whole is no mistake of the table's first line.
-            raise OptionError(f"{self.place(where) if error.path else ''}{error}", where) from None
+            raise told.at(self.place(told.path) if error.path or not path else "") from None
 
 
 @dataclass(frozen=True)
 class Settings:
     """One training run, as it was asked for."""
 
-    preset: str
+    preset: str | None = None
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     model: Mapping[str, Any] = field(default_factory=dict)
-    """Changes to the preset."""
+    """Changes to the preset; without a preset the whole configuration."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
     origin: Origin = field(default_factory=Origin, init=False, compare=False)
 
-    def model_config(self, vocab_size: int) -> ModelConfig:
-        """The model to train, for a tokenizer of `vocab_size` tokens."""
-        preset = presets.get(self.preset, vocab_size=vocab_size)
+    def __post_init__(self) -> None:
+        settle_types(self)
+        if self.preset is None and not self.model:
+            raise OptionError("a preset is missing, or a [model] table with a whole configuration")
+
+    def model_config(self, vocab_size: int | None = None) -> ModelConfig:
+        """The model to train, for a tokenizer of `vocab_size` tokens; None: any, to find mistakes before there is
+        one."""
+        if vocab_size is None:
+            vocab_size = self.model.get("vocab_size", 1024)
         with self.origin.told("model"):
-            return ModelConfig.from_dict(merge(preset.to_dict(), self.model))
+            return presets.configure(self.preset, self.model, vocab_size)
 
     def train_config(
         self,
@@ -128,11 +135,11 @@ def read_settings(
         ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     file = Path(source) if source.endswith(".toml") else None
-    values: dict[str, Any] = {"preset": source} if file is None else read_toml(file)
+    values, text = ({"preset": source}, "") if file is None else toml.load(file)
     changed = {_set(values, change): change for change in changes}
-    origin = Origin(file, "" if file is None else file.read_text(encoding="utf-8"), changed)
+    origin = Origin(file, text, changed)
     with origin.told():
-        settings = build(Settings, merge(with_none(values), {"corpus": corpus or {}}))
+        settings = read(Settings, merge(with_none(values), {"corpus": corpus or {}}))
     object.__setattr__(settings, "origin", origin)
     return settings
 
@@ -156,16 +163,6 @@ def warmup_of(directory: Path) -> dict[str, Any]:
     if started is None or "train" not in started:
         return {}
     return {"warmup_steps": started["train"]["warmup_steps"]}
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def _set(values: dict[str, Any], change: str) -> tuple[str, ...]:

@@ -83,8 +83,8 @@ def train(
       steps = 2000
       lr = 3e-3
 
-    What `[training]` can say: `intarsia.training.TrainConfig`. `[model]` changes the preset, table by table;
-    `intarsia inspect PRESET --json` shows what there is.
+    What `[training]` can say: `intarsia.training.TrainConfig`. `[model]` changes the preset, table by table, or is
+    a whole configuration without one; `intarsia inspect PRESET --json` shows what there is.
     """
     from intarsia.cli.counts import parse_count
     from intarsia.cli.output import note, print_json
@@ -107,7 +107,7 @@ def train(
         directory = Path("runs") / (Path(model).stem if model.endswith(".toml") else model)
     inherited = settings_of(parent.run) if parent is not None else warmup_of(directory)
     config = settings.train_config(steps, None if tokens is None else parse_count(tokens), inherited)
-    settings.model_config(vocab_size=1024)  # a mistake in the model is told before the corpus is read
+    settings.model_config()  # a mistake in the model is told before the corpus is read
     main_process = os.environ.get("RANK", "0") == "0"
 
     result = _train(settings, config, directory, cache, device, parent, show=main_process)
@@ -131,13 +131,9 @@ def _train(
     parent: Parent | None,
     show: bool,
 ) -> TrainResult:
-    from intarsia.data import open_corpus, open_tokenizer, prepare
     from intarsia.training import RichProgress, train
 
-    wanted = settings.corpus
-    corpus = open_corpus(wanted.source, limit_bytes=wanted.limit_bytes, text_field=wanted.text_field)
-    tokenizer = open_tokenizer(wanted.tokenizer, corpus=corpus, directory=cache)
-    dataset = prepare(corpus, tokenizer, cache, progress=show)
+    dataset, tokenizer = settings.corpus.prepare(cache, progress=show)
     with RichProgress() as progress:
         return train(
             settings.model_config(tokenizer.vocab_size),

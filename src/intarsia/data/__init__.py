@@ -4,6 +4,7 @@ from intarsia.data.corpus import open_corpus
 from intarsia.data.dataset import TokenDataset, TokenSplit
 from intarsia.data.documents import Corpus, Document
 from intarsia.data.loader import Batch, BatchLoader
+from intarsia.data.options import CorpusOptions
 from intarsia.data.prepare import prepare
 from intarsia.data.tokenizer import load_tokenizer, open_tokenizer
 from intarsia.data.tokenizer_base import DecodeStream, Tokenizer
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "Corpus",
+    "CorpusOptions",
     "DecodeStream",
     "Document",
     "TokenDataset",

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from intarsia.data import CorpusOptions
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.plan_file import load_plan
 from intarsia.ladder.plan_tables import (
     Arm,
     Budget,
-    CorpusOptions,
     EvaluationOptions,
     Figures,
     Matching,
+    PlanError,
     Tuning,
 )
-from intarsia.ladder.schema import PlanError
 
 if TYPE_CHECKING:
     from intarsia.ladder.comparison import compare

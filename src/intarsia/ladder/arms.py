@@ -9,11 +9,11 @@ from typing import Any
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import Arm
-from intarsia.ladder.schema import PlanError, merge
+from intarsia.ladder.plan_tables import Arm, PlanError
 from intarsia.model import ModelConfig, presets
 from intarsia.model.language_model import cost_of
 from intarsia.model.matching import match_parameters
+from intarsia.settings import merge
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,12 @@ def _configurations(plan: Plan, vocab_size: int | None) -> dict[str, ModelConfig
     for index, arm in enumerate(plan.arms):
         try:
             configs[arm.name] = _configuration(plan, arm, vocab_size)
-        except (ConfigError, TypeError) as error:
-            path = error.path if isinstance(error, OptionError) else ()
-            place: tuple[str | int, ...] = ("arms", index)
-            if path:
-                place = ("model", *path) if not _says(arm.model, path) and _says(plan.model, path) else (
-                    *place, "model", *path
-                )  # fmt: skip
-            raise PlanError(f"{arm.name}: {error}", place) from None
+        except ConfigError as error:
+            if not isinstance(error, OptionError) or not error.path:
+                raise PlanError(f"{arm.name}: {error}", ("arms", index)) from None
+            shared = not _says(arm.model, error.path) and _says(plan.model, error.path)
+            place = ("model",) if shared else ("arms", index, "model")
+            raise PlanError(error.message, (*place, *error.path)) from None
     have = {name for config in configs.values() for name in config.mixers}
     for name in plan.model.get("mixers", {}):
         # A change to a mixer is for the arms that have it, so somebody has to.
@@ -113,21 +111,12 @@ def _says(values: Any, path: tuple[str | int, ...]) -> bool:
 def _configuration(plan: Plan, arm: Arm, vocab_size: int | None) -> ModelConfig:
     if vocab_size is None:
         vocab_size = arm.model.get("vocab_size", plan.model.get("vocab_size", 1024))
-    base: dict[str, Any] = {"vocab_size": vocab_size}
-    if arm.preset:
-        base = presets.get(arm.preset, vocab_size=vocab_size).to_dict()
     shared = dict(plan.model)
-    if arm.preset and "mixers" in shared:
+    if arm.preset and isinstance(shared.get("mixers"), Mapping):
         # A change to a mixer is for the arms that have it.
-        shared["mixers"] = {
-            name: change for name, change in shared["mixers"].items() if name in base["mixers"]
-        }
-    values = merge(merge(base, shared), arm.model)
-    if values["vocab_size"] != vocab_size:
-        raise ConfigError(
-            f"vocab_size comes from the tokenizer ({vocab_size}) and cannot be {values['vocab_size']}"
-        )
-    return ModelConfig.from_dict(values)
+        has = presets.get(arm.preset, vocab_size=vocab_size).mixers
+        shared["mixers"] = {name: change for name, change in shared["mixers"].items() if name in has}
+    return presets.configure(arm.preset, merge(shared, arm.model), vocab_size)
 
 
 def _change(before: ModelConfig, after: ModelConfig) -> str:

@@ -11,7 +11,6 @@ from intarsia.errors import ConfigError
 from intarsia.files import write_json, write_text
 from intarsia.jobs.locks import locked
 from intarsia.jobs.signals import terminable
-from intarsia.ladder import toml
 from intarsia.ladder.capacity import Capacity, keep_time, possible_jobs
 from intarsia.ladder.environment import environment
 from intarsia.ladder.fairness import check_batches
@@ -23,6 +22,7 @@ from intarsia.ladder.report.terminal import introduce, show_verdict
 from intarsia.ladder.results import Results
 from intarsia.ladder.text_trial import TextTrial
 from intarsia.ladder.verdict import Verdict, judge
+from intarsia.settings import toml
 
 if TYPE_CHECKING:
     from rich.console import Console

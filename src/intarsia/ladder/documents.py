@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import FEWEST_JUDGED
-from intarsia.ladder.schema import PlanError
+from intarsia.ladder.plan_tables import FEWEST_JUDGED, PlanError
 
 FEW_JUDGED = 20
 """With fewer documents, intervals are too narrow by more than a little (`FEWEST_JUDGED` says by how much)."""

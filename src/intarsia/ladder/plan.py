@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from intarsia.errors import ConfigError, OptionError, did_you_mean
+from intarsia.data import CorpusOptions
+from intarsia.errors import OptionError, did_you_mean
 from intarsia.ladder.plan_tables import (
     Arm,
     Budget,
-    CorpusOptions,
     EvaluationOptions,
     Figures,
     Matching,
+    PlanError,
     Tuning,
 )
-from intarsia.ladder.schema import PlanError, build, merge, with_none, without_none
+from intarsia.settings import merge, read, settle_types, with_none, without_none
 
 #: Options of training that the comparison sets itself, and where a plan says them.
 _OWNED = {
@@ -58,6 +59,7 @@ class Plan:
     """Changes to this plan that make it a matter of seconds, for `--quick`."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         for table in ("model", "training", "quick"):
             object.__setattr__(self, table, with_none(getattr(self, table)))
         names = [arm.name for arm in self.arms]
@@ -71,7 +73,7 @@ class Plan:
                 "at least one seed is needed; three or more make a verdict worth having", ("seeds",)
             )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise PlanError(f"must be different and not negative, got {list(self.seeds)}", ("seeds",))
+            raise PlanError(f"must be different and not negative; got {list(self.seeds)}", ("seeds",))
         if self.tuning.seed in self.seeds:
             raise PlanError(
                 f"seed {self.tuning.seed} chooses the learning rates and is among the judged seeds: the chosen "
@@ -97,21 +99,14 @@ class Plan:
     def _check_training(self) -> None:
         from intarsia.training.config import TrainConfig
 
-        known = [option.name for option in dataclasses.fields(TrainConfig)]
         for key in self.training:
             if key in _OWNED:
-                raise PlanError(
-                    f"the comparison sets this itself; say it in {_OWNED[key]}", ("training", key)
-                )
-            if key not in known:
-                free = [name for name in known if name not in _OWNED]
-                raise PlanError(f"unknown option{did_you_mean(key, free)}", ("training", key))
+                raise PlanError(f"is set by the comparison; say it in {_OWNED[key]}", ("training", key))
         try:
             # A year of steps, so that only the options themselves are checked here.
             TrainConfig.from_dict({"steps": 10**9, **self.training})
-        except (ConfigError, TypeError) as error:
-            path = error.path if isinstance(error, OptionError) else ()
-            raise PlanError(str(error), ("training", *path)) from None
+        except OptionError as error:
+            raise PlanError(error.message, ("training", *error.path)) from None
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -137,7 +132,10 @@ class Plan:
         Raises:
             PlanError: anything that is wrong, with the place where.
         """
-        return build(cls, values)
+        try:
+            return read(cls, values)
+        except OptionError as error:
+            raise PlanError(error.message, error.path) from None
 
     def as_quick(self) -> Plan:
         """The plan with its `quick` changes, or with a general shortening where it has none.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from intarsia.errors import ConfigError
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.schema import PlanError, toml_line
+from intarsia.ladder.plan_tables import PlanError
+from intarsia.settings import toml
 
 
 def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
@@ -34,22 +35,19 @@ def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
 
 
 def _load_toml(path: Path) -> Plan:
-    import tomllib
-
     from intarsia.ladder.arms import check_models
 
     try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} is not TOML: {error}") from None
+        values, text = toml.load(path)
+    except ConfigError as error:
+        raise PlanError(str(error)) from None
     try:
         plan = Plan.from_dict(values)
         check_models(plan)
         check_models(plan.as_quick())
     except PlanError as error:
-        line = toml_line(text, error.path)
-        raise _located(error, f"{path}:{line}" if line else str(path)) from None
+        line = toml.line_of(text, error.path)
+        raise error.at(f"{path}:{line}" if line else str(path)) from None
     return plan
 
 
@@ -64,9 +62,3 @@ def _load_python(path: Path) -> Plan:
     if not isinstance(plan, Plan):
         raise PlanError(f"{path} must define `plan = intarsia.ladder.Plan(...)`")
     return plan
-
-
-def _located(error: PlanError, place: str) -> PlanError:
-    located = PlanError(f"{place}: {error}")
-    located.path = error.path
-    return located

@@ -1,4 +1,4 @@
-"""The tables of a plan: arms, corpus, budget, tuning, matching, evaluation, figures. `docs/comparison.md` explains each
+"""The tables of a plan: arms, budget, tuning, matching, evaluation, figures. `docs/comparison.md` explains each
 option."""
 
 from __future__ import annotations
@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from intarsia.ladder.schema import PlanError, with_none
+from intarsia.errors import OptionError
+from intarsia.settings import check_bounds, settle_types, with_none
 
 FEWEST_JUDGED = 10
 """The fewest documents to judge by. Where documents differ more than seeds do, an interval that says 95 % misses the
 truth in about 12 % of all cases with 10 documents, 17 % with 5 and 48 % with 2."""
+
+
+class PlanError(OptionError):
+    """A plan that cannot be right."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Arm:
     """The grid of this arm, where it should differ from the plan's."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         object.__setattr__(self, "model", with_none(self.model))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise PlanError(
@@ -43,24 +49,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class CorpusOptions:
-    """The text and how it becomes tokens, as `intarsia.data` opens them."""
-
-    source: str = "python"
-    tokenizer: str = "bpe:4096"
-    limit_bytes: int | None = None
-    text_field: str = "text"
-    heldout: float = 0.05
-    """The share of documents that is kept from training, for tuning and judging."""
-
-    def __post_init__(self) -> None:
-        if self.limit_bytes is not None:
-            check_least(self, "limit_bytes", 1)
-        if not 0 < self.heldout < 1:
-            raise PlanError(f"must be above 0 and below 1, got {self.heldout}", ("heldout",))
-
-
-@dataclass(frozen=True)
 class Budget:
     """What each run may spend: tokens or optimizer steps, one of the two."""
 
@@ -68,9 +56,10 @@ class Budget:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if (self.tokens is None) == (self.steps is None):
             raise PlanError("give either tokens or steps, and not both")
-        check_least(self, "tokens" if self.steps is None else "steps", 1)
+        check_bounds(self, "tokens", "steps", least=1)
 
     def steps_of(self, tokens_per_step: int) -> int:
         """Optimizer steps that spend the budget; tokens are rounded up to whole steps."""
@@ -97,11 +86,11 @@ class Tuning:
     not quite that of the whole; the same for all arms."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         check_rates(self.learning_rates, ("learning_rates",))
-        if not 0 < self.budget_share <= 1:
-            raise PlanError(f"must be above 0 and at most 1, got {self.budget_share}", ("budget_share",))
-        check_least(self, "seed", 0)
-        check_least(self, "documents", 1)
+        check_bounds(self, "budget_share", above=0, most=1)
+        check_bounds(self, "seed", least=0)
+        check_bounds(self, "documents", least=1)
 
 
 @dataclass(frozen=True)
@@ -116,8 +105,8 @@ class Matching:
     """Change the feed-forward width of each other arm to come nearest. False: only check."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise PlanError(f"must be at least 0 and below 1, got {self.tolerance}", ("tolerance",))
+        settle_types(self)
+        check_bounds(self, "tolerance", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -137,15 +126,13 @@ class EvaluationOptions:
     """Of the choice of documents and of the bootstrap."""
 
     def __post_init__(self) -> None:
-        check_least(self, "documents", FEWEST_JUDGED)
-        check_least(self, "resamples", 1000)
-        check_least(self, "seed", 0)
-        if self.tokens_per_document is not None:
-            check_least(self, "tokens_per_document", 1)
-        if not 0.5 <= self.confidence < 1:
-            raise PlanError(f"must be at least 0.5 and below 1, got {self.confidence}", ("confidence",))
-        if self.margin is not None and self.margin <= 0:
-            raise PlanError(f"must be above 0, got {self.margin}", ("margin",))
+        settle_types(self)
+        check_bounds(self, "documents", least=FEWEST_JUDGED)
+        check_bounds(self, "resamples", least=1000)
+        check_bounds(self, "seed", least=0)
+        check_bounds(self, "tokens_per_document", least=1)
+        check_bounds(self, "confidence", least=0.5, below=1)
+        check_bounds(self, "margin", above=0)
 
 
 @dataclass(frozen=True)
@@ -168,25 +155,15 @@ class Figures:
     top_p: float = 0.95
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if any(context < 1 for context in self.contexts) or list(self.contexts) != sorted(set(self.contexts)):
-            raise PlanError(f"must be positive and growing, got {list(self.contexts)}", ("contexts",))
-        for name, least in (
-            ("decode_tokens", 1),
-            ("repeats", 1),
-            ("throughput_steps", 0),
-            ("sample_tokens", 0),
-        ):
-            check_least(self, name, least)
-
-
-def check_least(owner: object, name: str, least: int) -> None:
-    value = getattr(owner, name)
-    if value < least:
-        raise PlanError(f"must be at least {least}, got {value}", (name,))
+            raise PlanError(f"must be positive and growing; got {list(self.contexts)}", ("contexts",))
+        check_bounds(self, "decode_tokens", "repeats", least=1)
+        check_bounds(self, "throughput_steps", "sample_tokens", least=0)
 
 
 def check_rates(rates: tuple[float, ...], path: tuple[str | int, ...]) -> None:
     if not rates:
         raise PlanError("at least one learning rate is needed", path)
     if len(set(rates)) < len(rates) or min(rates) <= 0:
-        raise PlanError(f"must be different and above 0, got {list(rates)}", path)
+        raise PlanError(f"must be different and above 0; got {list(rates)}", path)

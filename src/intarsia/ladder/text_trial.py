@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intarsia.data import TokenDataset, Tokenizer, open_corpus, open_tokenizer, prepare
+from intarsia.data import TokenDataset, Tokenizer
 from intarsia.errors import ConfigError
 from intarsia.jobs.board import Board
 from intarsia.jobs.machine import processor
@@ -20,10 +20,10 @@ from intarsia.ladder.capacity import Capacity, run_bytes
 from intarsia.ladder.documents import Chosen, choose_documents
 from intarsia.ladder.measuring import MeasuredArm, MeasureSpec
 from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import PlanError
 from intarsia.ladder.results import ArmResult, Baseline, Measurements, RunRole
 from intarsia.ladder.run_folder import RunSpec
 from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
-from intarsia.ladder.schema import PlanError
 from intarsia.ladder.statistics import Array
 from intarsia.model.fingerprint import Fingerprint, fingerprint
 from intarsia.training import NGrams, TrainConfig
@@ -57,7 +57,7 @@ class TextTrial:
         import torch
 
         with console.status("Preparing the corpus and the tokenizer"):
-            dataset, tokenizer = _open_data(plan, directory)
+            dataset, tokenizer = plan.corpus.prepare(directory, progress=False)
         arms = resolve(plan, tokenizer.vocab_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         config = _judged_config(plan)
@@ -190,18 +190,6 @@ class TextTrial:
             model=arm.config.to_dict(),
             measurements=measurements or Measurements(),
         )
-
-
-def _open_data(plan: Plan, directory: Path) -> tuple[TokenDataset, Tokenizer]:
-    wanted = plan.corpus
-    corpus = open_corpus(
-        wanted.source,
-        limit_bytes=wanted.limit_bytes,
-        text_field=wanted.text_field,
-        heldout=wanted.heldout,
-    )
-    tokenizer = open_tokenizer(wanted.tokenizer, corpus=corpus, directory=directory)
-    return prepare(corpus, tokenizer, directory, progress=False), tokenizer
 
 
 def _judged_config(plan: Plan) -> TrainConfig:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError, OptionError
+from intarsia.errors import OptionError
 from intarsia.layers.states import State
 from intarsia.ops import Sequences
 from intarsia.ops.precision import compute_dtype
-from intarsia.options import check_types
+from intarsia.settings import settle_types
 
 
 @dataclass(frozen=True)
@@ -36,30 +33,12 @@ class Yarn:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        settle_types(self)
         for name in ("factor", "original_length", "fast", "slow"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"yarn.{name} must be positive; got {getattr(self, name)}")
+                raise OptionError(f"must be positive; got {getattr(self, name)}", (name,))
         if self.fast <= self.slow:
-            raise ConfigError(f"yarn.fast must be above yarn.slow; got {self.fast} and {self.slow}")
-
-    @classmethod
-    def of(cls, options: Yarn | Mapping[str, Any] | None) -> Yarn | None:
-        """From the options as a mapping, as files have them."""
-        if options is None or isinstance(options, Yarn):
-            return options
-        fields = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(options, Mapping) or not {"factor", "original_length"} <= set(options) <= set(
-            fields
-        ):
-            raise OptionError(
-                f"yarn takes factor and original_length, and may take {', '.join(fields[2:])}; got {options!r}",
-                ("yarn",),
-            )
-        try:
-            return cls(**options)
-        except OptionError as error:
-            raise OptionError(f"yarn.{error}", ("yarn", *error.path)) from None
+            raise OptionError(f"must be above slow; got {self.fast} and {self.slow}", ("fast",))
 
     @property
     def magnitude(self) -> float:

@@ -84,7 +84,6 @@ class AttentionConfig(NormedConfig):
             raise ConfigError(
                 f"rope={self.rope} rotates {self.rotated} of {self.head_dim} channels; it must be even"
             )
-        object.__setattr__(self, "yarn", Yarn.of(self.yarn))
         if self.yarn is not None and not self.rotated:
             raise ConfigError("yarn stretches a rotation, and rope=0 has none")
         if self.qk_norm not in get_args(QKNorm):

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError, ShapeError, UnsupportedError
+from intarsia.errors import OptionError, ShapeError, UnsupportedError
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.ops.arguments import Decay
 from intarsia.ops.sequences import Sequences
-from intarsia.options import check_types
+from intarsia.settings import settle_types
 
 __all__ = [
     "About",
@@ -155,7 +155,7 @@ class MixerConfig:
     about: ClassVar[About]
 
     def __post_init__(self) -> None:
-        check_types(self)
+        settle_types(self)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> Mixer[Any]:
         """The mixer for a model of width `d_model`."""
@@ -187,7 +187,7 @@ class NormedConfig(MixerConfig):
 
 
 def positive(**values: int | float | None) -> None:
-    """Raise ConfigError for the first value that is given and not above zero."""
+    """Raise OptionError for the first value that is given and not above zero."""
     for name, value in values.items():
         if value is not None and value <= 0:
-            raise ConfigError(f"{name} must be positive; got {value}")
+            raise OptionError(f"must be positive; got {value}", (name,))

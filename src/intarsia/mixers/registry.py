@@ -40,7 +40,7 @@ from intarsia.mixers.rwkv7 import RWKV7Config
 from intarsia.mixers.simplicial import SimplicialConfig
 from intarsia.mixers.sliding_window import SlidingWindowConfig
 from intarsia.mixers.trnn import TRNNConfig
-from intarsia.options import check_options
+from intarsia.settings import read
 
 MIXERS: tuple[type[MixerConfig], ...] = (
     AttentionConfig,
@@ -153,11 +153,11 @@ def config_from_dict(values: Mapping[str, Any]) -> MixerConfig:
     """The inverse of `config_to_dict`.
 
     Raises:
-        ConfigError: an unknown mixer, an option that it does not have or that is missing, or a value that cannot be
-            right. Where it is one option's, an OptionError whose `path` is that option's name.
+        OptionError: an unknown mixer, an option that it does not have or that is missing, or a value that cannot be
+            right. `path` is that option's name.
     """
     if not isinstance(values, Mapping):
-        raise OptionError(f"the options of a mixer are a table; got {values!r}")
+        raise OptionError(f"must be a table, the options of a mixer; got {values!r}")
     options = dict(values)
     kind = options.pop("type", None)
     if kind is None:
@@ -168,24 +168,4 @@ def config_from_dict(values: Mapping[str, Any]) -> MixerConfig:
         config = mixer(kind)
     except ConfigError as error:
         raise OptionError(str(error), ("type",)) from None
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    for name in options:
-        if name not in fields:
-            raise OptionError(
-                f"the mixer {kind!r} has no option {name!r}{did_you_mean(name, fields)}", (name,)
-            )
-    required = (
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
-    missing = [name for name in required if name not in options]
-    if missing:
-        raise OptionError(f"the mixer {kind!r} needs the option {', '.join(missing)}")
-    try:
-        # Here too: a mixer of another package need not check by itself.
-        check_options(config, options)
-        return config(**options)
-    except ConfigError as error:
-        path = error.path if isinstance(error, OptionError) else ()
-        raise OptionError(f"the mixer {kind!r}: {error}", path) from None
+    return read(config, options)

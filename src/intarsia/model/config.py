@@ -7,16 +7,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.mixers import MixerConfig, config_from_dict, config_to_dict
+from intarsia.settings import Readers, check_bounds, check_names, read, settle_types
 
 RoutingWeights = Literal["unbiased", "biased"]
 ExpertScores = Literal["sigmoid", "softmax"]
 ExpertActivation = Literal["swiglu", "clamped"]
 NormPlacement = Literal["before", "after", "stream"]
-C = TypeVar("C")
+READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class FeedForwardConfig:
     d_hidden: int
 
     def __post_init__(self) -> None:
-        _check_counts(self, "d_hidden")
+        settle_types(self)
+        check_bounds(self, "d_hidden", least=1)
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,11 @@ class ExpertsConfig:
     activation: ExpertActivation = "swiglu"
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
-        _check_counts(self, "num_shared", least=0)
-        _check_reals(self, "routed_scaling_factor")
-        if self.bias_update_rate != 0:
-            _check_reals(self, "bias_update_rate")
-        _check_flags(self, "normalize", "shared_gate", "biases")
-        _check_choice(self, "routing_weights", get_args(RoutingWeights))
-        _check_choice(self, "scores", get_args(ExpertScores))
-        _check_choice(self, "activation", get_args(ExpertActivation))
+        settle_types(self)
+        counts = ("num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
+        check_bounds(self, *counts, least=1)
+        check_bounds(self, "num_shared", "bias_update_rate", least=0)
+        check_bounds(self, "routed_scaling_factor", above=0)
         if self.shared_gate and not self.num_shared:
             raise ConfigError("shared_gate needs shared experts: num_shared is 0")
         if self.num_experts % self.num_groups:
@@ -127,27 +125,16 @@ class ModelConfig:
     residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_counts(self, "vocab_size", "d_model", "depth")
-        _check_counts(self, "dense_layers", least=0)
-        _check_reals(self, "norm_eps", "init_std", "residual_scale")
-        _check_flags(self, "tie_embeddings", "zero_centered_norms")
-        if not isinstance(self.feed_forward, FeedForwardConfig):
-            raise ConfigError(f"feed_forward must be a FeedForwardConfig; got {self.feed_forward!r}")
-        if self.experts is not None and not isinstance(self.experts, ExpertsConfig):
-            raise ConfigError(f"experts must be an ExpertsConfig or None; got {self.experts!r}")
-        if not isinstance(self.mixers, Mapping) or not self.mixers:
-            raise ConfigError("mixers must map each name in the layout to a mixer configuration")
-        for name, mixer in self.mixers.items():
-            if not isinstance(mixer, MixerConfig):
-                raise ConfigError(f"mixers[{name!r}] must be a mixer configuration; got {mixer!r}")
+        settle_types(self, READERS)
+        check_bounds(self, "vocab_size", "d_model", "depth", least=1)
+        check_bounds(self, "dense_layers", least=0)
+        check_bounds(self, "norm_eps", "init_std", "residual_scale", above=0)
+        if not self.mixers:
+            raise OptionError("must map each name in the layout to a mixer's options", ("mixers",))
         object.__setattr__(self, "mixers", MappingProxyType(dict(self.mixers)))
         for name in parse_layout(self.layout):
             if name not in self.mixers:
                 raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
-        self._check_norm_placement()
-
-    def _check_norm_placement(self) -> None:
-        choices = get_args(NormPlacement)
         if isinstance(self.norm_placement, Mapping):
             object.__setattr__(self, "norm_placement", MappingProxyType(dict(self.norm_placement)))
             for name in self.norm_placement:
@@ -156,13 +143,6 @@ class ModelConfig:
                         f"norm_placement names {unknown(name, self.mixers, 'mixer')}",
                         ("norm_placement", name),
                     )
-        for name in self.mixers:
-            if (placement := self.placement_of(name)) not in choices:
-                raise OptionError(
-                    f"norm_placement must be {' or '.join(map(repr, choices))}, or a table of mixers' names and"
-                    f" these; got {placement!r}",
-                    ("norm_placement",),
-                )
 
     def placement_of(self, name: str) -> NormPlacement:
         """Where the norms stand in the blocks whose mixer has this name."""
@@ -182,7 +162,7 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> ModelConfig:
         """This configuration with some fields changed."""
-        _check_names(type(self), changes)
+        check_names(type(self), changes)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,20 +180,11 @@ class ModelConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            ConfigError: a key is unknown or missing, or a value cannot be right. Where it is one option's, an
-                OptionError whose `path` says which.
+            OptionError: a key is unknown or missing, or a value cannot be right. Its `path` says which.
         """
-        values = dict(_mapping(values, cls.__name__))
-        if "mixers" in values:
-            mixers = _mapping(values["mixers"], "mixers")
-            values["mixers"] = {name: _mixer(name, mixers) for name in mixers}
-        for name, part in (("feed_forward", FeedForwardConfig), ("experts", ExpertsConfig)):
-            if values.get(name) is not None:
-                try:
-                    values[name] = _from_dict(part, values[name])
-                except OptionError as error:
-                    raise error.under((name,)) from None
-        return _from_dict(cls, values)
+        if isinstance(values, Mapping):
+            _check_mixers(values.get("mixers"))
+        return read(cls, values, READERS)
 
     def __hash__(self) -> int:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
@@ -250,83 +221,17 @@ def unknown(name: str, known: Iterable[str], what: str) -> str:
     return f"an unknown {what} {name!r}{did_you_mean(name, sorted(known))}"
 
 
-def _mixer(name: str, mixers: Mapping[str, Any]) -> MixerConfig:
-    """The mixer that a model calls `name`."""
-    options = mixers[name]
-    if isinstance(options, Mapping) and "type" not in options:
-        # Changes to a mixer that the model does not have: mistyped, or new.
-        others = [other for other in mixers if isinstance(mixers[other], Mapping) and "type" in mixers[other]]
-        raise OptionError(
-            f"the model has no mixer {name!r}{did_you_mean(name, others)} (a new one needs a 'type', the name of its "
-            "layer in `intarsia mixers`)",
-            ("mixers", name),
-        )
-    try:
-        return config_from_dict(options)
-    except OptionError as error:
-        # The name of the layer says enough, unless the model calls it otherwise.
-        own = "" if options.get("type", name) == name else f"mixers.{name}: "
-        raise OptionError(f"{own}{error}", ("mixers", name, *error.path)) from None
-
-
-def _from_dict(cls: type[C], values: Any) -> C:
-    values = _mapping(values, cls.__name__)
-    _check_names(cls, values)
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.name not in values
+def _check_mixers(mixers: Any) -> None:
+    """Find changes to a mixer that the model does not have: mistyped, or new."""
+    if not isinstance(mixers, Mapping):
+        return
+    known = [
+        name for name, options in mixers.items() if not isinstance(options, Mapping) or "type" in options
     ]
-    if missing:
-        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
-    return cls(**values)
-
-
-def _mapping(values: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{name} must be a table of names and values; got {values!r}")
-    return values
-
-
-def _check_names(cls: type, values: Iterable[str]) -> None:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in values:
+    for name in mixers:
         if name not in known:
-            raise OptionError(f"{cls.__name__} was given {unknown(name, known, 'option')}", (name,))
-
-
-def _check_counts(config: Any, *names: str, least: int = 1) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise OptionError(
-                f"{_label(config, name)} must be a whole number of at least {least}; got {value!r}", (name,)
+                f"the model has no mixer {name!r}{did_you_mean(name, known)} (a new one needs a 'type', the name of "
+                "its layer in `intarsia mixers`)",
+                ("mixers", name),
             )
-
-
-def _check_reals(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        real = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not real or not math.isfinite(value) or value <= 0:
-            raise OptionError(f"{_label(config, name)} must be a positive number; got {value!r}", (name,))
-
-
-def _check_flags(config: Any, *names: str) -> None:
-    for name in names:
-        if not isinstance(getattr(config, name), bool):
-            raise OptionError(
-                f"{_label(config, name)} must be true or false; got {getattr(config, name)!r}", (name,)
-            )
-
-
-def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        raise OptionError(
-            f"{_label(config, name)} must be {' or '.join(map(repr, choices))}; got {getattr(config, name)!r}",
-            (name,),
-        )
-
-
-def _label(config: Any, name: str) -> str:
-    return f"{type(config).__name__}.{name}"

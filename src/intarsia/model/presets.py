@@ -20,17 +20,18 @@ The same names without a size are the published shapes, in `published.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, OptionError
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, KDAConfig, LightningConfig, MLAConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig, unknown
 from intarsia.model.language_model import cost_of
 from intarsia.model.matching import match_parameters
 from intarsia.model.published import PUBLISHED, with_window
+from intarsia.settings import merge
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,25 @@ def get(name: str, vocab_size: int | None = None, **changes: Any) -> ModelConfig
         raise ConfigError(unknown(name, PRESETS, "preset"))
     config = PRESETS[name](vocab_size)
     return config.replace(**changes) if changes else config
+
+
+def configure(preset: str | None, changes: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+    """A preset with changes, table by table; without a preset the changes are the whole configuration.
+
+    Args:
+        vocab_size: tokens of the tokenizer, which is not to be changed.
+
+    Raises:
+        OptionError: there is no such preset, or an option cannot be right; with its path in `changes`.
+    """
+    base: Mapping[str, Any] = {"vocab_size": vocab_size}
+    if preset is not None:
+        base = get(preset, vocab_size=vocab_size).to_dict()
+    if changes.get("vocab_size", vocab_size) != vocab_size:
+        raise OptionError(
+            f"must be that of the tokenizer, {vocab_size}; got {changes['vocab_size']}", ("vocab_size",)
+        )
+    return ModelConfig.from_dict(merge(base, changes))
 
 
 def _mla(size: Size, rotate: bool) -> MLAConfig:

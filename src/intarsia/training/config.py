@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from intarsia.errors import ConfigError, OptionError, did_you_mean
-from intarsia.options import check_types
+from intarsia.errors import ConfigError, OptionError
+from intarsia.settings import check_bounds, read, settle_types
 
 OptimizerName = Literal["muon", "adamw"]
 ScheduleName = Literal["wsd", "cosine", "constant"]
@@ -38,6 +38,15 @@ DATA_FIELDS = frozenset({"rows", "length", "data_seed"})
 LASTING_FIELDS = DATA_FIELDS | {"seed", "optimizer"}
 """Fields that are the same in a run and in all that branch off from it: the order of the data, and what the
 checkpoint's tensors mean."""
+
+BOUNDS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
+    (("steps", "rows", "length", "log_every", "keep_checkpoints"), {"least": 1}),
+    (("micro_rows", "eval_every", "eval_bytes", "checkpoint_every", "keep_every"), {"least": 1}),
+    (("eval_documents", "warmup_steps", "seed", "data_seed", "weight_decay"), {"least": 0}),
+    (("lr", "adamw_lr_scale", "adamw_eps", "grad_clip", "qk_clip"), {"above": 0}),
+    (("decay_fraction", "final_lr_fraction"), {"least": 0, "most": 1}),
+    (("muon_momentum", "adamw_betas"), {"least": 0, "below": 1}),
+)
 
 
 @dataclass(frozen=True)
@@ -115,42 +124,16 @@ class TrainConfig:
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("steps", "rows", "length", "log_every", "keep_checkpoints"):
-            _integer(name, getattr(self, name), least=1)
-        for name in (
-            "micro_rows",
-            "eval_every",
-            "eval_documents",
-            "eval_bytes",
-            "checkpoint_every",
-            "keep_every",
-        ):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), least=0 if name == "eval_documents" else 1)
-        for name in ("warmup_steps", "seed", "data_seed"):
-            _integer(name, getattr(self, name), least=0)
-        for name in ("lr", "adamw_lr_scale", "adamw_eps"):
-            _number(name, getattr(self, name), above=0)
-        for name in ("grad_clip", "qk_clip"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0)
-        _number("weight_decay", self.weight_decay)
-        _number("decay_fraction", self.decay_fraction, most=1)
-        _number("final_lr_fraction", self.final_lr_fraction, most=1)
-        _number("muon_momentum", self.muon_momentum, below=1)
-        object.__setattr__(self, "adamw_betas", tuple(self.adamw_betas))
-        for beta in self.adamw_betas:
-            _number("adamw_betas", beta, below=1)
+        settle_types(self)
+        for names, bounds in BOUNDS:
+            check_bounds(self, *names, **bounds)
         if self.warmup_steps >= self.steps:
             raise OptionError(
-                f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})",
+                f"must be fewer than steps ({self.steps}); got {self.warmup_steps}",
                 ("warmup_steps",),
             )
         if self.micro_rows is not None and self.rows % self.micro_rows:
-            raise OptionError(
-                f"rows ({self.rows}) must be a multiple of micro_rows ({self.micro_rows})", ("micro_rows",)
-            )
+            raise OptionError(f"must divide rows ({self.rows}); got {self.micro_rows}", ("micro_rows",))
 
     @property
     def tokens_per_step(self) -> int:
@@ -190,28 +173,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`. Unknown names are errors."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise OptionError(f"unknown training option {name!r}{did_you_mean(name, known)}", (name,))
-        if "steps" not in values:
-            raise ConfigError("a training configuration needs the number of steps")
-        return cls(**values)
+        """The inverse of `to_dict`.
 
-
-def _integer(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise OptionError(f"{name} must be a whole number of at least {least}; got {value!r}", (name,))
-
-
-def _number(
-    name: str, value: float, above: float | None = None, below: float | None = None, most: float | None = None
-) -> None:
-    if above is not None and not value > above:
-        raise OptionError(f"{name} must be above {above}; got {value!r}", (name,))
-    if value < 0 or (below is not None and not value < below) or (most is not None and value > most):
-        limit = (
-            f" and below {below}" if below is not None else f" and at most {most}" if most is not None else ""
-        )
-        raise OptionError(f"{name} must be at least 0{limit}; got {value!r}", (name,))
+        Raises:
+            OptionError: an unknown name, no number of steps, or a value that cannot be right.
+        """
+        return read(cls, values)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from intarsia.ladder import toml
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.report.markup import Markup, join, tag
 from intarsia.ladder.report.parts import arm_name, percent
 from intarsia.ladder.results import Results
 from intarsia.ladder.verdict import Verdict
 from intarsia.ladder.words import count
+from intarsia.settings import toml
 
 
 def rates_section(plan: Plan, results: Results) -> Markup:
