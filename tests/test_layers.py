@@ -69,3 +69,14 @@ def test_the_command_line_starts_without_torch(argument: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["presets"], ["inspect", "kimi-linear-48b-a3b"]], ids=" ".join)
+def test_models_are_listed_without_the_compiler(arguments: list[str]) -> None:
+    code = (
+        "import sys; from intarsia.cli import main; status = main(sys.argv[1:]);"
+        "slow = {'torch._dynamo', 'torch._inductor', 'sympy', 'transformers', 'intarsia.training'} & set(sys.modules);"
+        "assert not slow, slow; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

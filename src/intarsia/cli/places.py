@@ -19,13 +19,15 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
         ConfigError: there is neither a preset nor a directory of that name.
         CheckpointError: the directory holds no model.
     """
-    from intarsia.checkpoints.native import load_config
     from intarsia.model import ModelConfig, presets
-    from intarsia.training.run_directory import RunDirectory, read_json
 
     directory = Path(target)
     if target in presets.names() or (len(directory.parts) == 1 and not directory.exists()):
         return presets.get(target, vocab_size=vocab_size)
+    # What reads directories takes as long to load as all the rest: a preset needs none of it.
+    from intarsia.checkpoints.native import load_config
+    from intarsia.training.run_directory import RunDirectory, read_json
+
     if not directory.exists():
         raise ConfigError(
             f"there is no directory {target}, and presets have no slashes: see `intarsia presets`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -13,11 +14,13 @@ from intarsia.errors import ShapeError
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
+from intarsia.mixers import Cost, MixerConfig
 from intarsia.model import initialization
 from intarsia.model.block import Block
 from intarsia.model.config import ModelConfig
-from intarsia.model.cost import ModelCost
+from intarsia.model.cost import LayerCost, ModelCost
 from intarsia.model.experts import Experts
+from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.loss import IGNORED, chunked_cross_entropy
 from intarsia.ops.sequences import Sequences
 
@@ -253,6 +256,28 @@ def _last_places(seqs: Sequences) -> list[int]:
 
 
 def cost_of(config: ModelConfig) -> ModelCost:
-    """The cost of a model that is not built."""
+    """The cost of a model that is not built: of each kind of layer one is, without memory for its weights."""
     with torch.device("meta"):
-        return LanguageModel(config).cost()
+        dense = SwiGLU(config.d_model, config.feed_forward.d_hidden).cost()
+        sparse = dense if config.experts is None else Experts(config.d_model, config.experts).cost()
+    layers = []
+    for layer, name in enumerate(config.layers):
+        mixer = config.mixers[name].at_layer(layer, config.depth)
+        feed_forward = sparse if config.has_experts(layer) else dense
+        cost = _mixer_cost(mixer, config.d_model, torch.get_default_dtype())
+        layers.append(LayerCost(name, cost, feed_forward, norm_parameters=2 * config.d_model))
+    return ModelCost(config.vocab_size, config.d_model, config.tie_embeddings, tuple(layers))
+
+
+def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
+    try:
+        return _known_mixer_cost(options, d_model, dtype)
+    except TypeError:  # the options of another package's mixer need not be hashable
+        return _known_mixer_cost.__wrapped__(options, d_model, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
+    """What a mixer costs whose parameters are of this dtype, the default one. Models have few kinds and many layers."""
+    with torch.device("meta"):
+        return options.build(d_model).cost()

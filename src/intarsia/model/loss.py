@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from intarsia.errors import ShapeError
+from intarsia.ops.compiler import is_static
 from intarsia.ops.cpu_common import differentiable_once
 from intarsia.ops.precision import product_dtype, without_autocast
 from intarsia.ops.tracing import transform
@@ -59,7 +59,7 @@ def chunked_cross_entropy(
     )
     if transform() is not None:
         nll, _ = _forward(*arguments)
-    elif torch.compiler.is_compiling() and not has_static_value(arguments[0].shape[0]):
+    elif torch.compiler.is_compiling() and not is_static(arguments[0].shape[0]):
         # A loop of as many rounds as the tokens make would be another graph for each number of tokens.
         nll, _ = torch.ops.intarsia.cross_entropy(*arguments)
     else:

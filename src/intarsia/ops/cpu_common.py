@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.ops import native
+from intarsia.ops.compiler import constant_in_graphs
 from intarsia.ops.tracing import observed, transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -17,7 +18,7 @@ Optional = Tensor | None
 
 
 # torch.compile need not trace how a module is looked for.
-missing_reason = torch.compiler.assume_constant_result(native.missing_reason)
+missing_reason = constant_in_graphs(native.missing_reason)
 
 
 def refuse(name: str, x: Tensor, dtype: torch.dtype | None = None) -> str | None:

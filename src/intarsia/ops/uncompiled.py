@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import has_static_value
+
+from intarsia.ops.compiler import is_static
 
 Tensors = Sequence[Tensor | None]
 Numbers = Sequence[float]
@@ -90,7 +91,7 @@ class Uncompiled:
         self, tensors: Tensors, lengths: Sequence[int], numbers: Numbers, *, always: bool = False
     ) -> Sequence[Tensor]:
         """`always`: the operator in every graph, for constant lengths, too."""
-        if torch.compiler.is_compiling() and (always or not all(has_static_value(n) for n in lengths)):
+        if torch.compiler.is_compiling() and (always or not all(is_static(n) for n in lengths)):
             found = self.operator(*tensors, list(lengths), list(numbers))
             return (found,) if isinstance(found, Tensor) else found
         return self.function(tensors, lengths, numbers)
