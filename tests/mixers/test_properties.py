@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia.errors import ShapeError, UnsupportedError
 from intarsia.layers.float32 import KeepsFloat32
-from intarsia.layers.states import GrowingTensor
+from intarsia.layers.growing_tensor import GrowingTensor
 from intarsia.mixers import Mixer, names
 from intarsia.ops import Sequences
 from support.budget import assert_within_budget
@@ -111,11 +111,7 @@ def test_packed_sequences_do_not_see_each_other(case: str, lengths: list[int]) -
     close(y, torch.cat([mixer(part)[0] for part in x.split([n for n in lengths if n], dim=1)], dim=1))
 
 
-# Growing states cannot be continued by a packed row yet.
-RAGGED = [case for case in CASES if build(case).init_state(1).kind == "recurrent"]
-
-
-@pytest.mark.parametrize("case", RAGGED)
+@every_mixer
 @settings(max_examples=12)
 @given(
     pieces=st.lists(st.lists(st.integers(0, 70), min_size=3, max_size=3), min_size=1, max_size=4).filter(
@@ -140,14 +136,14 @@ def test_sequences_of_different_lengths_continue_together(
                     expected, alone[n] = mixer(part, alone[n])
                     close(got, expected)
             assert together.tokens == tuple(seen + n for seen, n in zip(before.tokens, lengths, strict=True))
-            for name, tensor in together.tensors().items():
-                for n, length in enumerate(lengths):
-                    if length == 0:
-                        assert torch.equal(tensor[n], before.tensors()[name][n])
-                    close(tensor[n], alone[n].tensors()[name][0])
+            for n, length in enumerate(lengths):
+                now, earlier = (state.select([n]).tensors() for state in (together, before))
+                for name, tensor in alone[n].tensors().items():
+                    assert length or torch.equal(now[name], earlier[name])
+                    close(now[name], tensor)
 
 
-@pytest.mark.parametrize("case", RAGGED)
+@every_mixer
 def test_a_packed_row_that_continues_has_the_gradients_of_its_sequences(case: str) -> None:
     mixer, lengths = build(case), (5, 0, 70, 1)
     x, past = inputs(sum(lengths), B=1).requires_grad_(), inputs(3, B=4, seed=1).requires_grad_()
@@ -173,7 +169,7 @@ def test_a_packed_row_that_continues_has_the_gradients_of_its_sequences(case: st
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("case", RAGGED)
+@every_mixer
 def test_states_select_and_concatenate(case: str) -> None:
     """Whatever way sequences come together, each goes on as if it had stayed alone: forks too."""
     mixer = build(case)

@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.layers.states import GrowingTensor, KeyValueState, LatentState, State, WindowState
+from intarsia.layers.growing_tensor import GrowingTensor
+from intarsia.layers.states import State
+from intarsia.mixers import AttentionConfig, ForgettingConfig, MLAConfig, SlidingWindowConfig
+from intarsia.ops import Sequences
 
 every_limit = pytest.mark.parametrize("limit", [None, 6, 40])
 THREADS = 4
@@ -86,21 +89,30 @@ def test_threads_that_go_on_from_one_sequence_do_not_meet(limit: int | None, hur
         assert not start.content.any()
 
 
-STATES: dict[str, Callable[[], State]] = {
-    "key-value": lambda: KeyValueState(
-        GrowingTensor(torch.zeros(1, 2, 1, 4)), GrowingTensor(torch.zeros(1, 2, 1, 4))
-    ),
-    "window": lambda: WindowState.of(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), 5, (2,)),
-    "latent": lambda: LatentState(GrowingTensor(torch.zeros(1, 2, 6))),
+CONFIGS = {
+    "key-value": AttentionConfig(2, 4),
+    "window": SlidingWindowConfig(2, 4, window=5),
+    "latent": MLAConfig(2, 6, 4, 2, 4),
+    "growing": ForgettingConfig(2, 4, kv_shift=True),
 }
 
 
-@pytest.mark.parametrize("kind", STATES)
+def state_of(kind: str) -> State:
+    """After two tokens and seven."""
+    mixer = CONFIGS[kind].build(8)
+    with torch.no_grad():
+        _, state = mixer(torch.ones(1, 9, 8), mixer.init_state(2), Sequences((2, 7)))
+    assert state is not None
+    assert state.kind == kind
+    return state
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))]
 )
 def test_states_can_be_copied_and_sent(kind: str, duplicate: Callable[[State], State]) -> None:
-    state = STATES[kind]()
+    state = state_of(kind)
     again = duplicate(state)
     assert again.tokens == state.tokens
     for mine, other in zip(state.tensors().values(), again.tensors().values(), strict=True):

@@ -1,7 +1,8 @@
 """Token mixers: how tokens exchange information. One file each; `registry.py` is the table of all."""
 
 from intarsia.layers.float32 import KeepsFloat32, float32_parts
-from intarsia.layers.states import KeyValueState, LatentState, RecurrentState, State, WindowState
+from intarsia.layers.growing import GrowingState
+from intarsia.layers.states import RecurrentState, State
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig
 from intarsia.mixers.comba import Comba, CombaConfig
@@ -53,13 +54,12 @@ __all__ = [
     "GatedDeltaNet2Config",
     "GatedDeltaNetConfig",
     "GatedLinearAttention",
+    "GrowingState",
     "HGRN2Config",
     "KDAConfig",
     "KeepsFloat32",
-    "KeyValueState",
     "KimiDeltaAttention",
     "LatentAttention",
-    "LatentState",
     "LightningAttention",
     "LightningConfig",
     "LinearAttention",
@@ -87,7 +87,6 @@ __all__ = [
     "SlidingWindowConfig",
     "State",
     "TRNNConfig",
-    "WindowState",
     "config_from_dict",
     "config_to_dict",
     "float32_parts",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.projections import linear
 from intarsia.layers.qk_clip import ClipsLogits, RowScale, row_scales
 from intarsia.layers.rope import Yarn, positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
-from intarsia.layers.states import GrowingTensor, KeyValueState, WindowState
 from intarsia.mixers.base import (
     About,
     Cost,
@@ -23,11 +23,11 @@ from intarsia.mixers.base import (
     Mixer,
     MixerOutput,
     NormedConfig,
-    empty_beside,
     positive,
 )
 from intarsia.ops import Sequences, softmax_attention
 from intarsia.ops.attention import largest_logit, softmax_attention_flops
+from intarsia.ops.keys import Keys
 
 QKNorm = Literal["none", "head", "channels"]
 
@@ -105,7 +105,7 @@ class AttentionConfig(NormedConfig):
         return Attention(d_model, self, norm_eps)
 
 
-class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
+class Attention(ClipsLogits, Mixer[GrowingState]):
     """`y = W_o softmax(q kᵀ / sqrt(K)) v`, with q and k rotated by position where `rope` says so.
 
     The whole of the options:
@@ -146,10 +146,10 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
     def forward(
         self,
         x: Tensor,
-        state: KeyValueState | WindowState | None = None,
+        state: GrowingState | None = None,
         seqs: Sequences | None = None,
         side: tuple[SideName, ...] = (),
-    ) -> MixerOutput[KeyValueState | WindowState]:
+    ) -> MixerOutput[GrowingState]:
         self.check_input(x, state, seqs)
         c = self.config
         scale = c.head_dim**-0.5
@@ -158,9 +158,15 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         k = self._place(self.k_proj(x), self.k_norm, positions)
         v = self.v_proj(x).unflatten(-1, (c.kv_heads, c.head_dim))
         largest = largest_logit(q, k, scale=scale, window=self.window, seqs=seqs) if side else None
+        keys: Keys = k
+        values: Keys = v
         if state is not None:
-            k, v, state = state.extend(k, v)
-        o = softmax_attention(q, k, v, scale=scale, window=self.window, sinks=self.sinks, cu_seqlens=seqs)
+            grown = state.grow(x, seqs)
+            keys, values = grown.append(keys=k, values=v)
+            state = grown.end()
+        o = softmax_attention(
+            q, keys, values, scale=scale, window=self.window, sinks=self.sinks, cu_seqlens=seqs
+        )
         o = o.flatten(-2)
         if self.output_gate_proj is not None:
             o = o * torch.sigmoid(self.output_gate_proj(x))
@@ -180,12 +186,15 @@ class Attention(ClipsLogits, Mixer[KeyValueState | WindowState]):
         turned, kept = x.split([c.rotated, c.head_dim - c.rotated], dim=-1)
         return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
 
-    def init_state(self, batch_size: int) -> KeyValueState | WindowState:
-        empty = self._no_keys(batch_size)
-        return KeyValueState(GrowingTensor(empty), GrowingTensor(empty))
+    @property
+    def memory(self) -> GrowingMemory:
+        """The keys, rotated already, and the values: of all tokens, or of those in the window."""
+        entry = Entry((self.config.kv_heads, self.config.head_dim))
+        kind = "key-value" if self.window is None else "window"
+        return GrowingMemory(kind, {"keys": entry, "values": entry}, window=self.window)
 
-    def _no_keys(self, batch_size: int) -> Tensor:
-        return empty_beside(self.k_proj.weight, batch_size, 0, self.config.kv_heads, self.config.head_dim)
+    def init_state(self, batch_size: int) -> GrowingState:
+        return self.memory.new_state(batch_size, self.k_proj.weight)
 
     def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # With grouped heads a key head serves several queries, so the queries alone are scaled there.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from intarsia.errors import OptionError, ShapeError, UnsupportedError
+from intarsia.errors import OptionError, ShapeError
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
@@ -105,8 +105,6 @@ class Mixer(FillsItself, Generic[S]):
             count = x.shape[0] if seqs is None else seqs.count
             if state.count != count:
                 raise ShapeError(f"the state is of {state.count} sequences and the input of {count}")
-            if seqs is not None and state.kind != "recurrent":
-                raise UnsupportedError(f"a {state.kind} state cannot be continued by a packed row")
 
 
 def empty_beside(weight: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear
 from intarsia.layers.rope import positions_of, rotate
-from intarsia.layers.states import GrowingState, GrowingTensor
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.mixers.recurrent import CHUNK
 from intarsia.ops import Sequences, softmax_attention
 from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
+from intarsia.ops.keys import Keys
 from intarsia.ops.precision import compute_dtype, widen, without_autocast
 
 
@@ -165,24 +166,31 @@ class DeltaFormer(Mixer[GrowingState]):
         e = k if self.e_proj is None else project(self.e_proj)
         v = self.v_proj(x).unflatten(-1, heads)
         beta = None if self.beta_proj is None else self.beta_proj(x)
+        keys: Keys = k
+        values: Keys
         if state is None:
-            u = _ERASED_VALUES(seqs, (e, k, v, beta), scale)
+            values = _ERASED_VALUES(seqs, (e, k, v, beta), scale)
         else:
-            keys, past = state.growing["keys"].append(k), state.growing["erased_values"]
-            k = keys.content
-            values = past.append(erased_values(e, k, v, beta, past.content, scale=scale))
-            u = values.content
-            state = GrowingState({"keys": keys, "erased_values": values}, {}, state.tokens_after(x))
-        o = softmax_attention(q, k, u, scale=scale, cu_seqlens=seqs)
+            grown = state.grow(x, seqs)
+            (keys,) = grown.append(keys=k)
+
+            def erase(e: Tensor, v: Tensor, beta: Tensor | None, k: Tensor, past: Tensor) -> Tensor:
+                return erased_values(e, k, v, beta, past, scale=scale)
+
+            own = each_sequence(erase, seqs, (e, v, beta), (keys, grown.before("erased_values")))
+            (values,) = grown.append(erased_values=laid_out(own, seqs))
+            state = grown.end()
+        o = softmax_attention(q, keys, values, scale=scale, cu_seqlens=seqs)
         return self.o_proj(o.flatten(-2)), state
 
+    @property
+    def memory(self) -> GrowingMemory:
+        """Keys, and the values with what was erased taken off."""
+        heads = (self.config.num_heads, self.config.head_dim)
+        return GrowingMemory("growing", {"keys": Entry(heads), "erased_values": Entry(heads, "wide")})
+
     def init_state(self, batch_size: int) -> GrowingState:
-        weight, empty = self.k_proj.weight, (batch_size, 0, self.config.num_heads, self.config.head_dim)
-        growing = {
-            "keys": GrowingTensor(empty_beside(weight, *empty)),
-            "erased_values": GrowingTensor(empty_beside(weight, *empty, dtype=compute_dtype(weight))),
-        }
-        return GrowingState(growing, {}, (0,) * batch_size)
+        return self.memory.new_state(batch_size, self.k_proj.weight)
 
     def cost(self) -> Cost:
         H, K, weight = self.config.num_heads, self.config.head_dim, self.k_proj.weight

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.layers.convolution import token_before
+from intarsia.layers.convolution import last_tokens, token_before
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.projections import linear
-from intarsia.layers.states import GrowingState, GrowingTensor
-from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, cumulative_log_gate, softmax_attention
 from intarsia.ops.attention import softmax_attention_flops
+from intarsia.ops.keys import Keys
 from intarsia.ops.precision import widen
 
 
@@ -92,40 +93,45 @@ class ForgettingAttention(Mixer[GrowingState]):
         self.check_input(x, state, seqs)
         heads = (self.config.num_heads, self.config.head_dim)
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        last = {"shifted_key": k[:, -1], "shifted_value": v[:, -1]} if self.config.kv_shift else {}
         if self.config.kv_shift:
-            k = shift(k, self.k_shift_proj(x), None if state is None else state["shifted_key"], seqs)
-            v = shift(v, self.v_shift_proj(x), None if state is None else state["shifted_value"], seqs)
+            own, before = {"shifted_key": k, "shifted_value": v}, {}
+            if state is not None:
+                before = {name: state.fixed(name) for name in own}
+            k = shift(k, self.k_shift_proj(x), before.get("shifted_key"), seqs)
+            v = shift(v, self.v_shift_proj(x), before.get("shifted_value"), seqs)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
-        c = cumulative_log_gate(F.logsigmoid(widen(self.f_proj(x))), before, seqs)
+        sum_before = None if state is None else state.last("log_gate")
+        c = cumulative_log_gate(F.logsigmoid(widen(self.f_proj(x))), sum_before, seqs)
+        keys: Keys = k
+        values: Keys = v
+        sums: Keys = c
         if state is not None:
-            new = {"keys": k, "values": v, "log_gate": c}
-            state = GrowingState(
-                {name: entries.append(new[name]) for name, entries in state.growing.items()},
-                {name: last[name].to(x.dtype) for name in state.fixed},
-                state.tokens_after(x),
-            )
-            k, v, c = (state[name] for name in new)
-        o = softmax_attention(q, k, v, log_gate=c, cu_seqlens=seqs)
+            grown = state.grow(x, seqs)
+            if self.config.kv_shift:
+                for name, x_own in own.items():
+                    grown.fix(name, last_tokens(x_own, before[name], seqs))
+            keys, values, sums = grown.append(keys=k, values=v, log_gate=c)
+            state = grown.end()
+        o = softmax_attention(q, keys, values, log_gate=sums, cu_seqlens=seqs)
         if self.config.output_gate:
             o = self.norm(o, self.g_proj(x).unflatten(-1, heads))
         return self.o_proj(o.flatten(-2)), state
 
+    @property
+    def memory(self) -> GrowingMemory:
+        """Keys, values and the sums of the log gates; of the last token what the next one's are mixed with."""
+        heads = (self.config.num_heads, self.config.head_dim)
+        growing = {
+            "keys": Entry(heads),
+            "values": Entry(heads),
+            "log_gate": Entry(heads[:1], torch.float64),
+        }
+        shifted = ("shifted_key", "shifted_value") if self.config.kv_shift else ()
+        return GrowingMemory("growing", growing, {name: Entry((1, *heads)) for name in shifted})
+
     def init_state(self, batch_size: int) -> GrowingState:
-        H, K = self.config.num_heads, self.config.head_dim
-        weight = self.k_proj.weight
-        fixed = ("shifted_key", "shifted_value") if self.config.kv_shift else ()
-        return GrowingState(
-            {
-                "keys": GrowingTensor(empty_beside(weight, batch_size, 0, H, K)),
-                "values": GrowingTensor(empty_beside(weight, batch_size, 0, H, K)),
-                "log_gate": GrowingTensor(empty_beside(weight, batch_size, 0, H, dtype=torch.float64)),
-            },
-            {name: empty_beside(weight, batch_size, H, K).zero_() for name in fixed},
-            (0,) * batch_size,
-        )
+        return self.memory.new_state(batch_size, self.k_proj.weight)
 
     def cost(self) -> Cost:
         H, K = self.config.num_heads, self.config.head_dim
@@ -142,8 +148,8 @@ class ForgettingAttention(Mixer[GrowingState]):
 def shift(x: Tensor, raw_share: Tensor, before: Tensor | None, seqs: Sequences | None) -> Tensor:
     """`a_t x_{t-1} + (1 - a_t) x_t` with `a = sigmoid(raw_share)`, in the dtype of x.
 
-    `x` `[B, T, H, K]`, `raw_share` `[B, T, H]`, `before` `[B, H, K]` the `x` before the first (zero without).
+    `x` `[B, T, H, K]`, `raw_share` `[B, T, H]`, `before` `[N, 1, H, K]` the `x` before the first (zero without).
     """
-    past = token_before(x, None if before is None else before[:, None], seqs)
+    past = token_before(x, before, seqs)
     share = torch.sigmoid(widen(raw_share))[..., None]
     return (share * past + (1 - share) * x).to(x.dtype)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
-from intarsia.layers.states import GrowingTensor, LatentState
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, MixerOutput, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, MixerOutput, positive
 from intarsia.ops import Sequences, latent_attention, softmax_attention
 from intarsia.ops.attention import largest_logit, softmax_attention_flops
 
@@ -67,7 +67,7 @@ class MLAConfig(MixerConfig):
         return LatentAttention(d_model, self)
 
 
-class LatentAttention(ClipsLogits, Mixer[LatentState]):
+class LatentAttention(ClipsLogits, Mixer[GrowingState]):
     """MLA:
 
         c = rmsnorm(W x)            k_shared = W x            [k_h; v_h] = W_h c            q_h = W_h x
@@ -96,10 +96,10 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
     def forward(
         self,
         x: Tensor,
-        state: LatentState | None = None,
+        state: GrowingState | None = None,
         seqs: Sequences | None = None,
         side: tuple[SideName, ...] = (),
-    ) -> MixerOutput[LatentState]:
+    ) -> MixerOutput[GrowingState]:
         self.check_input(x, state, seqs)
         c = self.config
         q_input = x if c.q_rank is None else self.q_norm(self.q_down_proj(x))
@@ -119,9 +119,11 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         if state is None:
             o = softmax_attention(q, k, v, scale=scale, cu_seqlens=seqs)
         else:
-            state = LatentState(state.latents.append(latents))
+            grown = state.grow(x, seqs)
+            (read,) = grown.append(latents=latents)
+            state = grown.end()
             up = self.kv_up_proj.weight.unflatten(0, (c.num_heads, -1))
-            o = latent_attention(q, state.latents.content, up, scale=scale, cu_seqlens=seqs)
+            o = latent_attention(q, read, up, scale=scale, cu_seqlens=seqs)
         y = self.o_proj(o.flatten(-2))
         return (y, state, SideResults(largest)) if side else (y, state)
 
@@ -134,9 +136,14 @@ class LatentAttention(ClipsLogits, Mixer[LatentState]):
         shared = shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)
         return torch.cat([k_own, shared.to(k_own.dtype)], dim=-1), v
 
-    def init_state(self, batch_size: int) -> LatentState:
-        shape = (batch_size, 0, self.config.kv_rank + self.config.rope_dim)
-        return LatentState(GrowingTensor(empty_beside(self.kv_down_proj.weight, *shape)))
+    @property
+    def memory(self) -> GrowingMemory:
+        """The compressed keys-and-values after their norm, then the key part that all heads share, rotated already
+        where it is rotated."""
+        return GrowingMemory("latent", {"latents": Entry((self.config.kv_rank + self.config.rope_dim,))})
+
+    def init_state(self, batch_size: int) -> GrowingState:
+        return self.memory.new_state(batch_size, self.kv_down_proj.weight)
 
     def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # The shared key serves all heads and stays: own queries and keys take a root each, shared queries all.

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear, low_rank
-from intarsia.layers.states import GrowingState, GrowingTensor
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.mixers.recurrent import CHUNK
 from intarsia.ops import Sequences, cumulative_log_gate, l2norm
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
@@ -193,44 +193,50 @@ class PathAttention(Mixer[GrowingState]):
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         w, tail = self.w_proj(x), None
         if self.conv is not None:
-            w, tail = self.conv(w, None if state is None else state["conv"], seqs)
+            w, tail = self.conv(w, None if state is None else state.fixed("conv"), seqs)
         w = l2norm(widen(w).unflatten(-1, heads))
         beta = 2 * torch.sigmoid(widen(self.beta_proj(x)))
         c = None
         if self.f_proj is not None:
-            before = state["log_gate"][:, -1] if state is not None and any(state.tokens) else None
+            before = None if state is None else state.last("log_gate")
             c = cumulative_log_gate(F.logsigmoid(widen(self.f_proj(x))), before, seqs)
         scale = self.config.head_dim**-0.5
         if state is None:
             o = _ATTENTION(seqs, (q, k, v, w, beta, c), scale)
             return self.o_proj(o.flatten(-2)), None
-        growing = {"values": state.growing["values"].append(v)}
-        if c is not None:
-            growing["log_gate"] = state.growing["log_gate"].append(c)
-            c = growing["log_gate"].content
-        o, keys = path_attention(
-            q, k, growing["values"].content, w, beta, c, state["keys"], scale=scale, keep=True
-        )
-        assert keys is not None
-        growing["keys"] = GrowingTensor(keys)
-        fixed = {} if tail is None else {"conv": tail}
-        return self.o_proj(o.flatten(-2)), GrowingState(growing, fixed, state.tokens_after(x))
+        grown = state.grow(x, seqs)
+        (values,) = grown.append(values=v)
+        gate = None if c is None else grown.append(log_gate=c)[0]
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        H, K = self.config.num_heads, self.config.head_dim
-        weight = self.k_proj.weight
-        wide, empty = compute_dtype(weight), (batch_size, 0, H, K)
-        growing = {
-            "values": GrowingTensor(empty_beside(weight, *empty)),
-            "keys": GrowingTensor(empty_beside(weight, *empty, dtype=wide)),
-        }
+        def attend(
+            q: Tensor, k: Tensor, w: Tensor, beta: Tensor, v: Tensor, c: Tensor | None, past: Tensor
+        ) -> tuple[Tensor, Tensor | None]:
+            return path_attention(q, k, v, w, beta, c, past, scale=scale, keep=True)
+
+        found = each_sequence(attend, seqs, (q, k, w, beta), (values, gate, grown.before("keys")))
+        # Every token multiplies all keys anew.
+        grown.rewrite("keys", [None if each is None else each[1] for each in found])
+        if tail is not None:
+            grown.fix("conv", tail)
+        o = laid_out([None if each is None else each[0] for each in found], seqs)
+        return self.o_proj(o.flatten(-2)), grown.end()
+
+    @property
+    def memory(self) -> GrowingMemory:
+        """Values, the keys as they look from behind the last token, the sums of the log gates where there are gates; of
+        the short convolution its last inputs."""
+        heads = (self.config.num_heads, self.config.head_dim)
+        growing = {"values": Entry(heads), "keys": Entry(heads, "wide")}
         if self.config.forget_gate:
-            growing["log_gate"] = GrowingTensor(empty_beside(weight, *empty[:3], dtype=torch.float64))
+            growing["log_gate"] = Entry(heads[:1], torch.float64)
         fixed = {}
         if self.conv is not None:
             channels, size = self.conv.weight.shape
-            fixed["conv"] = empty_beside(weight, batch_size, size - 1, channels, dtype=wide).zero_()
-        return GrowingState(growing, fixed, (0,) * batch_size)
+            fixed["conv"] = Entry((size - 1, channels), "wide")
+        return GrowingMemory("growing", growing, fixed, rewritten=("keys",))
+
+    def init_state(self, batch_size: int) -> GrowingState:
+        return self.memory.new_state(batch_size, self.k_proj.weight)
 
     def cost(self) -> Cost:
         H, K, C = self.config.num_heads, self.config.head_dim, CHUNK

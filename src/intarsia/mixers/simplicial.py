@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
-from intarsia.layers.states import GrowingState, GrowingTensor
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, empty_beside, positive
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
+from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences
 from intarsia.ops.blockwise import Blockwise, recomputed
 from intarsia.ops.finite import attended
@@ -59,10 +59,10 @@ class SimplicialConfig(MixerConfig):
 
     @property
     def kept(self) -> int | None:
-        """How many tokens the next one can look back on; None: all."""
+        """How many tokens one looks at, itself included; None: all."""
         if self.window1 is None or self.window2 is None:
             return None
-        return max(self.window1, self.window2) - 1
+        return max(self.window1, self.window2)
 
     def pairs(self, length: int) -> float:
         """The pairs that a token of a sequence of `length` looks at, on average."""
@@ -169,9 +169,19 @@ def _of_block(
 
 
 def _attention(
-    q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor, window1: float, window2: float, scale: float
+    q: Tensor,
+    k1: Tensor,
+    v1: Tensor,
+    k2: Tensor,
+    v2: Tensor,
+    window1: float,
+    window2: float,
+    scale: float,
+    bias: float,
 ) -> Tensor:
-    """Windows of 0 mean None."""
+    """Windows of 0 mean None; with `bias` 1 / K and 1 are added to the second keys and values."""
+    if bias:
+        k2, v2 = widen(k2) + 1 / q.shape[3], widen(v2) + 1
     windows = {"window1": int(window1) or None, "window2": int(window2) or None}
     return simplicial_attention(q, k1, v1, k2, v2, **windows, scale=scale)
 
@@ -205,30 +215,28 @@ class SimplicialAttention(Mixer[GrowingState]):
         heads = (self.config.num_heads, self.config.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj, self.k2_proj, self.v2_proj)
         q, *others = (proj(x).unflatten(-1, heads) for proj in projections)
-        if state is not None:
-            grown = {
-                name: state.growing[name].append(entries) for name, entries in zip(NAMES, others, strict=True)
-            }
-            others = [grown[name].content for name in NAMES]
-            state = GrowingState(
-                {name: _last(entries, self.config.kept) for name, entries in grown.items()},
-                {},
-                state.tokens_after(x),
-            )
         c = self.config
-        if c.bias:
-            k2, v2 = (widen(x) for x in others[2:])
-            others = [*others[:2], k2 + 1 / c.head_dim, v2 + 1]
-        o = _ATTENTION(seqs, (q, *others), c.window1 or 0, c.window2 or 0, c.head_dim**-0.5)
-        return self.o_proj(o.flatten(-2)), state
+        windows = (c.window1 or 0, c.window2 or 0)
+        if state is None:
+            o = _ATTENTION(seqs, (q, *others), *windows, c.head_dim**-0.5, float(c.bias))
+            return self.o_proj(o.flatten(-2)), None
+
+        def attend(q: Tensor, k1: Tensor, v1: Tensor, k2: Tensor, v2: Tensor) -> Tensor:
+            return _attention(q, k1, v1, k2, v2, *windows, c.head_dim**-0.5, float(c.bias))
+
+        grown = state.grow(x, seqs)
+        held = grown.append(**dict(zip(NAMES, others, strict=True)))
+        o = laid_out(each_sequence(attend, seqs, (q,), held), seqs)
+        return self.o_proj(o.flatten(-2)), grown.end()
+
+    @property
+    def memory(self) -> GrowingMemory:
+        """Two keys and two values of each token that the last one can look at."""
+        heads = Entry((self.config.num_heads, self.config.head_dim))
+        return GrowingMemory("growing", dict.fromkeys(NAMES, heads), window=self.config.kept)
 
     def init_state(self, batch_size: int) -> GrowingState:
-        shape = (batch_size, 0, self.config.num_heads, self.config.head_dim)
-        return GrowingState(
-            {name: GrowingTensor(empty_beside(self.k_proj.weight, *shape)) for name in NAMES},
-            {},
-            (0,) * batch_size,
-        )
+        return self.memory.new_state(batch_size, self.k_proj.weight)
 
     def cost(self) -> Cost:
         c = self.config
@@ -241,10 +249,3 @@ class SimplicialAttention(Mixer[GrowingState]):
             state_bytes_per_token=4 * c.num_heads * c.head_dim * self.k_proj.weight.element_size(),
             window=c.kept,
         )
-
-
-def _last(entries: GrowingTensor, kept: int | None) -> GrowingTensor:
-    """The last `kept` entries, in a buffer of their own where there were more."""
-    if kept is None or len(entries) <= kept:
-        return entries
-    return GrowingTensor(entries.content[:, len(entries) - kept :].clone())

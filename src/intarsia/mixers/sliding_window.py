@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from intarsia.layers.states import WindowState
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, positive
 
@@ -44,7 +43,3 @@ class SlidingWindowAttention(Attention):
     def __init__(self, d_model: int, config: SlidingWindowConfig, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model, config, norm_eps)
         self.window = config.window
-
-    def init_state(self, batch_size: int) -> WindowState:
-        empty = self._no_keys(batch_size)
-        return WindowState.of(empty, empty, self.window, (0,) * batch_size)
