@@ -86,7 +86,7 @@ def our_step(x: Inputs, decay: str, form: str) -> Stepper:
     g, beta, z = given["g"].flatten(1), given["beta"].flatten(1), x["z"] if form == "layer" else None
     pool = step.new_pool(sequences)
     slots = Slots(torch.randperm(sequences, generator=torch.Generator().manual_seed(1)).tolist())
-    out = torch.empty(sequences, step.values, dtype=qkv.dtype)
+    out = torch.empty(sequences, step.form.values, dtype=qkv.dtype)
     return lambda: step(qkv, pool, slots, g=g, beta=beta, z=z, out=out)
 
 

@@ -60,6 +60,35 @@ def test_arrows_point_down(path: Path) -> None:
         assert target not in LAYERS or target in allowed, f"{path.name} ({layer}) imports {module}"
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports for types alone and those inside of functions count too."""
+    modules = {module_of(path): path for path in FILES}
+
+    def target(name: str) -> str:
+        return name if name in modules else name.rpartition(".")[0]
+
+    graph = {
+        module: sorted({target(name) for name in imports(path)} - {module})
+        for module, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle: {' -> '.join([*way[way.index(module) :], module])}"
+        if module not in done:
+            for other in graph.get(module, ()):
+                walk(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_the_command_line_starts_without_torch(argument: str) -> None:
     code = (

@@ -34,7 +34,14 @@ def config(**mixers: object) -> ModelConfig:
 
 def test_it_holds_the_mixers_that_are_used_and_what_they_are_made_of() -> None:
     found = fingerprint(presets.get("kimi-linear-nano", vocab_size=64)).code
-    for module in ("mixers.kda", "mixers.delta", "layers.gates", "mixers.mla", "ops.chunked", "ops.cpu"):
+    for module in (
+        "mixers.kda",
+        "mixers.delta",
+        "layers.gates",
+        "mixers.mla",
+        "ops.chunked",
+        "ops.linear_cpu",
+    ):
         assert f"intarsia.{module}" in found
     for module in ("model.language_model", "model.block", "model.loss", "training.step", "data.loader"):
         assert f"intarsia.{module}" in found

@@ -102,16 +102,16 @@ OPS = _in(
     ),
     (
         "l2norm by the mean",
-        "norm.py",
+        "norm_torch.py",
         "wide.square().sum(-1, keepdim=True) + eps",
         "wide.square().mean(-1, keepdim=True) + eps",
         "tests/ops/test_parts.py tests/ops/test_linear.py",
     ),
     (
         "the path for few tokens without scale",
-        "cpu_few.py",
-        "        scale=scale,\n",
-        "",
+        "linear_few.py",
+        "        scale=scale, normalize",
+        "        normalize",
         "tests/ops/test_few.py",
     ),
     (
@@ -130,14 +130,14 @@ OPS = _in(
     ),
     (
         "native FLOPs of the delta rule with 4 for 6",
-        "cpu.py",
+        "linear_cpu.py",
         "return B * T * HV * (6 * K * V",
         "return B * T * HV * (4 * K * V",
         "tests/ops/test_linear.py -k flops",
     ),
     (
         "the gradient of a fixed decay as a mean",
-        "cpu.py",
+        "linear_cpu.py",
         "d_g = d_g.sum((0, 1))",
         "d_g = d_g.mean((0, 1))",
         "tests/ops/test_linear.py -k gradients_equal",

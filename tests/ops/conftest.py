@@ -8,23 +8,39 @@ from collections.abc import Iterator
 import pytest
 
 from intarsia.ops import native
+from intarsia.ops.available import available
+from support.device import device
 
 INSTRUCTION_SETS = [] if native.missing_reason() else native.native().available()
 
 
-NATIVE = [f"cpu-{isa}" for isa in INSTRUCTION_SETS]
+def all_of(operator: str) -> list[str]:
+    """The implementations in an operator's row of the table that can run here, without the reference; the native one
+    once for every instruction set of this machine: `cpu-avx2`."""
+    names = []
+    for name in available(operator, device()):
+        if name == "reference":
+            continue
+        names += [f"{name}-{isa}" for isa in INSTRUCTION_SETS] if name == "cpu" else [name]
+    return names
 
 
 # Of module scope, so that hypothesis may call a test's body many times with it.
-@pytest.fixture(scope="module", params=["chunked", *NATIVE])
+@pytest.fixture(scope="module", params=all_of("gated_delta_rule"))
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each implementation of the linear operators, the native one once for every instruction set of this machine."""
+    """Each implementation of the delta rule and the additive rule."""
     yield from chosen(request.param)
 
 
-@pytest.fixture(scope="module", params=["torch", *NATIVE])
+@pytest.fixture(scope="module", params=all_of("decode_step"))
+def step_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation of the decode step."""
+    yield from chosen(request.param)
+
+
+@pytest.fixture(scope="module", params=all_of("short_convolution"))
 def layer_impl(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same of the operators that have one form in PyTorch: the short convolution and the gated norm."""
+    """Each implementation of the short convolution and the gated norm."""
     yield from chosen(request.param)
 
 

@@ -29,6 +29,14 @@ from support.budget import assert_within_budget, rounded
 from support.linear_inputs import log_decay
 
 Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def impl(step_impl: str) -> str:
+    """Each implementation of the step."""
+    return step_impl
+
+
 FLOAT32 = frozenset({"g", "A_log", "dt_bias", "board", "conv"})
 
 
@@ -70,7 +78,7 @@ class Layer:
             normalize=self.normalize, conv_weight=x.get("conv_weight"), activation=self.activation,
             norm_weight=x.get("norm_weight"), norm_eps=1e-5,
             norm_gate=None if self.output_gate in (None, "none") else self.output_gate,
-            impl="torch" if impl == "chunked" else impl,
+            impl=impl,
         )  # fmt: skip
 
     def inputs(self, tokens: int, slots: int, regime: Any = "resets", seed: int = 0) -> Tensors:
@@ -417,7 +425,7 @@ def test_rows_and_pools_that_do_not_fit_are_named(impl: str, change: dict[str, A
     [
         ({"value_heads": 3}, "multiple of heads"),
         ({"decay": "some"}, "decay must be one of"),
-        ({"impl": "fast"}, "impl must be one of 'auto', 'cpu', 'torch'"),
+        ({"impl": "fast"}, "no impl='fast'; there are auto, cpu, torch, reference"),
         ({"norm_gate": "tanh"}, "norm_gate must be one of"),
         ({"norm_gate": "swish"}, "needs norm_weight"),
         ({"beta_max": -1.0}, "beta_max"),

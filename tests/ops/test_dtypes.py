@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import Gate, dplr_rule, explain, gated_delta_rule, linear_attention, native
-from intarsia.ops.cpu_few import FEW
+from intarsia.ops.decode_call import FEW
 from support.linear_inputs import linear_inputs
 
 without_kernels = pytest.mark.skipif(native.missing_reason() is not None, reason="no native kernels")

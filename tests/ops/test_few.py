@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from intarsia.ops import Gate, Sequences, gated_delta_rule, linear_attention, native
-from intarsia.ops.cpu import cpu
-from intarsia.ops.cpu_few import FEW, few_tokens
-from intarsia.ops.linear import check
+from intarsia.ops.decode_call import FEW
+from intarsia.ops.linear_call import linear_call
+from intarsia.ops.linear_cpu import cpu
+from intarsia.ops.linear_few import few_tokens
 from support.linear_inputs import DECAYS, linear_inputs
 
 pytestmark = pytest.mark.skipif(native.missing_reason() is not None, reason="no native kernels")
@@ -32,7 +33,7 @@ def test_equals_the_reference_and_leaves_the_state_alone(decay: str, T: int, era
         del inputs["beta"]
     state = inputs["initial_state"]
     kept = state.clone()
-    assert few_tokens(check(**inputs, output_final_state=True), cpu) is not None
+    assert few_tokens(linear_call(**inputs, output_final_state=True), cpu) is not None
     got = operator(**inputs, output_final_state=True, impl="cpu")
     expected = operator(**inputs, output_final_state=True, impl="reference")
     for a, b in zip(got, expected, strict=True):
@@ -44,7 +45,7 @@ def test_equals_the_reference_and_leaves_the_state_alone(decay: str, T: int, era
 @pytest.mark.parametrize("operator", [gated_delta_rule, linear_attention])
 def test_takes_the_scale_that_it_is_given(operator: Any) -> None:
     inputs = call(T=3)
-    assert few_tokens(check(**inputs, scale=0.3, output_final_state=True), cpu) is not None
+    assert few_tokens(linear_call(**inputs, scale=0.3, output_final_state=True), cpu) is not None
     for scale in (0.3, -2.0, 1.0):
         got, _ = operator(**inputs, scale=scale, output_final_state=True, impl="cpu")
         expected, _ = operator(**inputs, scale=scale, output_final_state=True, impl="reference")
@@ -68,10 +69,10 @@ def test_with_a_gate_and_normalisation() -> None:
 def test_parameters_without_autograd_and_gradients_with_it() -> None:
     inputs = {name: x if x is None else x.requires_grad_() for name, x in call(T=2).items()}
     with torch.no_grad():
-        assert few_tokens(check(**inputs, output_final_state=True), cpu) is not None
+        assert few_tokens(linear_call(**inputs, output_final_state=True), cpu) is not None
         o, _ = linear_attention(**inputs, output_final_state=True, impl="cpu")
         assert not o.requires_grad
-    assert few_tokens(check(**inputs, output_final_state=True), cpu) is None
+    assert few_tokens(linear_call(**inputs, output_final_state=True), cpu) is None
     tracked, _ = linear_attention(**inputs, output_final_state=True, impl="cpu")
     torch.testing.assert_close(tracked, o, rtol=1e-10, atol=1e-10)
     tracked.sum().backward()
@@ -80,7 +81,7 @@ def test_parameters_without_autograd_and_gradients_with_it() -> None:
 
 def test_what_it_leaves_to_the_chunks() -> None:
     def served(**inputs: Any) -> bool:
-        return few_tokens(check(**inputs), cpu) is not None
+        return few_tokens(linear_call(**inputs), cpu) is not None
 
     assert served(**call(), output_final_state=True)
     assert not served(**call())

@@ -26,7 +26,7 @@ from intarsia.ops import (
     native,
     short_convolution,
 )
-from intarsia.ops.cpu_few import FEW
+from intarsia.ops.decode_call import FEW
 
 Results = tuple[Tensor, ...]
 Function = Callable[..., Results]

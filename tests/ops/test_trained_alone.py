@@ -18,7 +18,7 @@ from intarsia.ops import (
     short_convolution,
 )
 from intarsia.ops import native as kernels
-from intarsia.ops.cpu_few import FEW
+from intarsia.ops.decode_call import FEW
 from support.linear_inputs import DECAYS, linear_inputs
 
 # Which path a call takes does not depend on the instruction set.

@@ -57,7 +57,8 @@ def _facts(config: Any) -> dict[str, Any]:
     import torch
 
     from intarsia.mixers import config_to_dict
-    from intarsia.ops.available import ERASING, available
+    from intarsia.ops.available import available
+    from intarsia.ops.table import TABLE
 
     with torch.device("meta"):
         cost = config.example().build(WIDTH).cost()
@@ -74,9 +75,9 @@ def _facts(config: Any) -> dict[str, Any]:
         "equation": config.about.equation,
         "brought": config.about.brought,
         "operator": config.about.operator,
-        # What is no operator of the linear family is plain PyTorch.
+        # What is no operator of the table is plain PyTorch.
         "implementations": list(
-            available(config.about.operator) if config.about.operator in ERASING else ["pytorch"]
+            available(config.about.operator) if config.about.operator in TABLE else ["pytorch"]
         ),
         "about": inspect.getdoc(config) or "",
         "options": options,

@@ -21,10 +21,11 @@ from torch import Tensor
 from intarsia.errors import UnsupportedError
 from intarsia.extras import require
 from intarsia.integrations.replacements import Acceleration, Replacement, Replacements
-from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native, short_convolution
-from intarsia.ops.cpu_common import apart_from_torch
+from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule
+from intarsia.ops.conv_call import conv_call
 from intarsia.ops.precision import compute_dtype
-from intarsia.ops.tracing import transform
+from intarsia.ops.table import TABLE
+from intarsia.ops.tracing import apart_from_torch, transform
 
 Function = Callable[..., Any]
 
@@ -112,10 +113,6 @@ def _module(family: str) -> ModuleType | None:
     return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
-# torch.compile need not trace how a module is looked for.
-_kernels_missing = torch.compiler.assume_constant_result(native.missing_reason)
-
-
 def _served(x: Tensor) -> bool:
     """Whether the operators take a call: not one that becomes a program of its own, which would need them wherever it
     runs, nor one under a transform of `torch.func`, which has a use for PyTorch's own operations alone."""
@@ -146,7 +143,7 @@ def _rule(original: Function, family: str) -> Function:
         normalize = bool(options.get("use_qk_l2norm_in_kernel"))
         state = options.get("initial_state")
         if state is not None and query.shape[1] == 1 and apart_from_torch(query, key, value, g, beta, state):
-            if _kernels_missing() is not None:  # in PyTorch there is nothing to gain
+            if not DecodeStep.is_faster(1, query, key, value, g, beta, state):
                 return original(
                     query, key, value, g=g, beta=beta, initial_state=state, output_final_state=keep,
                     use_qk_l2norm_in_kernel=normalize,
@@ -208,13 +205,14 @@ def _convolution(original: Function, family: str) -> Function:
         if not _served(hidden_states) or bias is not None or activation not in (None, "silu"):
             return original(hidden_states, weight, bias, activation=activation, **options)
         x, dtype = hidden_states.mT, hidden_states.dtype
-        if dtype == torch.float16 or _kernels_missing() is not None:
-            x = (
-                x.float() if dtype.itemsize < 4 else x
-            )  # PyTorch would round after each tap, the original once
-        y, _ = short_convolution(
+        call = conv_call(
             x, weight, activation="silu" if activation else None, cu_seqlens=_packing(options, family)
         )
+        chosen = TABLE["short_convolution"].choose(call)
+        if dtype.itemsize < 4 and chosen.rounding is not None:  # the original rounds once
+            call = call._replace(x=x.float())
+            chosen = TABLE["short_convolution"].choose(call)
+        y, _ = chosen.run(call)
         return y.mT.to(dtype)
 
     return causal_conv1d_fn

@@ -13,7 +13,7 @@ from intarsia.errors import OptionError, ShapeError
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
-from intarsia.ops.arguments import Decay
+from intarsia.ops.linear_call import Decay
 from intarsia.ops.sequences import Sequences
 from intarsia.settings import settle_types
 

@@ -13,21 +13,7 @@ from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.states import RecurrentState
 from intarsia.mixers.recurrent import RecurrentMixer, delta_rule_flops
-from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule, native
-from intarsia.ops.cpu_common import apart_from_torch
-from intarsia.ops.cpu_few import FEW
-
-
-def _decodes(x: Tensor, state: RecurrentState) -> bool:
-    """Whether the decode step computes what follows a state: natively, outside of autograd and unseen by PyTorch."""
-    return (
-        x.shape[1] <= FEW
-        and not torch.is_grad_enabled()
-        and apart_from_torch(x, state.board, state.conv)
-        and x.is_cpu
-        and state.board.is_cpu
-        and native.missing_reason() is None
-    )
+from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule
 
 
 def _content(weight: Tensor) -> object:
@@ -168,7 +154,13 @@ class DeltaMixer(DeltaLayer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        if state is not None and seqs is None and _decodes(x, state) and self._has_weights():
+        if (
+            state is not None
+            and seqs is None
+            and not torch.is_grad_enabled()
+            and DecodeStep.is_faster(x.shape[1], x, state.board, state.conv)
+            and self._has_weights()
+        ):
             return self._decode(x, state)
         return super().forward(x, state, seqs)
 

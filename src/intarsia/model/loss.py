@@ -10,9 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from intarsia.errors import ShapeError
 from intarsia.ops.compiler import is_static
-from intarsia.ops.cpu_common import differentiable_once
 from intarsia.ops.precision import product_dtype, without_autocast
-from intarsia.ops.tracing import transform
+from intarsia.ops.tracing import differentiable_once, transform
 
 IGNORED = -100
 """The target of a token that has none."""

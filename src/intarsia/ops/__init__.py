@@ -4,9 +4,10 @@ from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_gated import cumulative_log_gate
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.decode import DecodeStep
+from intarsia.ops.explain import explain
 from intarsia.ops.gate import Gate
 from intarsia.ops.keys import BlockTable, Paged
-from intarsia.ops.linear import dplr_rule, explain, gated_delta_rule, linear_attention
+from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.pools import NEW, Slots, StatePool
 from intarsia.ops.sequences import Sequences

@@ -9,24 +9,14 @@ keys lie in tensors of their own or in pages. It is causal to the bit, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError
 from intarsia.ops.attention_call import attention_call, latent_call
-from intarsia.ops.attention_reference import attention_reference, latent_reference
-from intarsia.ops.attention_torch import attention_torch, visible
+from intarsia.ops.attention_torch import visible
 from intarsia.ops.keys import Keys
-from intarsia.ops.latent_attention_torch import latent_torch
 from intarsia.ops.sequences import Sequences
-
-_TABLE: dict[str, dict[str, Callable[[Any], Tensor]]] = {
-    "softmax_attention": {"torch": attention_torch, "reference": attention_reference},
-    "latent_attention": {"torch": latent_torch, "reference": latent_reference},
-}
+from intarsia.ops.table import run
 
 
 def softmax_attention(
@@ -62,12 +52,13 @@ def softmax_attention(
         `[B, T, H, V]` in the dtype of q.
 
     Raises:
-        ShapeError, ConfigError: arguments that do not fit together.
+        ShapeError, ConfigError: arguments that do not fit together, or an unknown `impl`.
     """
     call = attention_call(
         q, k, v, scale=scale, window=window, sinks=sinks, log_gate=log_gate, cu_seqlens=cu_seqlens
     )
-    return run("softmax_attention", call, impl)
+    o: Tensor = run("softmax_attention", call, impl)
+    return o
 
 
 def latent_attention(
@@ -96,16 +87,10 @@ def latent_attention(
 
     Raises:
         ShapeError: arguments that do not fit together.
+        ConfigError, UnsupportedError: an `impl` that there is not.
     """
-    return run("latent_attention", latent_call(q, latents, up, scale=scale, cu_seqlens=cu_seqlens), impl)
-
-
-def run(operator: str, call: Any, impl: str) -> Tensor:
-    """Compute a call by the implementation that `impl` names or that serves it fastest."""
-    known = _TABLE[operator]
-    if impl != "auto" and impl not in known:
-        raise ConfigError(f"{operator} has no impl={impl!r}; there are auto, {', '.join(known)}")
-    return known["torch" if impl == "auto" else impl](call)
+    o: Tensor = run("latent_attention", latent_call(q, latents, up, scale=scale, cu_seqlens=cu_seqlens), impl)
+    return o
 
 
 def softmax_attention_flops(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops.attention_call import AttentionCall, LatentCall, queries_of
+from intarsia.ops.choice import Implementation
 from intarsia.ops.keys import Keys, row_of
 
 
@@ -81,3 +82,7 @@ def _of_queries(q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, call: Attenti
             total = total + (call.sinks.double() - largest).exp()
         outputs.append(torch.einsum("sh,shv->hv", weights / total, v[seen]))
     return torch.stack(outputs)
+
+
+IMPLEMENTATION = Implementation("reference", attention_reference, automatic=False)
+OF_LATENTS = Implementation("reference", latent_reference, automatic=False)

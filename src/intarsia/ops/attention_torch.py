@@ -16,6 +16,7 @@ from torch import Tensor
 from intarsia.ops.attention_call import AttentionCall, queries_of
 from intarsia.ops.attention_gated import gated_attention
 from intarsia.ops.blockwise import Blockwise
+from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import Keys, Paged, lengths_of, right_aligned, row_of
 from intarsia.ops.sequences import Sequences
@@ -218,3 +219,6 @@ def _weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
     weights = torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1].to(q.dtype)
     o = weights.flatten(2, 3) @ v.transpose(1, 2)
     return o.unflatten(2, (group, T)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+IMPLEMENTATION = Implementation("torch", attention_torch)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
-from intarsia.ops.arguments import check
-from intarsia.ops.dispatch import implementations
+from intarsia.ops.attention_call import attention_call, latent_call
+from intarsia.ops.conv_call import conv_call
+from intarsia.ops.decode_call import StepCall
+from intarsia.ops.linear_call import linear_call
+from intarsia.ops.norm_call import length_call, norm_call
+from intarsia.ops.table import TABLE
 
-ERASING = {"linear_attention": (), "gated_delta_rule": ("beta",), "dplr_rule": ("a", "b")}
-"""What each operator takes besides q, k, v and g."""
+# Of a tensor of zeros `[1, 1, 1, 1]`.
+_SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
+    "linear_attention": lambda x: linear_call(x, x, x),
+    "gated_delta_rule": lambda x: linear_call(x, x, x, beta=x[..., 0]),
+    "dplr_rule": lambda x: linear_call(x, x, x, a=x, b=x),
+    "decode_step": lambda x: StepCall(tensors=(x,)),
+    "softmax_attention": lambda x: attention_call(x, x, x),
+    "latent_attention": lambda x: latent_call(x, x[0], x[0].expand(1, 2, 1)),
+    "short_convolution": lambda x: conv_call(x[0], x[0, 0]),
+    "gated_rms_norm": lambda x: norm_call(x, x, x[0, 0, 0], eps=1.0),
+    "l2norm": length_call,
+}
+"""The smallest call of each operator."""
 
 
 def available(operator: str, device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The names of the implementations that serve float32 calls of an operator, the fastest first.
+    """The names of the implementations that serve float32 calls of an operator of the table, the fastest first.
 
     >>> available("dplr_rule")
     ('chunked', 'reference')
     """
-    x = torch.zeros(1, 1, 1, 1, device=device)
-    beta, a, b = (x if name in ERASING[operator] else None for name in ("beta", "a", "b"))
-    call = check(x, x, x, None, None if beta is None else beta[..., 0], a, b)
-    return tuple(each.name for each in implementations() if each.refuse(call) is None)
+    call = _SMALLEST[operator](torch.zeros(1, 1, 1, 1, device=device))
+    return tuple(each.name for each in TABLE[operator].implementations if each.refuse(call) is None)

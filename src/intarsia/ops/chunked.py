@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.ops.arguments import Arguments, Rule
 from intarsia.ops.chunk_layout import ChunkLayout
 from intarsia.ops.decay import Row, scores
 from intarsia.ops.finite import spoiled
+from intarsia.ops.linear_call import LinearCall, Rule
 from intarsia.ops.spoiled import without_later
 from intarsia.ops.tracing import sizes
 from intarsia.ops.triangular import unit_lower_inverse
@@ -67,7 +67,7 @@ class Chunks:
     S_besides: Tensor | None = None
 
 
-def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def chunked(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """Run a linear operator chunk by chunk and return `o` in v's dtype and the state in the compute dtype."""
     o, final = _by_chunks(call)
     if spoiled(o):
@@ -75,7 +75,7 @@ def chunked(call: Arguments) -> tuple[Tensor, Tensor | None]:
     return o, final
 
 
-def _by_chunks(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def _by_chunks(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """The same, but what is infinite or NaN reaches the earlier tokens of its chunk."""
     dtype = call.compute_dtype
     (B, T, _, K), HV = sizes(call.q), sizes(call.v)[2]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from intarsia.errors import ConfigError, ShapeError
-from intarsia.ops.conv_torch import conv_in_torch
-from intarsia.ops.cpu_common import prefers_kernels
-from intarsia.ops.cpu_conv import cpu_conv, refuse_conv
+from intarsia.ops.conv_call import Activation, conv_call
 from intarsia.ops.sequences import Sequences
-
-Activation = Literal["silu"]
+from intarsia.ops.table import run
 
 
 def short_convolution(
@@ -35,8 +29,8 @@ def short_convolution(
         output_final_state: whether to return the last `W - 1` inputs.
         cu_seqlens: sequences packed into one row, which do not see each other; cumulative lengths or a
             `Sequences`.
-        impl: `"cpu"` (native kernels: float32 inside, one rounding), `"torch"` (plain PyTorch in the dtype of x,
-            on any device) or `"auto"`: the kernels for tensors on the CPU that they can read.
+        impl: `"reference"` (float64), `"torch"` (plain PyTorch in the dtype of x, on any device), `"cpu"` (native
+            kernels: float32 inside, one rounding) or `"auto"`: the kernels for tensors on the CPU that they can read.
 
     Returns:
         `y` `[B, T, D]` in the dtype of x, and the final state `[N, W - 1, D]`, float32 (float64 for float64
@@ -47,25 +41,9 @@ def short_convolution(
         ConfigError: an unknown `activation` or `impl`.
         UnsupportedError: `impl="cpu"` for a call that the kernels cannot serve.
     """
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
-        raise ShapeError(
-            f"x must be [B, T, D] and weight [D, W]; got {list(x.shape)} and {list(weight.shape)}"
-        )
-    if activation not in (None, "silu"):
-        raise ConfigError(f"activation must be None or 'silu'; got {activation!r}")
-    seqs = None if cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
-    if seqs is not None and (x.shape[0] != 1 or seqs.total != x.shape[1]):
-        raise ShapeError(
-            f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); x is {list(x.shape)}"
-        )
-    count = x.shape[0] if seqs is None else seqs.count
-    past = weight.shape[1] - 1
-    if initial_state is not None and initial_state.shape != (count, past, x.shape[2]):
-        raise ShapeError(
-            f"initial_state must be {[count, past, x.shape[2]]}; got {list(initial_state.shape)}"
-        )
-
-    if prefers_kernels(impl, refuse_conv(x, weight, initial_state), x):
-        lengths = [] if seqs is None else list(seqs.lengths)
-        return cpu_conv(x, weight, activation == "silu", initial_state, output_final_state, lengths)
-    return conv_in_torch(x, weight, activation == "silu", initial_state, output_final_state, seqs)
+    call = conv_call(
+        x, weight, activation=activation, initial_state=initial_state, output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    y, final = run("short_convolution", call, impl)
+    return y, final

@@ -6,26 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intarsia.ops.choice import Implementation
+from intarsia.ops.conv_call import ConvCall
 from intarsia.ops.precision import compute_dtype
-from intarsia.ops.sequences import Sequences
 
 
-def conv_in_torch(
-    x: Tensor,
-    weight: Tensor,
-    silu: bool,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    seqs: Sequences | None,
-) -> tuple[Tensor, Tensor | None]:
-    """The results of `short_convolution` for checked arguments.
+def conv_in_torch(call: ConvCall) -> tuple[Tensor, Tensor | None]:
+    """The results of `short_convolution`.
 
     Each sequence is laid behind its own past, and all are convolved as one row: nothing reaches from one into the
     next but outputs at places of the past, which are cut out.
     """
+    x, weight, silu, initial_state, output_final_state, seqs = call
     past = weight.shape[1] - 1
     if initial_state is None:
-        initial_state = x.new_zeros(x.shape[0] if seqs is None else seqs.count, past, x.shape[2])
+        initial_state = x.new_zeros(call.sequences, past, x.shape[2])
     pasts = initial_state.to(x.dtype)
     if seqs is None:
         row = torch.cat([pasts, x], dim=1)
@@ -53,3 +48,6 @@ def _convolve(row: Tensor, weight: Tensor) -> Tensor:
     for w in range(W - 1):
         y = torch.addcmul(y, row[:, w : w + T], weight[:, w])
     return y
+
+
+IMPLEMENTATION = Implementation("torch", conv_in_torch, rounding="every product and sum to the dtype of x")

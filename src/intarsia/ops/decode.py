@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops import native
-from intarsia.ops.arguments import Decay, check_gate
-from intarsia.ops.conv import Activation
-from intarsia.ops.cpu_common import DTYPES, apart_from_torch
-from intarsia.ops.decode_torch import decode_in_torch
+from intarsia.ops.choice import Choice, Implementation
+from intarsia.ops.conv_call import Activation
+from intarsia.ops.decode_call import FEW, Step, StepCall, StepForm, StepRows
 from intarsia.ops.gate import Gate
-from intarsia.ops.norm import NormGate
+from intarsia.ops.linear_call import Decay
+from intarsia.ops.norm_call import NormGate
 from intarsia.ops.pools import Slots, StatePool
+from intarsia.ops.table import TABLE
+from intarsia.ops.tracing import apart_from_torch
 
 
 class DecodeStep:
@@ -72,8 +72,9 @@ class DecodeStep:
             norm_weight: `[V]`, of the RMSNorm of each head's output.
             norm_eps: of that norm.
             norm_gate: what the norm is multiplied with: `"sigmoid"` of z, `"swish"`, or nothing.
-            impl: `"cpu"` (native kernels), `"torch"` (plain PyTorch on any device, a sequence after the other), or
-                `"auto"`: the kernels where they are installed and can read the tensors.
+            impl: `"cpu"` (native kernels), `"torch"` (plain PyTorch on any device, a sequence after the other),
+                `"reference"` (that in float64), or `"auto"`: the kernels where they are installed and can read the
+                tensors.
 
         The kernels keep copies of the weights, in the order in which they are read: a layer whose weights change
         needs a new step.
@@ -83,21 +84,36 @@ class DecodeStep:
             ConfigError: options that do not fit together, or an unknown `impl`.
             UnsupportedError: `impl="cpu"` where there are no kernels.
         """
-        self.heads, self.key_dim, self.value_heads, self.value_dim = heads, key_dim, value_heads, value_dim
-        self.decay, self.gate, self.erases, self.beta_max = decay, gate, erases, beta_max
-        self.normalize, self.scale = normalize, key_dim**-0.5 if scale is None else scale
-        self.conv_weight = None if conv_weight is None else conv_weight.detach()
-        self.activation = activation
-        self.norm_weight = None if norm_weight is None else norm_weight.detach()
-        self.norm_eps, self.norm_gate, self.impl = norm_eps, norm_gate, impl
-        self.channels, self.values = 2 * heads * key_dim + value_heads * value_dim, value_heads * value_dim
-        self._check()
-        self._kernels = None if impl == "torch" else self._native_step()
+        self.form, self.impl = (
+            StepForm(
+                heads=heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, decay=decay, gate=gate,
+                erases=erases, beta_max=beta_max, normalize=normalize, scale=scale, conv_weight=conv_weight,
+                activation=activation, norm_weight=norm_weight, norm_eps=norm_eps, norm_gate=norm_gate,
+            ),
+            impl,
+        )  # fmt: skip
+        self._make()
+
+    @property
+    def channels(self) -> int:
+        """The numbers in a row of q, k and v: `2 H K + HV V`."""
+        return self.form.channels
+
+    @staticmethod
+    def is_faster(tokens: int, *tensors: Tensor | None) -> bool:
+        """Whether a step takes the next `tokens` of sequences through faster than the operators one by one, which
+        autograd and everything else in PyTorch can look into: a few tokens outside of them, where a step was written
+        for the device that the `tensors` are on."""
+        return (
+            tokens <= FEW
+            and apart_from_torch(*tensors)
+            and TABLE["decode_step"].choose(StepCall(tensors=tensors)).fused
+        )
 
     def new_pool(self, slots: int, dtype: torch.dtype = torch.float32, device: Any = None) -> StatePool:
         """A pool for states of this layer, of sequences that have not begun."""
-        board, conv = self._state_shapes()
-        rooms = [torch.zeros(slots, *x, dtype=dtype, device=device) for x in (board, conv) if x is not None]
+        shapes = (self.form.board, self.form.past)
+        rooms = [torch.zeros(slots, *x, dtype=dtype, device=device) for x in shapes if x is not None]
         return StatePool(*rooms)
 
     def __call__(
@@ -128,181 +144,54 @@ class DecodeStep:
             ShapeError, ConfigError: arguments that do not fit, before anything is written.
             UnsupportedError: tensors that `impl="cpu"` cannot serve.
         """
-        if self._kernels is not None:
-            o = out
-            if o is None:
-                o = torch.empty_like(z) if z is not None and z.dtype is qkv.dtype else self._room(qkv)
-            other = (None, None) if into is None else (into.board, into.conv)
-            done = self._kernels.run(
-                qkv, g, beta, z, o, pool.board, pool.conv, *other, *slots.numbers, torch.get_num_threads()
-            )
-            if done:
-                return o
-        to = pool if into is None else into
+        done = self._step.attempt(qkv, g, beta, z, out, pool, into, slots)
+        if done is not None:
+            return done
         # Something does not fit and is named here; or it can be helped.
-        self._check_rows(qkv, g, beta, z, out, slots.tokens)
-        self._check_pools(pool, to, slots, wide=qkv.dtype == torch.float64)
-        if self._kernels is not None:
-            rows = [None if x is None else x.detach().contiguous() for x in (qkv, g, beta, z)]
-            o = self._room(qkv)  # `out` may have gaps
-            done = self._kernels.run(
-                *rows, o, pool.board, pool.conv, to.board, to.conv, *slots.numbers, torch.get_num_threads()
-            )
-            if done:
-                return o if out is None else out.copy_(o)
-        if self.impl == "cpu":
-            strange = next(x for x in (qkv, g, beta, z, pool.board) if x is not None and not _readable(x))
-            raise UnsupportedError(
-                f"impl='cpu' takes float32, float64 and bfloat16 on the CPU; got {strange.dtype} on {strange.device}"
-            )
-        with torch.no_grad():
-            o = decode_in_torch(self, qkv, g, beta, z, pool, to, slots)
-            return o if out is None else out.copy_(o)
+        call = self._call(qkv, pool, slots, g=g, beta=beta, z=z, into=into, out=out)
+        chosen = TABLE["decode_step"].choose(call, self.impl)
+        step = self._step if chosen.name == self._name else chosen.run(call)
+        assert call.rows is not None
+        return step.run(call.rows)
+
+    def explain(self, *args: Any, **kwargs: Any) -> Choice:
+        """Which implementation a call with these arguments would run, and why; errors as of the call."""
+        return TABLE["decode_step"].explain(self._call(*args, **kwargs), self.impl)
+
+    def _call(
+        self,
+        qkv: Tensor,
+        pool: StatePool,
+        slots: Slots,
+        *,
+        g: Tensor | None = None,
+        beta: Tensor | None = None,
+        z: Tensor | None = None,
+        into: StatePool | None = None,
+        out: Tensor | None = None,
+    ) -> StepCall:
+        rows = StepRows(qkv, g, beta, z, out, pool, pool if into is None else into, slots)
+        self.form.check_rows(rows)
+        return StepCall(self.form, rows, (qkv, g, beta, z, pool.board, pool.conv))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernels": None}
+        return {"form": self.form, "impl": self.impl}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._kernels = None if self.impl == "torch" else self._native_step()
+        self._make()
 
-    def _room(self, qkv: Tensor) -> Tensor:
-        return qkv.new_empty((qkv.shape[0], self.values))
-
-    def _state_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Of the board and of the convolution's last inputs."""
-        conv = None if self.conv_weight is None else (self.conv_weight.shape[1] - 1, self.channels)
-        return (self.value_heads, self.key_dim, self.value_dim), conv
-
-    def _check_rows(
-        self,
-        qkv: Tensor,
-        g: Tensor | None,
-        beta: Tensor | None,
-        z: Tensor | None,
-        out: Tensor | None,
-        tokens: int,
-    ) -> None:
-        HV = self.value_heads
-        decays = {"none": (), "fixed": (HV,), "head": (tokens, HV), "channel": (tokens, HV * self.key_dim)}
-        if (g is None) != (self.decay == "none"):
-            raise ShapeError(f"decay={self.decay!r} and g is {'missing' if g is None else 'given'}")
-        if beta is not None and not self.erases:
-            raise ShapeError("the additive rule takes no beta")
-        if (z is None) != (self.norm_gate is None):
-            raise ShapeError(f"norm_gate={self.norm_gate!r} and z is {'missing' if z is None else 'given'}")
-        for name, x, shape in (
-            ("qkv", qkv, (tokens, self.channels)),
-            ("g", g, decays[self.decay]),
-            ("beta", beta, (tokens, HV)),
-            ("z", z, (tokens, self.values)),
-            ("out", out, (tokens, self.values)),
-        ):
-            if x is not None and x.shape != shape:
-                raise ShapeError(f"{name} must be {list(shape)}; got {list(x.shape)}")
-            if x is not None and (not x.is_floating_point() or x.device != qkv.device):
-                raise ShapeError(
-                    f"{name} must be of floating-point numbers on {qkv.device}; got {x.dtype} on {x.device}"
-                )
-        if out is not None and out.dtype != qkv.dtype:
-            raise ShapeError(f"out must be {qkv.dtype}, as qkv is; got {out.dtype}")
-
-    def _check_pools(self, pool: StatePool, to: StatePool, slots: Slots, wide: bool) -> None:
-        board, conv = self._state_shapes()
-        expected = (torch.float64 if wide else torch.float32, board, conv)
-        for each in (pool, to):
-            if each.form != expected:
-                raise ShapeError(f"the pool must have {_describe(*expected)}; it has {_describe(*each.form)}")
-        same = pool.board is to.board
-        if apart_from_torch(pool.board.detach(), to.board.detach()):  # others have no memory to compare
-            same = pool.board.data_ptr() == to.board.data_ptr()
-        slots.check_pools(pool.slots, to.slots, same=same)
-
-    def _check(self) -> None:
-        H, HV = self.heads, self.value_heads
-        if min(H, HV, self.key_dim, self.value_dim) < 1 or HV % H:
-            raise ConfigError(
-                "heads and dimensions must be positive and value_heads a multiple of heads; got "
-                f"{H} and {HV} heads of {self.key_dim} and {self.value_dim}"
-            )
-        for name, value, known in (
-            ("decay", self.decay, ("none", "fixed", "head", "channel")),
-            ("activation", self.activation, (None, "silu")),
-            ("norm_gate", self.norm_gate, (None, "sigmoid", "swish")),
-            ("impl", self.impl, ("auto", "cpu", "torch")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
-        if self.beta_max is not None and (self.beta_max <= 0 or not self.erases):
-            raise ConfigError(f"beta_max={self.beta_max} must be positive and is for a rule that erases")
-        if self.norm_gate is not None and self.norm_weight is None:
-            raise ConfigError("norm_gate belongs to the norm: it needs norm_weight")
-        if self.gate is not None:
-            check_gate(self.gate, self.decay, HV, self.key_dim)
-        weight = self.conv_weight
-        if weight is not None and (
-            weight.dim() != 2 or weight.shape[0] != self.channels or weight.shape[1] < 1
-        ):
-            raise ShapeError(
-                f"conv_weight must be [channels, W] = [{self.channels}, W]; got {list(weight.shape)}"
-            )
-        if self.norm_weight is not None and self.norm_weight.shape != (self.value_dim,):
-            raise ShapeError(f"norm_weight must be {[self.value_dim]}; got {list(self.norm_weight.shape)}")
-
-    def _native_step(self) -> Any:
-        """The kernels' own object, with copies of the weights; None where "auto" must do without."""
-        missing = native.missing_reason()
-        if missing is not None:
-            if self.impl == "cpu":
-                raise UnsupportedError(f"impl='cpu' cannot serve this step: {missing}")
-            native.warn_if_missing()
-            return None
-        gate = self.gate
-        weights = (
-            None if gate is None else gate.A_log.double().exp(),
-            None if gate is None or gate.dt_bias is None else gate.dt_bias.double(),
-            None if self.conv_weight is None else self.conv_weight.double().mT,
-            None if self.norm_weight is None else self.norm_weight.double(),
-        )
-        if not apart_from_torch(*(None if x is None else x.detach() for x in weights)) or any(
-            x is not None and x.device.type != "cpu" for x in weights
-        ):
-            if self.impl == "cpu":
-                raise UnsupportedError("impl='cpu' takes plain weights on the CPU, not traced ones")
-            return None
-        rate, bias, conv_weight, norm_weight = (
-            None if x is None else x.detach().contiguous() for x in weights
-        )
-        bound = None if gate is None else gate.lower_bound
-        return native.native().DecodeStep(
-            H=self.heads,
-            HV=self.value_heads,
-            K=self.key_dim,
-            V=self.value_dim,
-            scale=self.scale,
-            erases=self.erases,
-            normalize=self.normalize,
-            decay=("none", "head", "channel").index("head" if self.decay == "fixed" else self.decay),
-            fixed=self.decay == "fixed",
-            gate=0 if gate is None else 1 if bound is None else 2,
-            bound=bound or 0.0,
-            beta_scale=self.beta_max or 0.0,
-            rate=rate,
-            bias=bias,
-            W=0 if self.conv_weight is None else self.conv_weight.shape[1],
-            silu=self.activation == "silu",
-            conv_weight=conv_weight,
-            norm_weight=norm_weight,
-            norm_eps=self.norm_eps,
-            output_gate=(None, "sigmoid", "swish").index(self.norm_gate),
-            isa=native.instruction_set(),
-        )
+    def _make(self) -> None:
+        call = StepCall(self.form)
+        chosen = TABLE["decode_step"].choose(call, self.impl)
+        self._name, self._step = chosen.name, _made(chosen, call)
 
 
-def _readable(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in DTYPES
+def _made(chosen: Implementation, call: StepCall) -> Step:
+    step: Step = chosen.run(call)
+    return step
 
 
-def _describe(dtype: torch.dtype, board: tuple[int, ...], conv: tuple[int, ...] | None) -> str:
-    past = "no conv" if conv is None else f"conv [slots, {', '.join(map(str, conv))}]"
-    return f"board [slots, {', '.join(map(str, board))}] and {past} of {dtype}"
+def step_call(**options: Any) -> StepCall:
+    """What `explain` looks at for a step that is yet to be made."""
+    return StepCall(StepForm(**options))

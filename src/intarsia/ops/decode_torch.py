@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.ops.norm import gated_rms_norm, l2norm
-from intarsia.ops.pools import NEW, Slots, StatePool
+from intarsia.ops.choice import Implementation
+from intarsia.ops.decode_call import StepCall, StepForm, StepRows
+from intarsia.ops.norm_call import NormCall
+from intarsia.ops.norm_torch import norm_in_torch, unit
+from intarsia.ops.pools import NEW
 
-if TYPE_CHECKING:
-    from intarsia.ops.decode import DecodeStep
+
+class TorchStep:
+    """A step that reads its weights where they are."""
+
+    def __init__(self, call: StepCall) -> None:
+        assert call.form is not None
+        self._form = call.form
+
+    def attempt(self, *_: object) -> None:
+        """Nothing is done before the arguments are checked."""
+
+    def run(self, rows: StepRows) -> Tensor:
+        with torch.no_grad():
+            return decode_in_torch(self._form, rows)
 
 
-def decode_in_torch(
-    step: DecodeStep,
-    qkv: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    z: Tensor | None,
-    pool: StatePool,
-    into: StatePool,
-    slots: Slots,
-) -> Tensor:
-    """What `step` computes for checked arguments.
+def decode_in_torch(step: StepForm, rows: StepRows) -> Tensor:
+    """The outputs of a step; the states are updated.
 
     One sequence after the other: PyTorch rounds the last few numbers of a tensor differently from the rest, so
     only tensors of one shape make a sequence's numbers independent of its batch.
     """
-    o = qkv.new_empty(slots.tokens, step.value_heads * step.value_dim)
+    qkv, g, beta, z, out, pool, into, slots = rows
+    o = qkv.new_empty(slots.tokens, step.values) if out is None else out
     first = 0
     for read, write, length in zip(slots.read, slots.write, slots.lengths, strict=True):
         board, past = (
@@ -57,14 +62,14 @@ def decode_in_torch(
 
 
 def _rule(
-    step: DecodeStep, x: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor
+    step: StepForm, x: Tensor, g: Tensor | None, beta: Tensor | None, S: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`x` `[1, channels]`, `S` `[1, HV, K, V]`: what is read, `[1, HV, V]`, and the next S."""
     keys, heads = step.heads * step.key_dim, (step.value_heads, -1)
     q, k, v = x.split([keys, keys, x.shape[1] - 2 * keys], dim=1)
     q, k = (part.unflatten(1, (step.heads, step.key_dim)) for part in (q, k))
     if step.normalize:
-        q, k = l2norm(q), l2norm(k)
+        q, k = unit(q), unit(k)
     q, k = (part.repeat_interleave(step.value_heads // step.heads, dim=1) for part in (q * step.scale, k))
     v = v.unflatten(1, heads)
     if g is not None:
@@ -81,9 +86,12 @@ def _rule(
     return (S * q[..., None]).sum(-2), S
 
 
-def _output(step: DecodeStep, o: Tensor, z: Tensor | None) -> Tensor:
+def _output(step: StepForm, o: Tensor, z: Tensor | None) -> Tensor:
     """The gated RMSNorm of `[1, HV, V]`, flat."""
     if step.norm_weight is not None:
         z = None if z is None else z.view(o.shape)
-        o = gated_rms_norm(o, z, step.norm_weight, eps=step.norm_eps, gate=step.norm_gate, impl="torch")
+        o = norm_in_torch(NormCall(o, z, step.norm_weight, step.norm_eps, step.norm_gate))
     return o.flatten(1)
+
+
+IMPLEMENTATION = Implementation("torch", TorchStep)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from intarsia.ops.attention_call import AttentionCall, LatentCall
 from intarsia.ops.attention_torch import attention_torch, by_sequence, shown, visible
+from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import lengths_of, right_aligned, row_of
 
@@ -72,3 +73,6 @@ def _absorbed(call: LatentCall, q: Tensor, latents: Tensor, mask: Tensor | None)
         return torch.einsum("bthr,hvr->bthv", found, w_v)
 
     return attended(attend, [latents.unsqueeze(2)], [], queries=q)
+
+
+IMPLEMENTATION = Implementation("torch", latent_torch)

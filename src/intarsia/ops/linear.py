@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Protocol
-
 from torch import Tensor
 
-from intarsia.errors import ShapeError
-from intarsia.ops.arguments import check
-from intarsia.ops.dispatch import Choice, choose, run
 from intarsia.ops.gate import Gate
+from intarsia.ops.linear_call import LinearCall, delta_call, linear_call
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.table import run
 
 
 def gated_delta_rule(
@@ -64,13 +60,11 @@ def gated_delta_rule(
         ShapeError: arguments that do not fit together.
         UnsupportedError: a named implementation that cannot serve the call.
     """
-    if beta is None:
-        beta, beta_max = v.new_ones(v.shape[:3]), None
-    call = check(
+    call = delta_call(
         q, k, v, g, beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
         cu_seqlens=cu_seqlens, normalize=normalize, gate=gate, beta_max=beta_max,
     )  # fmt: skip
-    return run(call, impl)
+    return _run("gated_delta_rule", call, impl)
 
 
 def linear_attention(
@@ -95,11 +89,11 @@ def linear_attention(
     with a fixed `g` `[HV]` RetNet and Lightning Attention, with `[B, T, HV]` Mamba-2, with `[B, T, HV, K]`
     gated linear attention. Arguments, results and errors are those of `gated_delta_rule`.
     """
-    call = check(
-        q, k, v, g, None, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+    call = linear_call(
+        q, k, v, g, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
         cu_seqlens=cu_seqlens, normalize=normalize, gate=gate,
     )  # fmt: skip
-    return run(call, impl)
+    return _run("linear_attention", call, impl)
 
 
 def dplr_rule(
@@ -144,36 +138,13 @@ def dplr_rule(
         ShapeError: arguments that do not fit together.
         UnsupportedError: a named implementation that cannot serve the call.
     """
-    call = check(
+    call = linear_call(
         q, k, v, g, None, a, b, scale=scale, initial_state=initial_state,
         output_final_state=output_final_state, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    return run(call, impl)
+    return _run("dplr_rule", call, impl)
 
 
-class Operator(Protocol):
-    """An operator of the linear family."""
-
-    __name__: str
-
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]: ...
-
-
-def explain(operator: Operator, *args: Any, **kwargs: Any) -> Choice:
-    """Which implementation `operator(*args, **kwargs)` would run, and why, without running it.
-
-    >>> import torch
-    >>> q = k = v = torch.randn(1, 8, 2, 16)
-    >>> explain(gated_delta_rule, q, k, v, impl="chunked").reason
-    'it was asked for by name'
-    """
-    if operator not in (linear_attention, gated_delta_rule, dplr_rule):
-        raise ShapeError(
-            f"explain() knows linear_attention, gated_delta_rule and dplr_rule; got {operator!r}"
-        )
-    arguments = inspect.signature(operator).bind(*args, **kwargs).arguments
-    impl = arguments.pop("impl", "auto")
-    if operator is gated_delta_rule and arguments.get("beta") is None:
-        v = arguments["v"]
-        arguments["beta"] = v.new_ones(v.shape[:3])
-    return choose(check(**arguments), impl)[1]
+def _run(operator: str, call: LinearCall, impl: str) -> tuple[Tensor, Tensor | None]:
+    o, state = run(operator, call, impl)
+    return o, state

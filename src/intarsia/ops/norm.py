@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError, ShapeError
-from intarsia.ops.cpu_common import prefers_kernels
-from intarsia.ops.cpu_norm import cpu_norm, refuse_norm
-from intarsia.ops.norm_torch import norm_in_torch
-from intarsia.ops.precision import widen
-
-NormGate = Literal["sigmoid", "swish"]
+from intarsia.ops.norm_call import NormGate, length_call, norm_call
+from intarsia.ops.table import run
 
 
-def l2norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+def l2norm(x: Tensor, eps: float = 1e-6, *, impl: str = "auto") -> Tensor:
     """`x / sqrt(sum(x²) + eps)` over the last dimension, in float32, returned in the dtype of x.
 
     The epsilon stands under the root, as in flash-linear-attention and the published models; this is not
-    `torch.nn.functional.normalize`.
+    `torch.nn.functional.normalize`. `impl` is `"auto"`, `"torch"` or `"reference"` (float64); the linear operators do
+    it themselves where they are told to `normalize`.
+
+    Raises:
+        ShapeError: x has no dimension, or is not of floating-point numbers.
+        ConfigError, UnsupportedError: an `impl` that there is not.
     """
-    wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+    y: Tensor = run("l2norm", length_call(x, eps), impl)
+    return y
 
 
 def gated_rms_norm(
@@ -46,8 +43,8 @@ def gated_rms_norm(
         weight: `[V]`, in any floating-point dtype.
         eps: under the root.
         gate: `"sigmoid"`, `"swish"` (`z sigmoid(z)`, also called SiLU), or None for the norm alone.
-        impl: `"cpu"` (native kernels), `"torch"` (plain PyTorch, on any device) or `"auto"`: the kernels for tensors
-            on the CPU that they can read.
+        impl: `"reference"` (float64), `"torch"` (plain PyTorch, on any device), `"cpu"` (native kernels) or `"auto"`:
+            the kernels for tensors on the CPU that they can read.
 
     Returns:
         `[..., V]` in the dtype of o.
@@ -57,16 +54,5 @@ def gated_rms_norm(
         ConfigError: an unknown `gate` or `impl`.
         UnsupportedError: `impl="cpu"` for a call that the kernels cannot serve.
     """
-    if gate not in (None, "sigmoid", "swish"):
-        raise ConfigError(f"gate must be 'sigmoid', 'swish' or None; got {gate!r}")
-    if o.dim() == 0 or weight.shape != o.shape[-1:]:
-        raise ShapeError(f"o must be [..., V] and weight [V]; got {list(o.shape)} and {list(weight.shape)}")
-    if (z is None) != (gate is None):
-        raise ShapeError(f"gate={gate!r} and z is {'missing' if z is None else 'given'}")
-    if z is not None and z.shape != o.shape:
-        raise ShapeError(f"z must have the shape of o, {list(o.shape)}; got {list(z.shape)}")
-    if not o.is_floating_point():
-        raise ShapeError(f"o must be a floating-point tensor; got {o.dtype}")
-    if prefers_kernels(impl, refuse_norm(o, z, weight), o):
-        return cpu_norm(o, z, weight, eps, gate)
-    return norm_in_torch(o, z, weight, eps, gate)
+    y: Tensor = run("gated_rms_norm", norm_call(o, z, weight, eps=eps, gate=gate), impl)
+    return y

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.ops.arguments import Arguments
 from intarsia.ops.finite import since, spoiled
+from intarsia.ops.linear_call import LinearCall
 from intarsia.ops.precision import widen
 
-Compute = Callable[[Arguments], Tensor]
+Compute = Callable[[LinearCall], Tensor]
 
 
-def without_later(call: Arguments, o: Tensor, compute: Compute) -> Tensor:
+def without_later(call: LinearCall, o: Tensor, compute: Compute) -> Tensor:
     """`o`, of which some numbers are not finite, with those that later tokens made so computed anew, as any finite
     future leaves them. `compute` gives the outputs of a call."""
     clean, lost = _without_infinities(call)
@@ -32,7 +32,7 @@ def without_later(call: Arguments, o: Tensor, compute: Compute) -> Tensor:
     return o.where(lost, before)
 
 
-def _without_infinities(call: Arguments) -> tuple[Arguments, Tensor]:
+def _without_infinities(call: LinearCall) -> tuple[LinearCall, Tensor]:
     """The call with zeros in the place of numbers that are not finite, and the outputs that these reach,
     `[B, T, HV, V]` bool: from k, beta, g, a and b all later ones of a head, from v those of its channel, from q its
     own token's."""
@@ -53,7 +53,7 @@ def _without_infinities(call: Arguments) -> tuple[Arguments, Tensor]:
     return replace(call, **zeroed), since(reach, call.seqs) | own
 
 
-def _first_overflow(call: Arguments, compute: Compute) -> Tensor:
+def _first_overflow(call: LinearCall, compute: Compute) -> Tensor:
     """Of each sequence and query head the first token with which the outputs are not all finite, `[N, H]`, found by
     halving; the length of the longest sequence where there is none."""
     N, H = call.sequences, call.q.shape[2]
@@ -74,14 +74,14 @@ def _first_overflow(call: Arguments, compute: Compute) -> Tensor:
     return below
 
 
-def _before(call: Arguments, end: Tensor) -> Tensor:
+def _before(call: LinearCall, end: Tensor) -> Tensor:
     """Which tokens of each query head come before `end` `[N, H]` of their sequence, `[B, T, H]` bool."""
     if call.seqs is None:
         return torch.arange(call.q.shape[1])[None, :, None] < end[:, None]
     return (call.seqs.positions()[:, None] < end[call.seqs.indices()])[None]
 
 
-def _only_before(call: Arguments, end: Tensor) -> Arguments:
+def _only_before(call: LinearCall, end: Tensor) -> LinearCall:
     """The call with zeros for all tokens from `end` on."""
     later = ~_before(call, end)
     zeroed: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def _only_before(call: Arguments, end: Tensor) -> Arguments:
     return replace(call, **zeroed)
 
 
-def _by_key(call: Arguments) -> dict[str, Tensor | None]:
+def _by_key(call: LinearCall) -> dict[str, Tensor | None]:
     """What has the keys' channels."""
     return {"q": call.q, "k": call.k, "a": call.a, "b": call.b}
 

@@ -7,10 +7,13 @@ them unseen, and its result be wrong without a word.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from intarsia.errors import UnsupportedError
 
 
 def transform() -> str | None:
@@ -31,6 +34,20 @@ def observed() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+    )
+
+
+def apart_from_torch(*tensors: Tensor | None) -> bool:
+    """Whether nothing of PyTorch has to see this call: no autograd, no tracing, no other kind of tensor.
+
+    The kernels can then be called past the dispatcher, which takes longer than a token's worth of work.
+    """
+    if observed():
+        return False
+    records = torch.is_grad_enabled()
+    return all(
+        x is None or (type(x) in (Tensor, torch.nn.Parameter) and not (records and x.requires_grad))
+        for x in tensors
     )
 
 
@@ -64,3 +81,18 @@ def differentiable_gradients(
         outputs, ds = zip(*pairs, strict=True)
         found = iter(torch.autograd.grad(outputs, wanted, ds, create_graph=True, allow_unused=True))
     return [next(found) if x is not None and x.requires_grad else None for x in leaves]
+
+
+def differentiable_once(library: torch.library.Library, operator: str, of: str) -> None:
+    """Let the gradients that `operator` computes for `of` not be differentiated again where it is called by itself.
+
+    Without this PyTorch would take them for constants, and the second derivatives would be wrong. Who differentiates
+    the operator whose gradients they are has them by `differentiable_gradients`.
+    """
+
+    def differentiate(ctx: Any, *_: Any) -> None:
+        raise UnsupportedError(
+            f"{operator} gives first derivatives; for second ones differentiate {of} with create_graph=True"
+        )
+
+    torch.library.register_autograd(operator, differentiate, lib=library)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intarsia.ops.arguments import Arguments, check
+from intarsia.ops.choice import Implementation
 from intarsia.ops.chunked import chunked
+from intarsia.ops.linear_call import LinearCall, linear_call
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import sizes
 from intarsia.ops.uncompiled import Uncompiled
 
 
-def chunked_anywhere(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def chunked_anywhere(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """`chunked`, of which torch.compile makes one graph for all lengths that are not constants."""
+    call = call.plain()
     if not torch.compiler.is_compiling():
         return chunked(call)
     tensors = (call.q, call.k, call.v, call.g, call.beta, call.a, call.b, call.initial_state)
@@ -37,7 +39,7 @@ def _run(
     assert k is not None
     assert v is not None
     o, final = chunked(
-        check(
+        linear_call(
             q, k, v, g, beta, a, b, scale=scale, initial_state=initial_state, output_final_state=True,
             cu_seqlens=Sequences(tuple(lengths)) if packed else None,
         )
@@ -59,3 +61,5 @@ def _outputs(
 
 
 _CHUNKED = Uncompiled("chunked", 8, 2, _run, _outputs)
+
+IMPLEMENTATION = Implementation("chunked", chunked_anywhere)

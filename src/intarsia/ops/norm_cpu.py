@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
-from intarsia.ops.cpu_common import (
+from intarsia.ops.native_operator import (
     DTYPES,
     Optional,
-    apart_from_torch,
     detached,
-    differentiable_once,
+    implementation,
     refuse,
     rows,
 )
+from intarsia.ops.norm_call import NormCall
 from intarsia.ops.norm_torch import norm_in_torch
 from intarsia.ops.precision import compute_dtype
-from intarsia.ops.tracing import differentiable_gradients
+from intarsia.ops.tracing import apart_from_torch, differentiable_gradients, differentiable_once
 
 
-def refuse_norm(o: Tensor, z: Tensor | None, weight: Tensor) -> str | None:
+def refuse_norm(call: NormCall) -> str | None:
     """Why the kernels cannot serve a call, or None where they can."""
-    for tensor in (weight, z):
+    o = call.o
+    for tensor in (call.weight, call.z):
         if tensor is not None and tensor.device != o.device:
             return f"o is on {o.device} and another argument on {tensor.device}"
     if o.numel() == 0:
@@ -32,11 +33,12 @@ def refuse_norm(o: Tensor, z: Tensor | None, weight: Tensor) -> str | None:
     return refuse("o", o)
 
 
-def cpu_norm(o: Tensor, z: Tensor | None, weight: Tensor, eps: float, gate: str | None) -> Tensor:
-    """Run the norm natively; the arguments are those of `gated_rms_norm`, checked."""
+def cpu_norm(call: NormCall) -> Tensor:
+    """Run the norm natively."""
+    o, z, weight, eps, gate = call
     dtype = compute_dtype(o)
     forward = _forward if apart_from_torch(o, z, weight) else torch.ops.intarsia.norm_forward.default
-    y = forward(
+    y: Tensor = forward(
         _four(o),
         None if z is None else _four(z if z.dtype in DTYPES else z.to(dtype)),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
@@ -108,7 +110,9 @@ def _differentiate(ctx: Any, d_y: Tensor) -> tuple[Optional, ...]:
     o, z, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         again = differentiable_gradients(
-            lambda o, z, weight: (norm_in_torch(o, z, weight, ctx.eps, ctx.gate),), ctx.saved_tensors, (d_y,)
+            lambda o, z, weight: (norm_in_torch(NormCall(o, z, weight, ctx.eps, ctx.gate)),),
+            ctx.saved_tensors,
+            (d_y,),
         )
         return (*again, None, None)
     d_o, d_z, d_weight = torch.ops.intarsia.norm_backward(o, z, weight, ctx.eps, ctx.gate, d_y)
@@ -119,3 +123,5 @@ torch.library.register_autograd(
     "intarsia::norm_forward", _differentiate, setup_context=_setup_context, lib=_library
 )
 differentiable_once(_library, "intarsia::norm_backward", "the gated RMSNorm")
+
+IMPLEMENTATION = implementation(cpu_norm, refuse_norm)

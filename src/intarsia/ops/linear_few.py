@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
-from intarsia.ops.arguments import Arguments, Decay
-from intarsia.ops.cpu_common import apart_from_torch
-from intarsia.ops.decode import DecodeStep
+from intarsia.ops.decode_call import FEW, StepForm, StepRows
+from intarsia.ops.decode_cpu import NativeStep
+from intarsia.ops.linear_call import Decay, LinearCall
+from intarsia.ops.native_operator import DTYPES
 from intarsia.ops.pools import Slots, StatePool
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import apart_from_torch
 
-Many = Callable[[Arguments], tuple[Tensor, Tensor | None]]
-FEW = 32
-"""Up to so many tokens of a sequence the decode step is faster than a chunk."""
+Many = Callable[[LinearCall], tuple[Tensor, Tensor | None]]
 
 
-def few_tokens(call: Arguments, many: Many) -> tuple[Tensor, Tensor] | None:
+def few_tokens(call: LinearCall, many: Many) -> tuple[Tensor, Tensor] | None:
     """`o` and the final state of a call with few tokens and a state, or None where the chunks must serve it.
 
     Of packed sequences those with few tokens come here and the rest go to `many`, so that what a sequence gives does
@@ -58,7 +58,7 @@ def few_tokens(call: Arguments, many: Many) -> tuple[Tensor, Tensor] | None:
     return o, final
 
 
-def _of_sequences(call: Arguments, state: Tensor, numbers: list[int], rows: Tensor) -> Arguments:
+def _of_sequences(call: LinearCall, state: Tensor, numbers: list[int], rows: Tensor) -> LinearCall:
     """The call for some of its packed sequences, whose tokens are these rows."""
     assert call.seqs is not None
     return replace(
@@ -73,7 +73,7 @@ def _of_sequences(call: Arguments, state: Tensor, numbers: list[int], rows: Tens
     )
 
 
-def _step_through(call: Arguments) -> tuple[Tensor, Tensor]:
+def _step_through(call: LinearCall) -> tuple[Tensor, Tensor]:
     state = call.initial_state
     assert state is not None
     if call.gate is not None:
@@ -89,16 +89,25 @@ def _step_through(call: Arguments) -> tuple[Tensor, Tensor]:
         following.board[idle] = pool.board[idle]
     if T == 0:
         return call.v.new_empty(call.v.shape), following.board
-    g, beta = call.g, call.beta
-    o = step(
+    g, beta = (None if x is None else _readable(x, call.compute_dtype) for x in (call.g, call.beta))
+    arguments = (
         torch.cat([x.detach().reshape(B * T, -1) for x in (call.q, call.k, call.v)], dim=-1),
+        g if g is None or call.decay == "fixed" else g.reshape(B * T, -1),
+        None if beta is None else beta.reshape(B * T, HV),
+        None,
+        None,
         pool,
+        following,
         _slots(lengths),
-        g=g if g is None or call.decay == "fixed" else g.reshape(B * T, -1),
-        beta=None if beta is None else beta.reshape(B * T, HV),
-        into=following,
     )
+    o = step.attempt(*arguments)
+    if o is None:  # a tensor with gaps, or one that autograd has marked
+        o = step.run(StepRows(*arguments))
     return o.view(B, T, HV, V), following.board
+
+
+def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype in DTYPES else x.to(dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,19 +122,13 @@ def _step(
     scale: float,
     normalize: bool,
     beta_max: float | None,
-) -> DecodeStep:
+) -> NativeStep:
     """The rule alone, without weights: one step for each instruction set serves all layers of a form."""
-    return DecodeStep(
-        heads=heads,
-        key_dim=key_dim,
-        value_heads=value_heads,
-        value_dim=value_dim,
-        decay=decay,
-        erases=erases,
-        scale=scale,
-        normalize=normalize,
-        beta_max=beta_max,
-    )
+    form = StepForm(
+        heads=heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, decay=decay, erases=erases,
+        scale=scale, normalize=normalize, beta_max=beta_max,
+    )  # fmt: skip
+    return NativeStep(form)
 
 
 # The kernels' objects must go before the interpreter does.

@@ -17,13 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.ops.arguments import Arguments
+from intarsia.ops.choice import Implementation
+from intarsia.ops.linear_call import LinearCall
 
 
-def reference(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def reference(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """Run the recurrence in float64 and return `o` in v's dtype and the state in the compute dtype.
 
-    A specification is exact: what layers leave to the operator (`Arguments.plain`) is computed in float64 as well.
+    A specification is exact: what layers leave to the operator (`LinearCall.plain`) is computed in float64 as well.
     """
     call, dtype = call.plain(torch.float64), call.compute_dtype
     group = call.v.shape[2] // call.q.shape[2]
@@ -69,7 +70,7 @@ def reference(call: Arguments) -> tuple[Tensor, Tensor | None]:
     return o, torch.cat(finals).to(dtype) if call.output_final_state else None
 
 
-def _alpha(call: Arguments) -> Tensor | None:
+def _alpha(call: LinearCall) -> Tensor | None:
     """What remains after each token's decay, broadcastable to `[B, T, HV, K]`."""
     if call.g is None:
         return None
@@ -77,3 +78,6 @@ def _alpha(call: Arguments) -> Tensor | None:
     if call.decay == "fixed":
         return alpha[None, None, :, None].expand(*call.v.shape[:3], 1)
     return alpha[..., None] if call.decay == "head" else alpha
+
+
+IMPLEMENTATION = Implementation("reference", reference, automatic=False)

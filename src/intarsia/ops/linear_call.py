@@ -1,16 +1,16 @@
-"""The arguments that every operator of the linear family shares, checked and described."""
+"""A call of an operator of the linear family: the arguments that all of them share, checked and described."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops.gate import Gate
-from intarsia.ops.norm import l2norm
+from intarsia.ops.norm_torch import unit
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import sizes
@@ -20,7 +20,7 @@ Rule = Literal["additive", "delta", "general"]
 
 
 @dataclass(frozen=True)
-class Arguments:
+class LinearCall:
     """A checked call of a linear operator.
 
     `q`, `k` `[B, T, H, K]`; `v` `[B, T, HV, V]`; `g` by `decay`: None, `[HV]`, `[B, T, HV]` or
@@ -51,7 +51,7 @@ class Arguments:
     a: Tensor | None = None
     b: Tensor | None = None
 
-    def plain(self, dtype: torch.dtype | None = None) -> Arguments:
+    def plain(self, dtype: torch.dtype | None = None) -> LinearCall:
         """The same call with nothing left to the operator but the rule.
 
         What is done for it is computed in `dtype`, the compute dtype by default, and not rounded to another.
@@ -61,7 +61,7 @@ class Arguments:
         dtype = self.compute_dtype if dtype is None else dtype
         q, k, g, beta = self.q, self.k, self.g, self.beta
         if self.normalize:
-            q, k = l2norm(q.to(dtype)), l2norm(k.to(dtype))
+            q, k = unit(q.to(dtype)), unit(k.to(dtype))
         if self.gate is not None and g is not None:
             g = self.gate.log_decay(g, dtype)
         if self.beta_max is not None and beta is not None:
@@ -74,7 +74,7 @@ class Arguments:
         dtype = self.q.dtype
         return dtype if self.k.dtype == self.v.dtype == dtype != torch.float16 else self.compute_dtype
 
-    def of_one_dtype(self) -> Arguments:
+    def of_one_dtype(self) -> LinearCall:
         """The same call with q, k and v in their `shared_dtype`."""
         dtype = self.shared_dtype
         if self.q.dtype == self.k.dtype == self.v.dtype == dtype:
@@ -105,7 +105,7 @@ class Arguments:
         return self.sequences, HV, sizes(self.k)[3], V
 
 
-def check(
+def linear_call(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -121,7 +121,7 @@ def check(
     normalize: bool = False,
     gate: Gate | None = None,
     beta_max: float | None = None,
-) -> Arguments:
+) -> LinearCall:
     """Check the shapes, dtypes and devices of a call.
 
     Raises:
@@ -175,10 +175,26 @@ def check(
         check_gate(gate, decay, HV, K)
     if beta_max is not None and beta_max <= 0:
         raise ConfigError(f"beta_max must be positive; got {beta_max}")
-    return Arguments(
+    return LinearCall(
         q, k, v, g, beta, K**-0.5 if scale is None else scale, initial_state, output_final_state, seqs, decay,
         normalize, gate, beta_max, a, b,
     )  # fmt: skip
+
+
+def delta_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    beta_max: float | None = None,
+    **others: Any,
+) -> LinearCall:
+    """A checked call of the delta rule: one without `beta` writes with strength 1. The rest is as in `linear_call`."""
+    if beta is None:
+        beta, beta_max = v.new_ones(v.shape[:3]), None
+    return linear_call(q, k, v, g, beta, beta_max=beta_max, **others)
 
 
 def check_gate(gate: Gate, decay: Decay, HV: int, K: int) -> None:

@@ -8,25 +8,26 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
+from intarsia.ops.conv_call import ConvCall
 from intarsia.ops.conv_torch import conv_in_torch
-from intarsia.ops.cpu_common import (
+from intarsia.ops.native_operator import (
     DTYPES,
     Optional,
-    apart_from_torch,
     detached,
-    differentiable_once,
     edges_of,
+    implementation,
     refuse,
     rows,
 )
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.tracing import differentiable_gradients
+from intarsia.ops.tracing import apart_from_torch, differentiable_gradients, differentiable_once
 
 
-def refuse_conv(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> str | None:
+def refuse_conv(call: ConvCall) -> str | None:
     """Why the kernels cannot serve a call, or None where they can."""
-    for tensor in (weight, initial_state):
+    x, weight = call.x, call.weight
+    for tensor in (weight, call.initial_state):
         if tensor is not None and tensor.device != x.device:
             return f"x is on {x.device} and another argument on {tensor.device}"
     if x.numel() == 0 or weight.shape[1] == 0:
@@ -34,15 +35,9 @@ def refuse_conv(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> str 
     return refuse("x", x)
 
 
-def cpu_conv(
-    x: Tensor,
-    weight: Tensor,
-    silu: bool,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    lengths: list[int],
-) -> tuple[Tensor, Tensor | None]:
-    """Run the convolution natively; the arguments are those of `short_convolution`, checked."""
+def cpu_conv(call: ConvCall) -> tuple[Tensor, Tensor | None]:
+    """Run the convolution natively."""
+    x, weight, silu, initial_state, output_final_state, seqs = call
     dtype = compute_dtype(x)
     forward = (
         _forward if apart_from_torch(x, weight, initial_state) else torch.ops.intarsia.conv_forward.default
@@ -51,7 +46,7 @@ def cpu_conv(
         rows(x),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
         None if initial_state is None else initial_state.to(dtype).contiguous(),
-        lengths,
+        [] if seqs is None else list(seqs.lengths),
         silu,
         output_final_state,
     )
@@ -162,7 +157,7 @@ def _differentiate(ctx: Any, d_y: Optional, d_final: Optional) -> tuple[Optional
     if torch.is_grad_enabled():
         seqs = Sequences(tuple(ctx.lengths)) if ctx.lengths else None
         again = differentiable_gradients(
-            lambda x, weight, state: conv_in_torch(x, weight, ctx.silu, state, True, seqs),
+            lambda x, weight, state: conv_in_torch(ConvCall(x, weight, ctx.silu, state, True, seqs)),
             ctx.saved_tensors,
             (d_y, d_final if ctx.final else None),
         )
@@ -178,3 +173,5 @@ torch.library.register_autograd(
     "intarsia::conv_forward", _differentiate, setup_context=_setup_context, lib=_library
 )
 differentiable_once(_library, "intarsia::conv_backward", "the short convolution")
+
+IMPLEMENTATION = implementation(cpu_conv, refuse_conv)

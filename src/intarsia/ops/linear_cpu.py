@@ -12,32 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from intarsia.ops import cpu_common, native
-from intarsia.ops.arguments import Arguments, check
+from intarsia.ops import native, native_operator
 from intarsia.ops.chunked import chunked
-from intarsia.ops.cpu_common import Optional, detached, differentiable_once, edges_of, rows
-from intarsia.ops.cpu_few import few_tokens
 from intarsia.ops.gate import Gate
+from intarsia.ops.linear_call import LinearCall, linear_call
+from intarsia.ops.linear_few import few_tokens
+from intarsia.ops.native_operator import Optional, detached, edges_of, implementation, rows
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.tracing import differentiable_gradients
+from intarsia.ops.tracing import differentiable_gradients, differentiable_once
 
 
-def refuse(call: Arguments) -> str | None:
+def refuse(call: LinearCall) -> str | None:
     """Why the kernels cannot serve a call, or None where they can."""
-    if call.rule == "general":
-        return "the kernels do not have the general rule (dplr_rule)"
-    return cpu_common.refuse("q", call.q, call.shared_dtype)
+    return native_operator.refuse("q", call.q, call.shared_dtype)
 
 
-def cpu(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def cpu(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """Run a linear operator natively and return `o` in v's dtype and the state in the compute dtype."""
     v_dtype = call.v.dtype
     o, state = _of_one_dtype(call.of_one_dtype())
     return o.to(v_dtype), state
 
 
-def _of_one_dtype(call: Arguments) -> tuple[Tensor, Tensor | None]:
+def _of_one_dtype(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """The same where q, k and v have one dtype that the kernels read."""
     if (done := few_tokens(call, _of_one_dtype)) is not None:
         return done
@@ -212,7 +210,7 @@ def _summed(room: OptionalTensors, x: _Inputs) -> list[Tensor]:
 def _in_torch(x: _Inputs) -> tuple[Tensor, Tensor | None]:
     """The same outputs by PyTorch's own operations, for derivatives of derivatives."""
     gate = None if x.A_log is None else Gate(x.A_log, x.dt_bias, x.lower_bound or None)
-    call = check(
+    call = linear_call(
         x.q, x.k, x.v, x.g, x.beta, scale=x.scale, initial_state=x.initial_state, output_final_state=True,
         cu_seqlens=Sequences(tuple(x.lengths)) if x.lengths else None, normalize=x.normalize, gate=gate,
         beta_max=x.beta_max or None,
@@ -289,3 +287,6 @@ def _forward_flops(q: Any, k: Any, v: Any, g: Any, beta: Any, *_: Any, **__: Any
 def _backward_flops(*shapes: Any, **_: Any) -> int:
     """Two products for each of the forward pass."""
     return 2 * _forward_flops(*shapes)
+
+
+IMPLEMENTATION = implementation(cpu, refuse)

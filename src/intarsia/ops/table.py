@@ -1,0 +1,69 @@
+"""The table: what can compute each operator, the fastest first.
+
+A new implementation of an operator is a file `<operator>_<name>.py` that ends in an `Implementation`, and its name
+in the operator's list here. Nothing else has to know of it: `impl="auto"` chooses from this table, `explain` reads it,
+and the operators' tests run through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from intarsia.ops import (
+    attention_reference,
+    attention_torch,
+    conv_cpu,
+    conv_reference,
+    conv_torch,
+    decode_cpu,
+    decode_reference,
+    decode_torch,
+    latent_attention_torch,
+    linear_chunked,
+    linear_cpu,
+    linear_reference,
+    norm_cpu,
+    norm_reference,
+    norm_torch,
+)
+from intarsia.ops.choice import Operator, table
+
+_LINEAR = (linear_cpu.IMPLEMENTATION, linear_chunked.IMPLEMENTATION, linear_reference.IMPLEMENTATION)
+
+TABLE: Mapping[str, Operator] = table(
+    {
+        "gated_delta_rule": _LINEAR,
+        "linear_attention": _LINEAR,
+        "dplr_rule": (linear_chunked.IMPLEMENTATION, linear_reference.IMPLEMENTATION),
+        "decode_step": (
+            decode_cpu.IMPLEMENTATION,
+            decode_torch.IMPLEMENTATION,
+            decode_reference.IMPLEMENTATION,
+        ),
+        "short_convolution": (
+            conv_cpu.IMPLEMENTATION,
+            conv_torch.IMPLEMENTATION,
+            conv_reference.IMPLEMENTATION,
+        ),
+        "gated_rms_norm": (
+            norm_cpu.IMPLEMENTATION,
+            norm_torch.IMPLEMENTATION,
+            norm_reference.IMPLEMENTATION,
+        ),
+        "softmax_attention": (attention_torch.IMPLEMENTATION, attention_reference.IMPLEMENTATION),
+        "latent_attention": (latent_attention_torch.IMPLEMENTATION, attention_reference.OF_LATENTS),
+        "l2norm": (norm_torch.OF_LENGTH, norm_reference.OF_LENGTH),
+    },
+    not_yet={"triton": "there are no Triton kernels of our own yet"},
+)
+
+
+def run(operator: str, call: Any, impl: str) -> Any:
+    """Compute a call by the implementation that `impl` names or that serves it fastest.
+
+    Raises:
+        ConfigError: no implementation has that name.
+        UnsupportedError: the named implementation cannot serve this call.
+    """
+    return TABLE[operator].choose(call, impl).run(call)
