@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from intarsia import __version__
-from intarsia.cli import compare, generate, inspect, mixers, presets, train
+from intarsia.cli import compare, exam, generate, inspect, mixers, presets, train
 from intarsia.cli.failures import reported
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for verb in (
     train.train,
     generate.generate,
     compare.compare,
+    exam.exam,
     inspect.inspect,
     presets.presets,
     mixers.mixers,

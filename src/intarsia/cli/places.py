@@ -48,11 +48,27 @@ def model_directory(directory: Path) -> Path:
     for place in (directory / "model", directory / "train" / "model"):
         if (place / "config.json").exists():
             return place
-    models = sorted(directory.glob("runs/*/train/model/config.json"))
+    models = sorted(
+        path for kind in ("runs", "exams") for path in directory.glob(f"{kind}/*/train/model/config.json")
+    )
     if models:
         listed = "".join(f"\n  {path.parents[2]}" for path in models)
         raise CheckpointError(f"{directory} holds a comparison; choose one of its models:{listed}")
     return directory
+
+
+def finished_model(directory: Path) -> Path:
+    """The directory of the model itself, of a run that has come to its end.
+
+    Raises:
+        CheckpointError: it has not, or there is no model, or several.
+    """
+    if is_unfinished(directory):
+        raise CheckpointError(
+            f"the training run in {directory} is not finished and holds no model yet: give the same "
+            "`intarsia train` command again to go on"
+        )
+    return model_directory(directory)
 
 
 def is_unfinished(directory: Path) -> bool:
@@ -76,12 +92,7 @@ def load(directory: Path, device: str = "auto", dtype: str = "") -> tuple[Langua
 
     if dtype and dtype not in DTYPES:
         raise ConfigError(f"--dtype was given {unknown(dtype, DTYPES, 'dtype')}")
-    if is_unfinished(directory):
-        raise CheckpointError(
-            f"the training run in {directory} is not finished and holds no model yet: give the same "
-            "`intarsia train` command again to go on"
-        )
-    place = model_directory(directory)
+    place = finished_model(directory)
     model = load_model(place, DTYPES[dtype] if dtype else None, find_device(device)).eval()
     if not (place / TOKENIZER).is_dir():
         raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")

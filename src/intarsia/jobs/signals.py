@@ -43,9 +43,13 @@ class StopRequest:
     A second SIGINT raises KeyboardInterrupt at once. Outside the main thread the context does nothing.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        answer: str = "Stopping after this step and saving a checkpoint. Ctrl-C again stops at once.",
+    ) -> None:
         self.requested = False
-        self._tell = tell
+        self._tell, self._answer = tell, answer
         self._handled = ExitStack()
 
     def __enter__(self) -> StopRequest:
@@ -62,4 +66,4 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.requested:
             self.requested = True
-            self._tell("Stopping after this step and saving a checkpoint. Ctrl-C again stops at once.")
+            self._tell(self._answer)

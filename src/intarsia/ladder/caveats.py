@@ -12,6 +12,20 @@ from intarsia.ladder.words import count, listed
 
 def caveats_of(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
     """What this comparison cannot show, in sentences. `behind`: the arms that counting tokens beats."""
+    return [*(_of_text(plan, results, behind) if results.arms else ()), *(_of_exams(results))]
+
+
+def _of_exams(results: Results) -> list[str]:
+    if not results.exams:
+        return []
+    return [
+        "Exams: each model learned the task from scratch, in at most so many steps; one that had not may learn it with "
+        "more, or with another rate. The ranges are of the seeds that were tried, and no test of a difference: models "
+        "often learn such tasks all at once or not at all."
+    ]
+
+
+def _of_text(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
     seeds = len(plan.seeds)
     smallest, largest = (f(arm.non_embedding_parameters for arm in results.arms) for f in (min, max))
     size = " to ".join(dict.fromkeys((count(smallest), count(largest))))

@@ -13,13 +13,14 @@ from intarsia.jobs.locks import locked
 from intarsia.jobs.signals import terminable
 from intarsia.ladder.capacity import Capacity, keep_time, possible_jobs
 from intarsia.ladder.environment import environment
+from intarsia.ladder.exam_trial import ExamTrial, hold_exams
 from intarsia.ladder.fairness import check_batches
 from intarsia.ladder.measuring import measure
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.record import jsonable, record_of
 from intarsia.ladder.report import write_report
 from intarsia.ladder.report.terminal import introduce, show_verdict
-from intarsia.ladder.results import Results
+from intarsia.ladder.results import NO_TEXT, Results
 from intarsia.ladder.text_trial import TextTrial
 from intarsia.ladder.verdict import Verdict, judge
 from intarsia.settings import toml
@@ -38,8 +39,8 @@ def compare(
 ) -> Verdict:
     """Train the arms of a plan, judge them and write the report.
 
-    In `directory`: `verdict.json`, `report.html`, `plan.toml`, `runs/` with a directory for each training run,
-    `data/` with the tokenizer and the tokenised corpus. What is there already is used: finished runs are
+    In `directory`: `verdict.json`, `report.html`, `plan.toml`, `runs/` and `exams/` with a directory for each training
+    run, `data/` with the tokenizer and the tokenised corpus. What is there already is used: finished runs are
     skipped and half-finished ones go on, whatever ended them, and the numbers are those of an undisturbed
     comparison.
 
@@ -75,43 +76,35 @@ def compare(
 def _results(plan: Plan, path: Path, jobs: int | None, console: Console) -> Results:
     """Make all that is missing, and return all that there is."""
     began = time.monotonic()
-    trial = TextTrial.prepare(plan, path / "data", console)
-    capacity = Capacity.of(path, jobs, possible_jobs(trial.runs, trial.bytes_of_runs))
-    introduce(console, trial, capacity)
+    exams = [ExamTrial.prepare(plan, index) for index in range(len(plan.examined_on))]
+    text = None if plan.budget is None else TextTrial.prepare(plan, plan.budget, path / "data", console)
+    trials: list[TextTrial | ExamTrial] = [*([] if text is None else [text]), *exams]
+    capacity = Capacity.of(
+        path,
+        jobs,
+        possible_jobs(
+            sum(trial.runs for trial in trials), [need for trial in trials for need in trial.bytes_of_runs]
+        ),
+    )
+    introduce(console, plan, text, exams, capacity)
     try:
-        runs = trial.train(path / "runs", capacity, console)
-        check_batches((run for arm in runs.values() for run in arm.runs), path / "runs")
-        spec = trial.measure_spec(runs, capacity.threads)
-        measurements, samples = measure(path, spec, console)
+        found = NO_TEXT if text is None else _read_text(text, path, capacity, console)
+        examined = hold_exams(exams, path / "exams", capacity, console)
     finally:
         seconds = keep_time(path, time.monotonic() - began)
-    dataset, config = trial.dataset, trial.configs["judged"]
-    text_bytes, baselines = trial.baselines()
-    return Results(
-        arms=tuple(trial.result(arm, runs[arm.name], measurements.get(arm.name)) for arm in trial.arms),
-        text_bytes=text_bytes,
-        tuning_documents=len(trial.documents.tuning),
-        corpus=dataset.corpus,
-        tokenizer=dataset.tokenizer,
-        steps=config.steps,
-        tokens_per_run=config.tokens,
-        training_tokens=dataset.train.tokens,
-        baselines=baselines,
-        samples=samples,
-        environment=environment(
-            trial.fingerprints,
-            jobs=capacity.jobs,
-            threads=capacity.threads,
-            data={
-                "fingerprint": dataset.fingerprint,
-                "train documents": dataset.train.documents,
-                "train tokens": dataset.train.tokens,
-                "held-out documents": dataset.heldout.documents,
-                "vocabulary": dataset.vocab_size,
-            },
-        ),
-        seconds=seconds,
+    fingerprints = {arm: one for trial in reversed(trials) for arm, one in trial.fingerprints.items()}
+    machine = environment(
+        fingerprints, jobs=capacity.jobs, threads=capacity.threads, data={} if text is None else text.data
     )
+    return replace(found, exams=examined, environment=machine, seconds=seconds)
+
+
+def _read_text(trial: TextTrial, path: Path, capacity: Capacity, console: Console) -> Results:
+    """Train the arms on text, and measure them."""
+    runs = trial.train(path / "runs", capacity, console)
+    check_batches((run for arm in runs.values() for run in arm.runs), path / "runs")
+    measurements, samples = measure(path, trial.measure_spec(runs, capacity.threads), console)
+    return trial.results(runs, measurements, samples)
 
 
 def _conclude(plan: Plan, results: Results, path: Path, console: Console) -> Verdict:

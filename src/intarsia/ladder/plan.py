@@ -17,6 +17,7 @@ from intarsia.ladder.plan_tables import (
     Arm,
     Budget,
     EvaluationOptions,
+    ExamOptions,
     Figures,
     Matching,
     PlanError,
@@ -38,9 +39,12 @@ class Plan:
     """A comparison, ready to be run by `intarsia.ladder.compare`."""
 
     arms: tuple[Arm, ...]
-    budget: Budget
     tuning: Tuning
     seeds: tuple[int, ...]
+    budget: Budget | None = None
+    """What a run on text may spend. None: nothing is judged by text, and there are exams alone."""
+    examined_on: tuple[ExamOptions, ...] = ()
+    """Tasks that every arm learns from scratch and is examined on, each by runs of its own."""
     name: str = "comparison"
     title: str = ""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
@@ -80,13 +84,27 @@ class Plan:
                 "rate would be judged on the luck that chose it; take another",
                 ("tuning", "seed"),
             )
+        if self.budget is None and not self.examined_on:
+            raise PlanError(
+                "'budget' is missing: say what a run on text may spend, or name tasks in [[examined_on]]"
+            )
+        exams = [exam.name for exam in self.examined_on]
+        for index, name in enumerate(exams):
+            if name in exams[:index]:
+                raise PlanError(
+                    f"two exams are called {name!r}: give one a name", ("examined_on", index, "name")
+                )
         reference = self.matching.reference
         if reference is not None and reference not in names:
             raise PlanError(
                 f"no arm {reference!r}{did_you_mean(reference, names)}", ("matching", "reference")
             )
         self._check_presets()
-        self._check_training()
+        self._check_training(self.training, ("training",), _OWNED)
+        for index, exam in enumerate(self.examined_on):
+            place = ("examined_on", index, "training")
+            owned = {**_OWNED, "steps": "steps", "rows": "rows", "length": "options.length"}
+            self._check_training(exam.training, place, owned)
 
     def _check_presets(self) -> None:
         from intarsia.model import presets
@@ -96,30 +114,32 @@ class Plan:
                 near = did_you_mean(arm.preset, presets.names())
                 raise PlanError(f"there is no preset {arm.preset!r}{near}", ("arms", index, "preset"))
 
-    def _check_training(self) -> None:
+    def _check_training(
+        self, training: Mapping[str, Any], place: tuple[str | int, ...], owned: Mapping[str, str]
+    ) -> None:
         from intarsia.training.config import TrainConfig
 
-        for key in self.training:
-            if key in _OWNED:
-                raise PlanError(f"is set by the comparison; say it in {_OWNED[key]}", ("training", key))
+        for key in training:
+            if key in owned:
+                raise PlanError(f"is set by the comparison; say it in {owned[key]}", (*place, key))
         try:
             # A year of steps, so that only the options themselves are checked here.
-            TrainConfig.from_dict({"steps": 10**9, **self.training})
+            TrainConfig.from_dict({"steps": 10**9, **training})
         except OptionError as error:
-            raise PlanError(error.message, ("training", *error.path)) from None
+            raise PlanError(error.message, (*place, *error.path)) from None
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def rates(self, arm: Arm) -> tuple[float, ...]:
-        """The learning rates that are tried for an arm."""
-        return arm.learning_rates or self.tuning.learning_rates
+    def rates(self, arm: Arm, exam: ExamOptions | None = None) -> tuple[float, ...]:
+        """The learning rates that are tried for an arm, on text or for an exam."""
+        return (exam and exam.learning_rates) or arm.learning_rates or self.tuning.learning_rates
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values; `Plan.from_dict` takes them back."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
-        for owner in (values, *values["arms"]):
+        for owner in (values, *values["arms"], *values["examined_on"]):
             for table in owner.keys() & {"model", "training", "quick"}:
                 # What None means there is not this class's to know, so it must not be lost.
                 owner[table] = without_none(owner[table])
@@ -141,7 +161,8 @@ class Plan:
         """The plan with its `quick` changes, or with a general shortening where it has none.
 
         The shortening: two seeds, the middle learning rate of each grid, twenty steps, twenty documents of at most
-        512 tokens, two contexts. It shows that everything works and judges nothing.
+        512 tokens, two contexts. Exams are shortened too, unless the changes have some. It shows that everything works
+        and judges nothing.
         """
         values = self.to_dict()
         changes: Mapping[str, Any] = values.pop("quick")
@@ -149,13 +170,15 @@ class Plan:
             rates = sorted(self.tuning.learning_rates)
             changes = {
                 "seeds": list(self.seeds[:2]),
-                "budget": {"tokens": None, "steps": 20},
+                "budget": {"tokens": None, "steps": 20} if self.budget else None,
                 "training": {"warmup_steps": 2},
                 "tuning": {"learning_rates": [rates[len(rates) // 2]], "documents": 5},
                 "evaluation": {"documents": 20, "tokens_per_document": 512},
                 "figures": {"contexts": list(self.figures.contexts[:2]), "repeats": 2, "throughput_steps": 1},
                 "arms": [{**arm, "learning_rates": None} for arm in values["arms"]],
             }
+        if self.examined_on and "examined_on" not in changes:
+            changes = {**changes, "examined_on": [_short(exam) for exam in values["examined_on"]]}
         budget = changes.get("budget", {})
         if isinstance(budget, Mapping) and len(budget) == 1:
             # A budget in the other unit replaces the plan's, and does not stand beside it.
@@ -166,6 +189,12 @@ class Plan:
         except PlanError as error:
             raise error.under(("quick",)) from None
         return dataclasses.replace(quick, name=f"{self.name}-quick")
+
+
+def _short(exam: Mapping[str, Any]) -> dict[str, Any]:
+    """An exam as a matter of seconds."""
+    most = {"steps": 20, "examples": 32}
+    return {**exam, **{name: min(exam[name], limit) for name, limit in most.items()}, "learning_rates": None}
 
 
 def _plain(value: Any) -> Any:

@@ -1,15 +1,19 @@
-"""The tables of a plan: arms, budget, tuning, matching, evaluation, figures. `docs/comparison.md` explains each
-option."""
+"""The tables of a plan: arms, budget, tuning, matching, evaluation, figures, exams. `docs/comparison.md`
+explains each option."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from intarsia.errors import OptionError
 from intarsia.settings import check_bounds, settle_types, with_none
+
+if TYPE_CHECKING:
+    from intarsia.tasks import Task
 
 FEWEST_JUDGED = 10
 """The fewest documents to judge by. Where documents differ more than seeds do, an interval that says 95 % misses the
@@ -36,10 +40,7 @@ class Arm:
     def __post_init__(self) -> None:
         settle_types(self)
         object.__setattr__(self, "model", with_none(self.model))
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise PlanError(
-                f"{self.name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",)
-            )
+        check_name(self.name)
         if self.preset is None and not self.model:
             raise PlanError(
                 f"the arm {self.name!r} needs a preset, or a [arms.model] table with a whole configuration"
@@ -160,6 +161,71 @@ class Figures:
             raise PlanError(f"must be positive and growing; got {list(self.contexts)}", ("contexts",))
         check_bounds(self, "decode_tokens", "repeats", least=1)
         check_bounds(self, "throughput_steps", "sample_tokens", least=0)
+
+
+@dataclass(frozen=True)
+class ExamOptions:
+    """A task (`intarsia.tasks`) that every arm learns from scratch and is examined on.
+
+    As with text, each arm's learning rate is chosen by runs with the plan's tuning seed, here by the answers to
+    validation examples; what is reported are test examples, of runs with the plan's seeds. A run ends when no
+    validation example has a mistake, or with its steps.
+    """
+
+    task: str
+    options: Mapping[str, Any]
+    """Of the task, `length` among them."""
+    name: str = ""
+    """In tables and directories; the task with its length by default."""
+    steps: int = 2000
+    rows: int = 16
+    """Examples of a step."""
+    learning_rates: tuple[float, ...] | None = None
+    """The grid for all arms; by default each arm's own of the plan."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Options of TrainConfig, where they should differ from `EXAM_TRAINING`."""
+    examples: int = 256
+    """Of the validation, and of the test."""
+    examine_every: int = 50
+    """Steps between two validations."""
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        object.__setattr__(self, "options", with_none(self.options))
+        object.__setattr__(self, "training", with_none(self.training))
+        check_bounds(self, "steps", "rows", "examples", "examine_every", least=1)
+        if self.learning_rates is not None:
+            check_rates(self.learning_rates, ("learning_rates",))
+        task = self.made
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.task}-{task.length}")
+        check_name(self.name)
+
+    @property
+    def made(self) -> Task:
+        """The task itself."""
+        from intarsia.tasks import make_task
+
+        return make_task(self.task, self.options)
+
+
+EXAM_TRAINING: Mapping[str, Any] = MappingProxyType(
+    {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "final_lr_fraction": 0.1,
+        "weight_decay": 0.1,
+        "grad_clip": 1.0,
+    }
+)
+"""How a task is learned unless the plan says otherwise, with a warm-up of a twentieth of the steps."""
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise PlanError(
+            f"{name!r} must be letters, digits, '.', '_' and '-': it names directories", ("name",)
+        )
 
 
 def check_rates(rates: tuple[float, ...], path: tuple[str | int, ...]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.results import Results
+from intarsia.ladder.results import ExamResult, Results
+from intarsia.tasks.exam import Answers
 
 
 def record_of(plan: Plan, results: Results, report: Path) -> dict[str, Any]:
@@ -54,11 +55,55 @@ def record_of(plan: Plan, results: Results, report: Path) -> dict[str, Any]:
             }
             for arm in results.arms
         ],
+        "exams": [_exam(exam) for exam in results.exams],
         "samples": [asdict(sample) for sample in results.samples],
         "environment": dict(results.environment),
         "seconds": results.seconds,
         "report": str(report),
     }
+
+
+def _exam(exam: ExamResult) -> dict[str, Any]:
+    return {
+        "name": exam.name,
+        "task": exam.task,
+        "options": dict(exam.options),
+        "steps": exam.steps,
+        "rows": exam.rows,
+        "examples": exam.examples,
+        "arms": [
+            {
+                "name": arm.name,
+                "non_embedding_parameters": arm.parameters,
+                "learning_rate": arm.learning_rate,
+                "at_edge_of_grid": arm.at_edge,
+                "answers": dict(zip(("mean", "least", "most"), arm.answers or (None,) * 3, strict=True)),
+                "sequences": arm.sequences,
+                "runs": [
+                    {
+                        "learning_rate": run.learning_rate,
+                        "seed": run.seed,
+                        "role": run.role,
+                        "directory": run.directory,
+                        "failure": asdict(run.failure) if run.failure else None,
+                        "steps": run.exam.steps if run.exam else None,
+                        "validation": _counts(run.exam.validation) if run.exam else None,
+                        "test": _counts(run.exam.test) if run.exam and run.exam.test else None,
+                        "seconds": run.seconds,
+                    }
+                    for run in sorted(
+                        arm.runs, key=lambda run: (run.role != "tuning", run.learning_rate, run.seed)
+                    )
+                ],
+            }
+            for arm in exam.arms
+        ],
+    }
+
+
+def _counts(answers: Answers) -> dict[str, Any]:
+    """Counts with intervals; those of each sequence stay in the run's directory."""
+    return {name: value for name, value in answers.to_dict().items() if name != "by_sequence"}
 
 
 def jsonable(value: Any) -> Any:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from intarsia.ladder.statistics import Array
+from intarsia.tasks.exam import Answers
 
 RunRole = Literal["tuning", "judged"]
 FailureKind = Literal["diverged", "killed", "crashed"]
@@ -38,6 +41,17 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class ExamScores:
+    """What a run has learned of a task."""
+
+    validation: Answers
+    test: Answers | None
+    """Of a judged run; a tuning run has none, so that nobody can choose by it."""
+    steps: int
+    """After which nothing was wrong in the validation, or the budget was spent."""
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One training run: an arm at a learning rate with a seed.
 
@@ -59,10 +73,38 @@ class RunResult:
     training_curve: tuple[CurvePoint, ...] = ()
     heldout_curve: tuple[CurvePoint, ...] = ()
     directory: str = ""
+    lesson: str = ""
+    """The name of the exam that it was for; empty for one that learned text."""
+    exam: ExamScores | None = None
+    """Of a finished run for an exam."""
+
+    @property
+    def subject(self) -> str:
+        """Whom the run is of: the arm, or the arm on an exam."""
+        return f"{self.lesson} {self.arm}".strip()
 
     @property
     def name(self) -> str:
-        return f"{self.arm} lr {self.learning_rate:g} seed {self.seed}"
+        return f"{self.subject} lr {self.learning_rate:g} seed {self.seed}"
+
+    @property
+    def tuning_score(self) -> tuple[float, ...] | None:
+        """What learning rates are chosen by: the lowest is the best. None for a failed run."""
+        if self.exam is not None:
+            score = self.exam.validation.score
+            return -score.token_accuracy, -score.sequence_accuracy, self.exam.steps
+        return None if self.tuning_bits_per_byte is None else (self.tuning_bits_per_byte,)
+
+    @property
+    def summary(self) -> str:
+        """How it went, in a line."""
+        text = f"{self.seconds:.0f} s"
+        if self.exam is not None:
+            right = self.exam.validation.score.token_accuracy
+            return f"{right:.1%} of the validation's answers after {self.exam.steps} steps, {text}"
+        if self.tuning_bits_per_byte is not None:
+            return f"{self.tuning_bits_per_byte:.4f} bits per byte on the tuning documents, {text}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -139,6 +181,65 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class ExamArm:
+    """An arm on one exam."""
+
+    name: str
+    parameters: int
+    """Without embeddings."""
+    learning_rate: float | None
+    grid: tuple[float, ...]
+    runs: tuple[RunResult, ...]
+
+    @property
+    def judged(self) -> dict[int, tuple[float, float]]:
+        """For each seed whose run came to an end: the shares of right answers and of sequences without a mistake. A
+        model that came apart (diverged) knows nothing."""
+        found = {}
+        for run in self.runs:
+            if run.role == "judged" and run.exam is not None and run.exam.test is not None:
+                score = run.exam.test.score
+                found[run.seed] = (score.token_accuracy, score.sequence_accuracy)
+            elif run.role == "judged" and run.failure is not None and run.failure.is_final:
+                found[run.seed] = (0.0, 0.0)
+        return found
+
+    @property
+    def answers(self) -> tuple[float, float, float] | None:
+        """Mean, least and most of the shares of right answers, over seeds; None if no run came to an end."""
+        shares = [answers for answers, _ in self.judged.values()]
+        return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
+
+    @property
+    def sequences(self) -> float | None:
+        """Mean share of sequences without a mistake."""
+        shares = [sequences for _, sequences in self.judged.values()]
+        return sum(shares) / len(shares) if shares else None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the rate that was chosen is at an end of its grid."""
+        return len(self.grid) > 1 and self.learning_rate in (min(self.grid), max(self.grid))
+
+
+@dataclass(frozen=True)
+class ExamResult:
+    """One exam, with all arms."""
+
+    name: str
+    task: str
+    title: str
+    options: Mapping[str, Any]
+    steps: int
+    rows: int
+    examples: int
+    arms: tuple[ExamArm, ...]
+
+    def arm(self, name: str) -> ExamArm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything that a comparison produced, before it is judged."""
 
@@ -154,12 +255,16 @@ class Results:
     """Tokens of the corpus's training split: how often a run has read it follows."""
     baselines: tuple[Baseline, ...] = ()
     samples: tuple[Sample, ...] = ()
+    exams: tuple[ExamResult, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def runs(self) -> list[RunResult]:
-        return [run for arm in self.arms for run in arm.runs]
+        """All runs, those for exams last."""
+        return [run for arm in self.arms for run in arm.runs] + [
+            run for exam in self.exams for arm in exam.arms for run in arm.runs
+        ]
 
     @property
     def failed(self) -> list[RunResult]:
@@ -169,7 +274,11 @@ class Results:
         return next(arm for arm in self.arms if arm.name == name)
 
 
-def choose_rate(scores: Mapping[float, float | None]) -> float | None:
+NO_TEXT = Results((), np.zeros(0), 0, "", "", 0, 0)
+"""Of a plan that has exams alone."""
+
+
+def choose_rate(scores: Mapping[float, tuple[float, ...] | None]) -> float | None:
     """The learning rate with the lowest score; failed runs have none. Of equals the smaller rate."""
     finished = [(score, rate) for rate, score in scores.items() if score is not None]
     return min(finished)[1] if finished else None

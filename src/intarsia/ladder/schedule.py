@@ -10,7 +10,8 @@ from intarsia.jobs.board import Board
 from intarsia.jobs.child import DONE, INTERRUPTED
 from intarsia.jobs.pool import Event, Pool, describe_exit
 from intarsia.ladder.results import Failure, RunResult, choose_rate
-from intarsia.ladder.run_folder import RunFolder, RunSpec
+from intarsia.ladder.run_folder import RunFolder
+from intarsia.ladder.run_spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ArmSchedule:
     """The runs of one arm: those that choose its learning rate, then those that are judged."""
 
     name: str
+    """`RunSpec.subject` of its runs."""
     grid: tuple[float, ...]
     tuning: tuple[RunSpec, ...]
     """Empty where there is one rate and nothing to choose."""
@@ -59,12 +61,12 @@ def run_all(
             if changed and changed not in told:
                 told.add(changed)
                 board.say(
-                    f"Runs of {spec.arm} are made anew and earlier ones are not used, since they would give other "
+                    f"Runs of {spec.subject} are made anew and earlier ones are not used, since they would give other "
                     f"numbers now: {'; '.join(changed)}."
                 )
             folder.claim(spec)
             if folder.state == "open":
-                waiting.append(((int(spec.role == "judged"), position, order[spec.arm]), spec))
+                waiting.append(((int(spec.role == "judged"), position, order[spec.subject]), spec))
             else:
                 finished[spec.key] = folder.read(spec)
                 board.skip(spec.steps)
@@ -74,7 +76,7 @@ def run_all(
         """Choose the learning rate and go on to the judged runs, once that is possible."""
         if schedule.name in chosen or any(spec.key not in finished for spec in schedule.tuning):
             return
-        scores = {spec.learning_rate: finished[spec.key].tuning_bits_per_byte for spec in schedule.tuning}
+        scores = {spec.learning_rate: finished[spec.key].tuning_score for spec in schedule.tuning}
         rate = choose_rate(scores) if schedule.tuning else schedule.grid[0]
         chosen[schedule.name] = rate
         if rate is not None:
@@ -85,15 +87,13 @@ def run_all(
         folder = RunFolder(directory / spec.directory_name)
         if status == DONE and folder.outcome.exists():
             run = finished[key] = folder.read(spec)
-            score = run.tuning_bits_per_byte
-            text = f"{score:.4f} bits per byte on the tuning documents, " if score is not None else ""
-            board.finish(key, f"{text}{run.seconds:.0f} s")
+            board.finish(key, run.summary)
         else:
             failure = folder.read_failure() or _unexplained(status, folder)
             folder.write_failure(failure)
             finished[key] = folder.read(spec)
             board.finish(key, f"{failure.kind}: {failure.message}", good=False)
-        advance(next(schedule for schedule in schedules if schedule.name == spec.arm))
+        advance(next(schedule for schedule in schedules if schedule.name == spec.subject))
 
     def happened(key: str, event: Event | int) -> None:
         if isinstance(event, int):
@@ -102,8 +102,8 @@ def run_all(
             board.resumed(key, event["done"])
         elif event.get("event") == "step":
             board.step(key, event["done"], event["loss"], event["speed"])
-        elif event.get("event") == "judging":
-            board.stage(key, "scoring documents")
+        elif event.get("event") == "stage":
+            board.stage(key, event["stage"])
 
     for schedule in schedules:
         enqueue(schedule.tuning)
@@ -129,7 +129,7 @@ def run_all(
     return {
         schedule.name: ArmRuns(
             chosen.get(schedule.name),
-            tuple(run for run in finished.values() if run.arm == schedule.name),
+            tuple(run for run in finished.values() if run.subject == schedule.name),
         )
         for schedule in schedules
     }

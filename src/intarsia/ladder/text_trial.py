@@ -20,9 +20,9 @@ from intarsia.ladder.capacity import Capacity, run_bytes
 from intarsia.ladder.documents import Chosen, choose_documents
 from intarsia.ladder.measuring import MeasuredArm, MeasureSpec
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import PlanError
-from intarsia.ladder.results import ArmResult, Baseline, Measurements, RunRole
-from intarsia.ladder.run_folder import RunSpec
+from intarsia.ladder.plan_tables import Budget, PlanError
+from intarsia.ladder.results import ArmResult, Baseline, Measurements, Results, RunRole, Sample
+from intarsia.ladder.run_spec import RunSpec, TextLesson
 from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
 from intarsia.ladder.statistics import Array
 from intarsia.model.fingerprint import Fingerprint, fingerprint
@@ -47,7 +47,7 @@ class TextTrial:
     """The options that all runs share; learning rate and seeds are filled in for each."""
 
     @classmethod
-    def prepare(cls, plan: Plan, directory: Path, console: Console) -> TextTrial:
+    def prepare(cls, plan: Plan, budget: Budget, directory: Path, console: Console) -> TextTrial:
         """Prepare the data in `directory`, and make sure that all of the plan can be carried out.
 
         Raises:
@@ -60,7 +60,7 @@ class TextTrial:
             dataset, tokenizer = plan.corpus.prepare(directory, progress=False)
         arms = resolve(plan, tokenizer.vocab_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = _judged_config(plan)
+        config = _judged_config(plan, budget)
         return cls(
             plan=plan,
             dataset=dataset,
@@ -113,11 +113,13 @@ class TextTrial:
             role=role,
             model=arm.config.to_dict(),
             train=self.configs[role].replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
-            dataset=str(self.dataset.directory.resolve()),
-            data_fingerprint=self.dataset.fingerprint,
-            documents=self.documents.tuning if role == "tuning" else self.documents.judged,
-            tokens_per_document=self.plan.evaluation.tokens_per_document,
-            bytes_per_token=float(train.text_bytes.sum() / train.tokens),
+            lesson=TextLesson(
+                dataset=str(self.dataset.directory.resolve()),
+                data_fingerprint=self.dataset.fingerprint,
+                documents=self.documents.tuning if role == "tuning" else self.documents.judged,
+                tokens_per_document=self.plan.evaluation.tokens_per_document,
+                bytes_per_token=float(train.text_bytes.sum() / train.tokens),
+            ),
             fingerprint=self.fingerprints[arm.name].to_dict(),
             threads=threads,
         )
@@ -170,7 +172,40 @@ class TextTrial:
             ),
         )
 
-    def result(self, arm: ResolvedArm, runs: ArmRuns, measurements: Measurements | None) -> ArmResult:
+    def results(
+        self,
+        runs: Mapping[str, ArmRuns],
+        measurements: Mapping[str, Measurements],
+        samples: tuple[Sample, ...],
+    ) -> Results:
+        """What came of all arms."""
+        text_bytes, baselines = self.baselines()
+        return Results(
+            arms=tuple(self._result(arm, runs[arm.name], measurements.get(arm.name)) for arm in self.arms),
+            text_bytes=text_bytes,
+            tuning_documents=len(self.documents.tuning),
+            corpus=self.dataset.corpus,
+            tokenizer=self.dataset.tokenizer,
+            steps=self.configs["judged"].steps,
+            tokens_per_run=self.configs["judged"].tokens,
+            training_tokens=self.dataset.train.tokens,
+            baselines=baselines,
+            samples=samples,
+        )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the data are, for the record."""
+        dataset = self.dataset
+        return {
+            "fingerprint": dataset.fingerprint,
+            "train documents": dataset.train.documents,
+            "train tokens": dataset.train.tokens,
+            "held-out documents": dataset.heldout.documents,
+            "vocabulary": dataset.vocab_size,
+        }
+
+    def _result(self, arm: ResolvedArm, runs: ArmRuns, measurements: Measurements | None) -> ArmResult:
         """What came of an arm."""
         from intarsia.model.language_model import cost_of
 
@@ -192,11 +227,11 @@ class TextTrial:
         )
 
 
-def _judged_config(plan: Plan) -> TrainConfig:
+def _judged_config(plan: Plan, budget: Budget) -> TrainConfig:
     """The options of a judged run."""
     try:
         shape = TrainConfig.from_dict({"steps": 10**9, **plan.training})
-        steps = plan.budget.steps_of(shape.tokens_per_step)
+        steps = budget.steps_of(shape.tokens_per_step)
         defaults: dict[str, Any] = {
             "log_every": max(1, steps // 100),
             "checkpoint_every": max(1, math.ceil(steps / 4)),

@@ -80,6 +80,12 @@ class Verdict:
 
 def judge(plan: Plan, results: Results) -> Verdict:
     """Judge the results of a plan."""
+    if not results.arms:
+        sentence = (
+            "Nothing was judged by text. How the models did on the exams is in the table, without a verdict."
+        )
+        caveats = tuple(caveats_of(plan, results, ()))
+        return Verdict(sentence, (), (), None, caveats, plan.evaluation.confidence)
     arms = results.arms
     pairs = list(combinations(arms, 2))
     # The later arm of the plan is set against the earlier: the first is usually the baseline.

@@ -2,9 +2,10 @@
 
 from intarsia.model.loss import IGNORED
 from intarsia.tasks.base import Examples, ExampleSplit, Task
+from intarsia.tasks.exam import Answers, examine
 from intarsia.tasks.mqar import MQAR
 from intarsia.tasks.palindrome import Palindrome
-from intarsia.tasks.registry import names, task
+from intarsia.tasks.registry import make_task, names, task
 from intarsia.tasks.score import NOTHING, Score, score
 from intarsia.tasks.stack import Stack
 
@@ -12,12 +13,15 @@ __all__ = [
     "IGNORED",
     "MQAR",
     "NOTHING",
+    "Answers",
     "ExampleSplit",
     "Examples",
     "Palindrome",
     "Score",
     "Stack",
     "Task",
+    "examine",
+    "make_task",
     "names",
     "score",
     "task",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from intarsia.errors import ConfigError, did_you_mean
+from collections.abc import Mapping
+from typing import Any
+
+from intarsia.errors import ConfigError, OptionError, did_you_mean
+from intarsia.settings import read
 from intarsia.tasks.base import Task
 from intarsia.tasks.mqar import MQAR
 from intarsia.tasks.palindrome import Palindrome
@@ -31,3 +35,19 @@ def task(name: str) -> type[Task]:
         if config.type == name:
             return config
     raise ConfigError(f"there is no task {name!r}{did_you_mean(name, names())}")
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of that name with these options.
+
+    Raises:
+        OptionError: there is none of that name, or an option is missing, unknown or cannot be right.
+    """
+    try:
+        kind = task(name)
+    except ConfigError as error:
+        raise OptionError(str(error), ("task",)) from None
+    try:
+        return read(kind, options)
+    except OptionError as error:
+        raise error.under(("options",)) from None

@@ -47,7 +47,15 @@ NOTHING = Score(0, 0, 0, 0)
 
 
 def score(answers: Tensor, targets: Tensor) -> Score:
-    """Compare answers with targets, where something is asked.
+    """Compare answers with targets, where something is asked; arguments and errors as in `right_and_asked`."""
+    right, asked = right_and_asked(answers, targets)
+    is_asked = asked > 0
+    counts = torch.stack([right.sum(), asked.sum(), (is_asked & (right == asked)).sum(), is_asked.sum()])
+    return Score(*counts.tolist())
+
+
+def right_and_asked(answers: Tensor, targets: Tensor) -> Tensor:
+    """How many answers of each sequence are right, and how many are asked: `[2, N]` int64.
 
     Args:
         answers: logits `[N, T, V]`, floating, whose largest is the answer (none, if any is NaN); or the answers
@@ -68,6 +76,4 @@ def score(answers: Tensor, targets: Tensor) -> Score:
     if is_logits:
         # argmax takes NaN for the largest: a model that has come apart would be right now and then.
         right &= ~answers.isnan().any(-1)
-    flawless = asked.any(1) & (right == asked).all(1)
-    counts = torch.stack([right.sum(), asked.sum(), flawless.sum(), asked.any(1).sum()]).tolist()
-    return Score(*counts)
+    return torch.stack([right.sum(1), asked.sum(1)])

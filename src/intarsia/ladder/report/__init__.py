@@ -19,6 +19,7 @@ from intarsia.ladder.report.details import (
     reproduce_section,
     samples_section,
 )
+from intarsia.ladder.report.exams import exams_section
 from intarsia.ladder.report.figures import costs_section, curves_section, differences_section
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.table import table_section
@@ -64,31 +65,37 @@ def _asset(name: str) -> str:
 
 def _sections(plan: Plan, results: Results, verdict: Verdict) -> list[Markup]:
     version, date = (results.environment.get(key, "") for key in ("intarsia", "date"))
-    return [
-        _header(plan, results),
-        _verdict(verdict),
+    text = [
         table_section(plan, results, verdict),
         differences_section(results, verdict),
         curves_section(results),
         costs_section(results),
         rates_section(plan, results),
         samples_section(results),
+    ]
+    return [
+        _header(plan, results),
+        _verdict(verdict),
+        *(text if results.arms else []),
+        exams_section(plan, results),
         failures_section(results),
         limits_section(verdict),
-        fairness_section(plan, results),
+        fairness_section(plan, results) if results.arms else Markup(""),
         reproduce_section(plan, results),
         tag("footer", f"Written by Intarsia {version}, {date}. This file is complete: it loads nothing."),
     ]
 
 
 def _header(plan: Plan, results: Results) -> Markup:
-    facts = [
-        f"{len(results.arms)} architectures",
-        f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}",
-        f"{count(results.tokens_per_run)} tokens a run",
-        f"corpus {results.corpus}, tokenizer {results.tokenizer}",
-        f"{len(results.text_bytes)} judged documents",
-    ]
+    facts = [f"{len(plan.arms)} architectures", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
+    if results.arms:
+        facts += [
+            f"{count(results.tokens_per_run)} tokens a run",
+            f"corpus {results.corpus}, tokenizer {results.tokenizer}",
+            f"{len(results.text_bytes)} judged documents",
+        ]
+    if results.exams:
+        facts.append(f"{len(results.exams)} exam{'s' * (len(results.exams) > 1)}")
     return tag(
         "header",
         tag("div", class_="inlay", aria_hidden="true"),

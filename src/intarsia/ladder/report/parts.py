@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intarsia.ladder.report.markup import Markup, tag
-from intarsia.ladder.results import ArmResult, Results
+from intarsia.ladder.results import ArmResult, ExamArm, Results
 
 
 def arm_name(arm: ArmResult, index: int) -> Markup:
@@ -41,3 +41,12 @@ def size_name(number: float) -> str:
 def percent(share: float) -> str:
     """`95 %`."""
     return f"{share * 100:.3g}\N{NO-BREAK SPACE}%"
+
+
+def exam_cell(arm: ExamArm) -> str:
+    """`99.2 (98.4–99.8)`: right answers in %, the least and the most over seeds; `*`: a rate at its grid's end."""
+    if arm.answers is None:
+        return "no run finished"
+    mean, least, most = (100 * share for share in arm.answers)
+    spread = f" ({least:.1f}–{most:.1f})" if len(arm.judged) > 1 else ""
+    return f"{mean:.1f}{spread}{'*' * arm.at_edge}"

@@ -3,6 +3,7 @@ the report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,8 +13,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from intarsia.ladder.arms import ResolvedArm
 from intarsia.ladder.capacity import Capacity
-from intarsia.ladder.report.parts import context_name, percent, size_name
+from intarsia.ladder.exam_trial import ExamTrial
+from intarsia.ladder.plan import Plan
+from intarsia.ladder.report.parts import context_name, exam_cell, percent, size_name
 from intarsia.ladder.results import Results
 from intarsia.ladder.text_trial import TextTrial
 from intarsia.ladder.verdict import Verdict
@@ -22,38 +26,55 @@ from intarsia.ladder.words import bracket, count
 MARKS = {"better": "[green]▲[/]", "worse": "[green]▲[/]", "equal": "=", "undecided": "≈", "unjudged": "?"}
 
 
-def introduce(console: Console, trial: TextTrial, capacity: Capacity) -> None:
+def introduce(
+    console: Console, plan: Plan, text: TextTrial | None, exams: Sequence[ExamTrial], capacity: Capacity
+) -> None:
     """Say what is going to be compared, and what it is too little for."""
-    plan, dataset, say = trial.plan, trial.dataset, console.print
-    say(f"[bold]{plan.title or plan.name}[/]", highlight=False)
-    say(
-        f"{dataset.corpus}: {count(dataset.train.tokens)} training tokens ({dataset.tokenizer}), "
-        f"{len(trial.documents.judged)} held-out documents to judge by",
-        highlight=False,
-    )
-    for arm in trial.arms:
+    console.print(f"[bold]{escape(plan.title or plan.name)}[/]", highlight=False)
+    if text is not None:
+        console.print(
+            f"{text.dataset.corpus}: {count(text.dataset.train.tokens)} training tokens ({text.dataset.tokenizer}), "
+            f"{len(text.documents.judged)} held-out documents to judge by",
+            highlight=False,
+        )
+        _introduce_arms(console, text.arms)
+    for exam in exams:
+        task = exam.exam.made
+        console.print(
+            f"exam {exam.exam.name}: {task.title.lower()} of {task.length} tokens, "
+            f"{exam.exam.steps} steps of {exam.exam.rows} examples at most",
+            highlight=False,
+            markup=False,
+        )
+    if text is None and exams:
+        _introduce_arms(console, exams[0].arms)
+    for warning in () if text is None else text.documents.warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
+    threads = capacity.threads
+    several = f"{capacity.jobs} runs at a time, {threads} thread{'s' * (threads > 1)} each"
+    console.print(f"[dim]{several}. Ctrl-C stops; the same command goes on.[/]", highlight=False)
+
+
+def _introduce_arms(console: Console, arms: Sequence[ResolvedArm]) -> None:
+    for arm in arms:
         change = f"  ({arm.change})" if arm.change else ""
-        say(
+        console.print(
             f"  {arm.name:<16} {count(arm.non_embedding_parameters)} + "
             f"{count(arm.parameters - arm.non_embedding_parameters)} parameters  "
             f"{arm.config.layout}{change}",
             highlight=False,
             markup=False,
         )
-    for warning in trial.documents.warnings:
-        say(f"[yellow]Warning:[/] {escape(warning)}", highlight=False)
-    threads = capacity.threads
-    several = f"{capacity.jobs} runs at a time, {threads} thread{'s' * (threads > 1)} each"
-    say(f"[dim]{several}. Ctrl-C stops; the same command goes on.[/]", highlight=False)
 
 
 def show_verdict(console: Console, results: Results, verdict: Verdict, report: Path) -> None:
     """Print what came out."""
     console.print()
-    console.print(_quality(results, verdict))
-    costs = _costs(results)
-    if costs is not None:
-        console.print(costs)
+    if results.arms:
+        console.print(_quality(results, verdict))
+    for table in (_costs(results), _exams(results)):
+        if table is not None:
+            console.print(table)
     console.print(_box(Text(verdict.sentence, style="bold"), "Verdict"))
     if len(verdict.pairs) > 1:
         grid = Table.grid(padding=(0, 1))
@@ -111,6 +132,17 @@ def _quality(results: Results, verdict: Verdict) -> Table:
         rate = f"{arm.learning_rate:g}" if arm.learning_rate is not None else "–"
         style = "bold" if row.name == verdict.best else ""
         table.add_row(row.name, sizes, rate, score_text, f"{speed:,.0f}" if speed else "–", style=style)
+    return table
+
+
+def _exams(results: Results) -> Table | None:
+    """Right answers in %, with the least and the most over seeds."""
+    if not results.exams:
+        return None
+    names = [arm.name for arm in results.exams[0].arms]
+    table = _table("right answers in %", *names)
+    for exam in results.exams:
+        table.add_row(exam.name, *[exam_cell(exam.arm(name)) for name in names])
     return table
 
 
