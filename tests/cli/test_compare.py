@@ -78,7 +78,7 @@ def test_a_small_comparison(cli: Cli, inputs: Path) -> None:
     ("content", "message"),
     [
         (None, "there is no plan file plan.toml"),
-        ("seeds = ", "not TOML"),
+        ("seeds = ", "not valid TOML"),
         (PLAN.replace("seeds", "sedes"), "did you mean 'seeds'"),
         (PLAN.replace("full-nano", "full-nana"), "did you mean 'full-nano'"),
     ],

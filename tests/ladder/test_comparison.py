@@ -320,7 +320,7 @@ def test_a_run_directory_belongs_to_one_run(done: tuple[Verdict, str, dict[str, 
     from dataclasses import replace
 
     from intarsia.errors import CheckpointError
-    from intarsia.ladder.run_folder import RunSpec
+    from intarsia.ladder.run_spec import RunSpec
 
     path = next((place / "undisturbed" / "runs").iterdir())
     spec = RunSpec.load(path)
@@ -400,15 +400,15 @@ def test_code_that_changes_while_runs_wait_is_refused(
     done: tuple[Verdict, str, dict[str, Any]], place: Path, tmp_path: Path
 ) -> None:
     """A run that was planned with one version of the code is not made with another."""
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from intarsia.jobs.child import CRASHED
-    from intarsia.ladder.run_folder import RunSpec
+    from intarsia.ladder.run_spec import RunSpec
 
     spec = RunSpec.load(next((place / "undisturbed" / "runs").iterdir()))
     code = {**spec.fingerprint["code"], "intarsia.mixers.mla": "0" * 16}
     stale = replace(spec, fingerprint={**spec.fingerprint, "code": code})
-    (tmp_path / "spec.json").write_text(json.dumps(asdict(stale)))
+    (tmp_path / "spec.json").write_text(json.dumps(stale.to_dict()))
     ended = subprocess.run(
         [sys.executable, "-m", "intarsia.ladder.worker", str(tmp_path)], capture_output=True
     )

@@ -115,6 +115,74 @@ def test_errors_say_where_and_what(write, before: str, after: str, message: str)
         load_plan(write(head + after + tail))
 
 
+EXAM = """
+[[examined_on]]
+task = "mqar"
+options = { length = 32, pairs = 4 }
+steps = 30
+training.weight_decay = 0.0
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            '"mqar"',
+            '"mqr"',
+            r"plan.toml:7: examined_on\[0\].task: there is no task 'mqr'; did you mean 'mqar'",
+        ),
+        (
+            "pairs",
+            "pair",
+            r"plan.toml:8: examined_on\[0\].options.pair: unknown option; did you mean 'pairs'",
+        ),
+        ("length = 32, ", "", r"examined_on\[0\].options.length is missing"),
+        ("length = 32", "length = 8.5", r"examined_on\[0\].options.length must be a whole number"),
+        ("pairs = 4", "pairs = 40", r"plan.toml:8: examined_on\[0\].options: 40 pairs and the separator"),
+        ("steps = 30", "steps = 0", r"plan.toml:9: examined_on\[0\].steps must be at least 1"),
+        (
+            "weight_decay",
+            "steps",
+            r"examined_on\[0\].training.steps is set by the comparison; say it in steps",
+        ),
+        ("weight_decay", "length", r"say it in options.length"),
+        (
+            "weight_decay",
+            "weight_decey",
+            r"training.weight_decey: unknown option; did you mean 'weight_decay'",
+        ),
+        (
+            "[[arms]]",
+            EXAM + "[[arms]]",
+            r"plan.toml:\d+: examined_on\[1\].name: two exams are called 'mqar-32'",
+        ),
+    ],
+)
+def test_errors_in_exams_say_where_and_what(write, before: str, after: str, message: str) -> None:
+    text = TEXT.replace("[budget]\ntokens = 100_000", EXAM)
+    assert before in text
+    with pytest.raises(PlanError, match=message):
+        load_plan(write(text.replace(before, after, 1)))
+
+
+def test_exams_alone_and_beside_text(write) -> None:
+    alone = load_plan(write(TEXT.replace("[budget]\ntokens = 100_000", EXAM)))
+    assert alone.budget is None
+    (exam,) = alone.examined_on
+    assert (exam.name, exam.made.num_pairs, exam.steps) == ("mqar-32", 4, 30)
+    assert alone.rates(alone.arms[0], exam) == (1e-3, 2e-3), "those of the plan, where it names none"
+    assert alone.as_quick().examined_on[0].steps == 20
+    assert alone.as_quick().budget is None
+    both = load_plan(write(TEXT + EXAM))
+    assert both.budget is not None
+    for plan in (alone, both, both.as_quick()):
+        assert Plan.from_dict(tomllib.loads(toml.dumps(plan.to_dict()))) == plan
+    one = TEXT.replace("[budget]\ntokens = 100_000", EXAM).rpartition("[[arms]]")[0]
+    assert len(load_plan(write(one)).arms) == 1, "an exam needs no other arm"
+
+
 def test_missing_parts_are_named(write) -> None:
     with pytest.raises(PlanError, match=r"plan\.toml: budget is missing"):
         load_plan(write(TEXT.replace("[budget]\ntokens = 100_000", "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -12,9 +13,9 @@ from intarsia.ladder.plan import Plan
 from intarsia.ladder.report import render
 from intarsia.ladder.report.charts import log_ticks, ticks
 from intarsia.ladder.report.markup import Markup, join, tag
-from intarsia.ladder.results import Failure, Results
+from intarsia.ladder.results import NO_TEXT, Failure, Results
 from intarsia.ladder.verdict import judge
-from support.comparison import make_plan, make_results
+from support.comparison import make_exam, make_plan, make_results
 
 
 class Outline(HTMLParser):
@@ -100,6 +101,21 @@ def test_failed_runs_are_shown() -> None:
     assert "1 of 18 runs failed" in text
     assert "full lr 0.004 seed 2" in text
     assert failure.message in text
+
+
+def test_exams_are_shown_beside_the_verdict_and_alone(plan: Plan, results: Results) -> None:
+    with_exams = dataclasses.replace(results, exams=(make_exam(), make_exam("mqar-64", rights=(4, 4, 3))))
+    text = "".join(outline(page_of(plan, with_exams)).text)
+    assert judge(plan, results).sentence in text
+    for part in ("The exams", "mqar-64", "length 32, pairs 4", "90.0 (90.0–90.0)", "30.0 (30.0–30.0)"):
+        assert part in text
+    assert "no test of a difference" in text, "what exams cannot show"
+    alone = dataclasses.replace(NO_TEXT, exams=with_exams.exams)
+    text = "".join(outline(page_of(plan, alone)).text)
+    assert "Nothing was judged by text" in text
+    assert "90.0 (90.0–90.0)" in text
+    assert "None: all 12 runs finished." in text
+    assert "bits per byte" not in text.split("The plan")[0]
 
 
 def test_the_same_results_give_the_same_page(plan: Plan, results: Results) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from intarsia.ladder.measure import MeasuredArm, MeasureSpec
-from intarsia.ladder.run_folder import UNDECISIVE, RunFolder, RunSpec
+from intarsia.ladder.measuring import MeasuredArm, MeasureSpec
+from intarsia.ladder.run_folder import RunFolder
+from intarsia.ladder.run_spec import UNDECISIVE, RunSpec, TaskLesson, TextLesson
 
 FINGERPRINT: dict[str, dict[str, str]] = {
     "versions": {"torch": "2.13.0"},
@@ -16,6 +17,16 @@ FINGERPRINT: dict[str, dict[str, str]] = {
     "code": {"intarsia.mixers.kda": "00"},
     "commits": {"intarsia": "1234"},
 }
+TEXT = TextLesson(
+    dataset="data/here",
+    data_fingerprint="00",
+    documents=(1, 2, 3),
+    tokens_per_document=None,
+    bytes_per_token=3.5,
+)
+TASK = TaskLesson(
+    name="mqar-32", task="mqar", options={"length": 32, "pairs": 4}, examples=64, examine_every=10
+)
 SPEC = RunSpec(
     arm="hybrid",
     learning_rate=1e-3,
@@ -23,11 +34,7 @@ SPEC = RunSpec(
     role="judged",
     model={"depth": 2},
     train={"steps": 10, "rows": 2, "length": 64},
-    dataset="data/here",
-    data_fingerprint="00",
-    documents=(1, 2, 3),
-    tokens_per_document=None,
-    bytes_per_token=3.5,
+    lesson=TEXT,
     fingerprint=FINGERPRINT,
     threads=1,
 )
@@ -38,14 +45,26 @@ OTHER: dict[str, Any] = {
     "role": "tuning",
     "model": {"depth": 3},
     "train": {"steps": 11, "rows": 2, "length": 64},
-    "dataset": "data/there",
-    "data_fingerprint": "01",
-    "documents": (1, 2, 4),
-    "tokens_per_document": 100,
-    "bytes_per_token": 3.6,
+    "lesson": TASK,
     "fingerprint": {**FINGERPRINT, "code": {}},
     "threads": 2,
     "device": "cpu",
+}
+OTHER_LESSONS: dict[type, dict[str, Any]] = {
+    TextLesson: {
+        "dataset": "data/there",
+        "data_fingerprint": "01",
+        "documents": (1, 2, 4),
+        "tokens_per_document": 100,
+        "bytes_per_token": 3.6,
+    },
+    TaskLesson: {
+        "name": "mqar",
+        "task": "stack",
+        "options": {"length": 32},
+        "examples": 65,
+        "examine_every": 11,
+    },
 }
 ARM = MeasuredArm("hybrid", {"depth": 2}, {"rows": 2}, "runs/hybrid", {"code": {"a": "00"}})
 MEASURED = MeasureSpec(
@@ -99,6 +118,19 @@ def test_every_field_that_decides_numbers_changes_the_key(field: str) -> None:
     assert (other.directory_name == SPEC.directory_name) is (field in UNDECISIVE)
 
 
+@pytest.mark.parametrize(
+    ("lesson", "field"),
+    [(lesson, field.name) for lesson in (TEXT, TASK) for field in dataclasses.fields(lesson)],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_every_field_of_what_is_learned_changes_the_key(lesson: TextLesson | TaskLesson, field: str) -> None:
+    spec = dataclasses.replace(SPEC, lesson=lesson)
+    changed = dataclasses.replace(lesson, **{field: OTHER_LESSONS[type(lesson)][field]})
+    other = dataclasses.replace(spec, lesson=changed)
+    assert (other.key == spec.key) is (field in UNDECISIVE)
+    assert (other.directory_name == spec.directory_name) is (field in UNDECISIVE)
+
+
 @pytest.mark.parametrize("part", FINGERPRINT)
 def test_of_the_fingerprint_all_counts_but_the_commits(part: str) -> None:
     other = dataclasses.replace(SPEC, fingerprint={**FINGERPRINT, part: {"another": "thing"}})
@@ -119,8 +151,10 @@ def test_every_arm_that_is_another_is_measured_anew(field: str) -> None:
 
 
 def test_a_spec_comes_back_from_the_disk(tmp_path: Any) -> None:
-    RunFolder(tmp_path / "a").claim(SPEC)
-    assert RunSpec.load(tmp_path / "a") == SPEC
+    for name, lesson in (("a", TEXT), ("b", TASK)):
+        spec = dataclasses.replace(SPEC, lesson=lesson)
+        RunFolder(tmp_path / name).claim(spec)
+        assert RunSpec.load(tmp_path / name) == spec
 
 
 def test_what_changed_is_told_of_the_same_run_alone(tmp_path: Any) -> None:
@@ -128,6 +162,6 @@ def test_what_changed_is_told_of_the_same_run_alone(tmp_path: Any) -> None:
     newer = dataclasses.replace(SPEC, fingerprint={**FINGERPRINT, "versions": {"torch": "2.14.0"}})
     assert newer.changed_since(tmp_path) == ["torch was 2.13.0, is 2.14.0"]
     assert SPEC.changed_since(tmp_path) == []
-    another = dataclasses.replace(newer, documents=(7, 8))
+    another = dataclasses.replace(newer, lesson=dataclasses.replace(TEXT, documents=(7, 8)))
     assert another.changed_since(tmp_path) == [], "another plan is no other code"
     assert newer.changed_since(tmp_path / "nowhere") == []

@@ -128,8 +128,8 @@ def test_models_behind_the_baselines_are_a_caveat() -> None:
 
 
 def test_the_choice_of_a_rate() -> None:
-    assert choose_rate({1e-3: 2.0, 2e-3: 1.9, 4e-3: None}) == 2e-3
-    assert choose_rate({1e-3: 1.9, 2e-3: 1.9}) == 1e-3
+    assert choose_rate({1e-3: (2.0,), 2e-3: (1.9,), 4e-3: None}) == 2e-3
+    assert choose_rate({1e-3: (1.9,), 2e-3: (1.9,)}) == 1e-3
     assert choose_rate({1e-3: None}) is None
 
 

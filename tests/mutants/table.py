@@ -487,14 +487,14 @@ LADDER = _in(
     ),
     (
         "runs of other documents are taken for done",
-        "run_folder.py",
+        "run_spec.py",
         'UNDECISIVE = ("dataset", "device")',
         'UNDECISIVE = ("dataset", "device", "documents")',
         "tests/ladder/test_run_folder.py",
     ),
     (
         "runs of other training are taken for done",
-        "run_folder.py",
+        "run_spec.py",
         'UNDECISIVE = ("dataset", "device")',
         'UNDECISIVE = ("dataset", "device", "train")',
         "tests/ladder/test_run_folder.py",

@@ -51,6 +51,32 @@ def test_every_option_of_every_mixer_has_a_type(config: type[MixerConfig], name:
         assert str(caught.value).startswith(name)
 
 
+@dataclass(frozen=True)
+class Limited:
+    """A table that is wrong as a whole, or missing."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size == 3:
+            raise OptionError("three of it is too many")
+
+
+@dataclass(frozen=True)
+class MayLimit:
+    part: Limited | None = None
+
+
+def test_a_table_that_may_be_missing_says_what_is_wrong_with_it() -> None:
+    assert read(MayLimit, {}) == read(MayLimit, {"part": None}) == MayLimit()
+    with pytest.raises(OptionError, match=r"^part: three of it is too many"):
+        read(MayLimit, {"part": {"size": 3}})
+    with pytest.raises(OptionError, match=r"^part\.size must be a whole number"):
+        read(MayLimit, {"part": {"size": "3"}})
+    with pytest.raises(OptionError, match=r"^part must be a table or none"):
+        read(MayLimit, {"part": 3})
+
+
 def test_tables_within() -> None:
     yarn = {"factor": 4, "original_length": 100}
     assert AttentionConfig(2, 16, yarn=yarn).yarn == Yarn(4.0, 100)

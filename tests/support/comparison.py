@@ -15,6 +15,9 @@ from intarsia.ladder.results import (
     Baseline,
     CurvePoint,
     Decoding,
+    ExamArm,
+    ExamResult,
+    ExamScores,
     Failure,
     Measurements,
     Results,
@@ -22,6 +25,7 @@ from intarsia.ladder.results import (
     Sample,
     choose_rate,
 )
+from intarsia.tasks import Answers
 
 LAYOUTS = {"full": "mla mla mla mla", "gdn-hybrid": "gdn gdn gdn mla", "kimi-linear": "kda kda kda mla"}
 
@@ -71,9 +75,7 @@ def make_results(
             runs.append(
                 _run(arm.name, rate, plan.tuning.seed, "tuning", levels[arm.name], steps, rng, tuning=score)
             )
-        rate = (
-            choose_rate({run.learning_rate: run.tuning_bits_per_byte for run in runs}) or plan.rates(arm)[0]
-        )
+        rate = choose_rate({run.learning_rate: run.tuning_score for run in runs}) or plan.rates(arm)[0]
         for seed_of_run in plan.seeds:
             level = levels[arm.name] + rng.normal(0, seed_noise)
             failure = failed.get((arm.name, seed_of_run))
@@ -124,6 +126,37 @@ def make_results(
         ),
         environment={"python": "3.11.7", "torch": "2.13.0", "cpu": "a test", "cores": 2, "intarsia": "0.1.0"},
         seconds=212.0,
+    )
+
+
+def make_exam(name: str = "mqar-32", rights: tuple[int, ...] = (9, 5, 1)) -> ExamResult:
+    """An exam of 10 examples with one answer each, of which the arms have so many right with both of two seeds."""
+
+    def answers(right: int) -> Answers:
+        return Answers(tuple(int(index < right) for index in range(10)), (1,) * 10)
+
+    arms = tuple(
+        ExamArm(
+            name=arm,
+            parameters=100_000,
+            learning_rate=2e-3,
+            grid=(1e-3, 2e-3, 4e-3),
+            runs=tuple(
+                RunResult(
+                    arm,
+                    2e-3,
+                    seed,
+                    "judged",
+                    lesson=name,
+                    exam=ExamScores(answers(right), answers(right), 50),
+                )
+                for seed in (1, 2)
+            ),
+        )
+        for arm, right in zip(LAYOUTS, rights, strict=True)
+    )
+    return ExamResult(
+        name, "mqar", "Multi-query associative recall", {"length": 32, "pairs": 4}, 50, 16, 10, arms
     )
 
 

@@ -83,7 +83,7 @@ def exam(
             }
         )
         return
-    made = table("task", "right answers", "95 %", "whole sequences", "95 %")
+    made = table("task", "right answers", "95 %", "sequences", "95 %")
     for task, answers in results:
         score = answers.score
         made.add_row(

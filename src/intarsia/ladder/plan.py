@@ -67,7 +67,7 @@ class Plan:
         for table in ("model", "training", "quick"):
             object.__setattr__(self, table, with_none(getattr(self, table)))
         names = [arm.name for arm in self.arms]
-        if len(self.arms) < 2:
+        if not self.arms or (self.budget is not None and len(self.arms) < 2):
             raise PlanError(f"a comparison needs at least two arms, got {len(self.arms)}", ("arms",))
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -86,7 +86,7 @@ class Plan:
             )
         if self.budget is None and not self.examined_on:
             raise PlanError(
-                "'budget' is missing: say what a run on text may spend, or name tasks in [[examined_on]]"
+                "is missing: say what a run on text may spend, or name tasks in [[examined_on]]", ("budget",)
             )
         exams = [exam.name for exam in self.examined_on]
         for index, name in enumerate(exams):

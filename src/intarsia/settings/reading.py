@@ -126,19 +126,22 @@ def convert(value: Any, hint: Any, path: Path = (), readers: Readers | None = No
 
 
 def _one_of(value: Any, hint: Any, path: Path, readers: Readers) -> Any:
-    made, errors = [], []
+    made, errors, of_tables = [], [], []
     for choice in typing.get_args(hint):
         try:
             made.append(convert(value, choice, path, readers))
         except OptionError as error:
             errors.append(error)
+            if dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
+                of_tables.append(error)
     for settled in made:
         # A choice that takes it as it is goes before one that turns it into something else.
         if type(settled) is type(value):
             return settled
     if made:
         return made[0]
-    within = [error for error in errors if len(error.path) > len(path)]
+    # What is wrong in a table, or with it, says more than that a table is what it is.
+    within = of_tables or [error for error in errors if len(error.path) > len(path)]
     raise within[0] if len(within) == 1 else _wrong(value, hint, path)
 
 
