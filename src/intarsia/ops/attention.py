@@ -9,6 +9,8 @@ keys lie in tensors of their own or in pages. It is causal to the bit, and what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from intarsia.ops.attention_torch import visible
 from intarsia.ops.keys import Keys
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.table import run
+from intarsia.ops.uncompiled import Uncompiled
 
 
 def softmax_attention(
@@ -120,9 +123,19 @@ def largest_logit(
 
     Works on `rows` queries at a time, so that no `[T, T]` matrix is held.
     """
+    lengths = (q.shape[1],) if seqs is None else seqs.lengths
+    return _LARGEST((q, k), lengths, (scale, window or 0, rows))[0]
+
+
+def _largest(
+    tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]
+) -> list[Tensor]:
+    q, k = tensors
+    assert q is not None
+    assert k is not None
+    scale, window, rows = numbers[0], int(numbers[1]) or None, int(numbers[2])
     H, HKV = q.shape[2], k.shape[2]
     largest = torch.full((H,), -torch.inf, device=q.device)
-    lengths = (q.shape[1],) if seqs is None else seqs.lengths
     for q_n, k_n in zip(q.split(lengths, dim=1), k.split(lengths, dim=1), strict=True):
         for start in range(0, q_n.shape[1], rows):
             block = q_n[:, start : start + rows].transpose(1, 2)
@@ -131,4 +144,10 @@ def largest_logit(
             logits = (block @ keys.mT).float() * scale
             hidden = ~visible(logits.shape[-2], logits.shape[-1], window, q.device)
             largest = torch.maximum(largest, logits.masked_fill(hidden, -torch.inf).amax(dim=(0, 2, 3)))
-    return largest
+    return [largest]
+
+
+_LARGEST = Uncompiled(
+    "largest_logit", 2, 1, _largest,
+    lambda tensors, *_: [tensors[0].new_empty(tensors[0].shape[2], dtype=torch.float32)],
+)  # fmt: skip

@@ -8,6 +8,7 @@ forget gate no fused kernel serves: blocks of queries make their logits (`attent
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import Keys, Paged, lengths_of, right_aligned, row_of
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.uncompiled import Uncompiled
 
 FEW = 8
 """Up to so many queries that follow others are computed without fused kernels where there are sinks; and so many of
@@ -101,10 +103,15 @@ def _dense(
     window, sinks, scale = call.window, call.sinks, call.scale
     if c is not None:
         return gated_attention(q, k, v, c, scale=scale, window=window, sinks=sinks, seqs=seqs)
-    if seqs is not None and len(seqs.occupied) > 1:
-        parts = zip(*(x.split(seqs.occupied, dim=1) for x in (q, k, v)), strict=True)
-        return torch.cat([_dense(call, q, k, v, None, None) for q, k, v in parts], dim=1)
+    if seqs is not None and (torch.compiler.is_compiling() or len(seqs.occupied) > 1):
+        return _PACKED((q, k, v, sinks), seqs.lengths, (scale, window or 0))[0]
+    return _alone(q, k, v, sinks, scale, window or 0)
+
+
+def _alone(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, scale: float, reach: float) -> Tensor:
+    """Attention of one sequence; a window of 0 is none."""
     T, S = q.shape[1], k.shape[1]
+    window = int(reach) or None
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
         k, v = k.to(q.dtype), v.to(q.dtype)
@@ -151,6 +158,23 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, scale: floa
 _WINDOWED = Blockwise(
     "windowed_attention", 4, _windowed, lambda x: x[0].new_empty(*x[0].shape[:3], x[2].shape[3])
 )
+
+
+def _each(
+    tensors: SequenceOf[Tensor | None], lengths: SequenceOf[int], numbers: SequenceOf[float]
+) -> list[Tensor]:
+    """Attention of packed sequences, one after the other."""
+    *packed, sinks = tensors
+    occupied = [n for n in lengths if n]
+    parts = zip(*(x.split(occupied, dim=1) for x in packed if x is not None), strict=True)
+    return [torch.cat([_alone(q, k, v, sinks, *numbers) for q, k, v in parts], dim=1)]
+
+
+_PACKED = Uncompiled(
+    "packed_attention", 4, 1, _each, lambda x, *_: [x[0].new_empty(*x[0].shape[:3], x[2].shape[3])]
+)
+"""In a graph one operator, whatever the number of sequences and their lengths: a loop over them would be unrolled into a
+graph as long as they are many, and another one for each number of them."""
 
 
 def _attend(

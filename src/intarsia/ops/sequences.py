@@ -53,6 +53,14 @@ class Sequences:
         """The lengths of the sequences that hold a token."""
         return tuple(n for n in self.lengths if n)
 
+    def filled_up(self) -> Sequences:
+        """The same with empty ones behind them, as many as make the count a power of two.
+
+        A compiled graph is one of a number of sequences: so those of all batches need a handful of graphs.
+        """
+        room = 1 << (self.count - 1).bit_length()
+        return Sequences(self.lengths + (0,) * (room - self.count))
+
     @property
     def starts(self) -> tuple[int, ...]:
         """The first token of each sequence."""
