@@ -24,6 +24,13 @@ def compare(
             "--jobs", "-j", min=1, help="Training runs side by side; what the machine allows by default."
         ),
     ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Let torch.compile compute the blocks; as `training.compile`.",
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON on stdout, and nothing else there.")
     ] = False,
@@ -39,11 +46,15 @@ def compare(
       intarsia compare my-plan.toml --quick
       intarsia compare my-plan.toml --out runs/mine --jobs 2 --json > verdict.json
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
     from intarsia import ladder
 
     chosen = ladder.load_plan(plan, quick=quick)
+    if compile_ is not None:
+        chosen = replace(chosen, training={**chosen.training, "compile": compile_})
     directory = out or Path("runs") / chosen.name
     console = Console(stderr=json)
     ladder.compare(chosen, directory, jobs=jobs, console=console)

@@ -39,6 +39,12 @@ def train(
             "--set", "-s", metavar="NAME=VALUE", help="Set any option of the model or the training."
         ),
     ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Let torch.compile compute the blocks; as `training.compile`."
+        ),
+    ] = None,
     from_: Annotated[
         str | None,
         typer.Option(
@@ -95,8 +101,9 @@ def train(
         raise ConfigError("give --steps or --tokens, not both")
     limit = None if limit_bytes is None else parse_count(limit_bytes)
     text = {"source": corpus, "tokenizer": tokenizer, "limit_bytes": limit}
+    changes = [*(set_ or ()), *([] if compile_ is None else [f"training.compile={str(compile_).lower()}"])]
     settings = read_settings(
-        model, set_ or (), {name: value for name, value in text.items() if value is not None}
+        model, changes, {name: value for name, value in text.items() if value is not None}
     )
     parent = None if from_ is None else Parent.parse(from_)
     if out is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,6 +48,8 @@ class Block(nn.Module):
             self.feed_forward = Experts(config.d_model, config.experts)
         else:
             self.feed_forward = SwiGLU(config.d_model, config.feed_forward.d_hidden)
+        self.compiled: Callable[..., BlockOutput] | None = None
+        """What computes in place of `compute` while gradients are recorded (`LanguageModel.compile_blocks`)."""
 
     def forward(
         self,
@@ -56,6 +60,19 @@ class Block(nn.Module):
         side: tuple[SideName, ...] = (),
     ) -> BlockOutput:
         """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted."""
+        if self.compiled is None or state is not None or not torch.is_grad_enabled():
+            return self.compute(x, state, seqs, counted, side)
+        return self.compiled(self, x, None, None if seqs is None else seqs.filled_up(), counted, side)
+
+    def compute(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        seqs: Sequences | None = None,
+        counted: Tensor | None = None,
+        side: tuple[SideName, ...] = (),
+    ) -> BlockOutput:
+        """`forward`, uncompiled."""
         h = x if self.placement == "after" else self.mixer_norm(x)
         state = None if state is None else state.recordable()
         told, told_by_experts = SideResults(), SideResults()

@@ -16,13 +16,16 @@ from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Cost, MixerConfig
 from intarsia.model import initialization
-from intarsia.model.block import Block
+from intarsia.model.block import Block, BlockOutput
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import LayerCost, ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.loss import IGNORED, chunked_cross_entropy
 from intarsia.ops.sequences import Sequences
+
+GRAPHS = 128
+"""Of compiled blocks, the most that there may be."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,27 @@ class LanguageModel(nn.Module):
         if targets is None:
             return ModelOutput(self._as_float(self.head(x)), None, after, beside)
         return ModelOutput(None, chunked_cross_entropy(x, self.head.weight, targets), after, beside)
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let torch.compile compute the blocks where gradients are recorded; the backward pass too.
+
+        All blocks share one function, and blocks of one kind a graph, for all lengths. Of packed sequences there is a
+        graph for each power of two up to their number (`Sequences.filled_up`). Compiling begins with the first forward
+        pass. Results differ in rounding.
+
+        Args:
+            backend: of torch.compile.
+        """
+        whole = torch.compile(Block.compute, backend=backend, dynamic=True, fullgraph=True)
+
+        def compiled(*arguments: Any) -> BlockOutput:
+            # PyTorch gives up after eight graphs of a function. These are as many as there are kinds and powers of two.
+            with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+                output: BlockOutput = whole(*arguments)
+            return output
+
+        for block in self.blocks:
+            cast(Block, block).compiled = compiled
 
     def init_states(self, batch_size: int) -> ModelStates:
         """The states of `batch_size` sequences that have not begun."""

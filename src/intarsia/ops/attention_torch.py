@@ -173,8 +173,8 @@ def _each(
 _PACKED = Uncompiled(
     "packed_attention", 4, 1, _each, lambda x, *_: [x[0].new_empty(*x[0].shape[:3], x[2].shape[3])]
 )
-"""In a graph one operator, whatever the number of sequences and their lengths: a loop over them would be unrolled into a
-graph as long as they are many, and another one for each number of them."""
+"""In a graph one operator, whatever the number of sequences and their lengths: a loop over them would be unrolled into
+a graph as long as they are many, and another one for each number of them."""
 
 
 def _attend(

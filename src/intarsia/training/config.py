@@ -17,6 +17,7 @@ FREE_FIELDS = frozenset(
     {
         "micro_rows",
         "activation_checkpointing",
+        "compile",
         "log_every",
         "eval_every",
         "eval_documents",
@@ -29,7 +30,7 @@ FREE_FIELDS = frozenset(
     }
 )
 """Fields that may change between a run and its resumption: how much memory a step takes, what is measured, shown and
-kept. They change no mathematics (micro_rows changes the rounding)."""
+kept. They change no mathematics (micro_rows and compile change the rounding)."""
 SCHEDULE_FIELDS = frozenset({"steps", "schedule", "warmup_steps", "decay_fraction", "final_lr_fraction"})
 """Fields that decide the learning rate of each step. A run may go on with others where they would have given the steps
 that are done the rates that they had: so it may become longer before its rate has begun to fall."""
@@ -97,6 +98,9 @@ class TrainConfig:
     """"bf16": autocast. Weights, optimizer state, reductions and what the layers ask for stay float32."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Let torch.compile compute the blocks (`LanguageModel.compile_blocks`): fewer and larger kernels, after a minute
+    or more of compiling at the start. Needs a C++ compiler on CPUs, Triton on GPUs."""
     seed: int = 0
     """Of the initial weights."""
     data_seed: int = 0
