@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
-from intarsia.mixers import About, MixerConfig, RecurrentState
+from intarsia.layers.flops import additive_rule_flops
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers import About, Mixer, MixerConfig
 from intarsia.mixers.base import GeneratorOf, positive
-from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
 from intarsia.ops import Sequences, linear_attention
 
 
@@ -60,36 +61,28 @@ class Decays(FillsItself, KeepsFloat32):
         return nn.functional.logsigmoid(self.w)
 
 
-class LearnedDecay(RecurrentMixer):
+class LearnedDecay(Mixer[RecurrentState]):
     """`S_t = sigmoid(w_h) S_{t-1} + k_t v_tᵀ`, `y = W_o S_tᵀ q_t / sqrt(K)`."""
 
     def __init__(self, d_model: int, config: LearnedDecayConfig) -> None:
         super().__init__(d_model)
         self.config = config
-        width = config.num_heads * config.head_dim
-        self.qkv_proj = nn.Linear(d_model, 3 * width, bias=False)
-        self.decays = Decays(config.num_heads)
-        self.o_proj = nn.Linear(width, d_model, bias=False)
+        H, K = config.num_heads, config.head_dim
+        self.qkv_proj = nn.Linear(d_model, 3 * H * K, bias=False)
+        self.decays = Decays(H)
+        self.o_proj = nn.Linear(H * K, d_model, bias=False)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.config.num_heads, -1)).unbind(-3)
-        o, board = linear_attention(
-            q, k, v, self.decays(),
-            initial_state=None if state is None else state.board,
-            output_final_state=state is not None,
-            cu_seqlens=seqs,
-        )  # fmt: skip
-        y = self.o_proj(o.flatten(-2))
-        if state is None or board is None:
-            return y, None
-        return y, state.after(x, seqs, board)
+        o, board = linear_attention(q, k, v, self.decays(), **carried(state, seqs))
+        return self.o_proj(o.flatten(-2)), following(state, x, seqs, board)
 
     @property
-    def board_shape(self) -> tuple[int, int, int]:
-        return self.config.num_heads, self.config.head_dim, self.config.head_dim
+    def memory(self) -> RecurrentMemory:
+        return RecurrentMemory(board=(self.config.num_heads, self.config.head_dim, self.config.head_dim))
 
-    def mixing_flops(self) -> int:
-        return additive_rule_flops(*self.board_shape)
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

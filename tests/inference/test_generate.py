@@ -13,35 +13,9 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.inference import GREEDY, Sampling, generate
-from intarsia.model import LanguageModel, ModelConfig, presets
-from intarsia.model.config import ExpertsConfig, FeedForwardConfig
-from support.mixer_cases import CASES
-
-VOCAB = 97
-# Every case of every mixer, under names that a layout can hold.
-MIXERS = {case.replace(",", "").replace(" ", "-"): config for case, config in CASES.items()}
-LAYOUTS = [*MIXERS, "kda*3 mla", "gdn*3 mla-rotated", "gdn kda attention mla"]
-
-
-def build(layout: str, seed: int = 0, **changes: object) -> LanguageModel:
-    config = ModelConfig(
-        vocab_size=VOCAB,
-        d_model=32,
-        depth=max(2, len(layout.split())),
-        layout=layout,
-        mixers=MIXERS,
-        feed_forward=FeedForwardConfig(d_hidden=48),
-        tie_embeddings=False,  # tied and untrained, a model repeats its last token
-        init_std=0.1,  # logits far enough apart that they say something
-    ).replace(**changes)
-    model = LanguageModel(config)
-    model.init_weights(seed)
-    return model.eval()
-
-
-def tokens_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+from intarsia.model import LanguageModel, presets
+from intarsia.model.config import ExpertsConfig
+from support.small_models import LAYOUTS, MIXERS, VOCAB, build, tokens_of
 
 
 def uncached_logits(model: LanguageModel, tokens: list[int]) -> Tensor:
@@ -262,10 +236,10 @@ def test_no_tokens() -> None:
         ([], {}, "holds no token"),
         ([1, VOCAB], {}, f"token {VOCAB}, which is outside"),
         ([-1], {}, "token -1"),
-        ([[1, 2], [3, 4]], {}, "one call continues one sequence"),
-        ([[1, 2]], {}, "one call continues one sequence"),
-        (torch.tensor([[1, 2], [3, 4]]), {}, "one call continues one sequence"),
-        (torch.tensor([[1], [2]]), {}, "one call continues one sequence"),
+        ([[1, 2], []], {}, "holds no token"),
+        ([[1, 2], [[3]]], {}, "several prompts are a list of them"),
+        ([1, [2]], {}, "several prompts are a list of them"),
+        ([[1], [2]], {"seed": [1, 2, 3]}, "got 3 for 2"),
         ([1, 2.0], {}, "whole numbers; got 2.0"),
         ([1, "2"], {}, "whole numbers; got '2'"),
         ([1, None], {}, "whole numbers; got None"),

@@ -1,17 +1,18 @@
-"""The delta-rule mixers without autograd, where a few tokens go through the decode step."""
+"""The delta-rule mixers made ready for inference, where a few tokens go through the decode step."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from intarsia.mixers import Mixer, delta
-from intarsia.ops import native
+from intarsia.mixers import Mixer
+from intarsia.ops import DecodeStep, native
 from support.budget import assert_within_budget
 from support.mixer_cases import CASES, D_MODEL, build
 
@@ -29,9 +30,9 @@ def inputs(T: int, B: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0
 
 
 def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
-    state, outputs = mixer.init_state(x.shape[0]), []
+    state, ready, outputs = mixer.init_state(x.shape[0]), mixer.for_inference(), []
     for piece in x.split(lengths, dim=1):
-        y, state = mixer(piece, state)
+        y, state = ready(piece, state)
         outputs.append(y)
     assert state.tokens == (x.shape[1],) * x.shape[0]
     return torch.cat(outputs, dim=1)
@@ -41,15 +42,13 @@ def in_pieces(mixer: Mixer, x: Tensor, lengths: list[int]) -> Tensor:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens of each call that went through the decode step."""
     seen: list[int] = []
-    decode = delta.DeltaMixer._decode
+    call = DecodeStep.__call__
 
-    def counted(
-        self: delta.DeltaMixer, x: Tensor, state: delta.RecurrentState
-    ) -> tuple[Tensor, delta.RecurrentState]:
-        seen.append(x.shape[1])
-        return decode(self, x, state)
+    def counted(self: DecodeStep, qkv: Tensor, pool: Any, slots: Any, **rows: Any) -> Tensor:
+        seen.append(max(slots.lengths))
+        return call(self, qkv, pool, slots, **rows)
 
-    monkeypatch.setattr(delta.DeltaMixer, "_decode", counted)
+    monkeypatch.setattr(DecodeStep, "__call__", counted)
     return seen
 
 
@@ -88,11 +87,12 @@ def test_keeps_the_error_budget(case: str, dtype: torch.dtype, steps: list[int],
 @torch.no_grad()
 def test_states_are_values_and_keep_their_form(case: str) -> None:
     mixer, x = build(case, torch.float32), inputs(3, dtype=torch.float32)
-    _, state = mixer(x, mixer.init_state(2))
+    ready = mixer.for_inference()
+    _, state = ready(x, mixer.init_state(2))
     kept = {name: t.clone() for name, t in state.tensors().items()}
-    first, after = mixer(x[:, :1], state)
-    second, _ = mixer(5 * x[:, :1], state)
-    assert torch.equal(mixer(x[:, :1], state)[0], first)
+    first, after = ready(x[:, :1], state)
+    second, _ = ready(5 * x[:, :1], state)
+    assert torch.equal(ready(x[:, :1], state)[0], first)
     assert not torch.equal(first, second)
     assert after.nbytes() == state.nbytes() == mixer.init_state(2).nbytes()
     for name, t in state.tensors().items():
@@ -101,92 +101,33 @@ def test_states_are_values_and_keep_their_form(case: str) -> None:
         assert after.tensors()[name].dtype == torch.float32
 
 
-def by_optimizer(mixer: Mixer, name: str) -> None:
-    weight = mixer.get_parameter(name)
-    weight.grad = torch.ones_like(weight)
-    torch.optim.AdamW([weight], lr=0.1).step()
-
-
-def by_loading(mixer: Mixer, name: str, assign: bool = False) -> None:
-    mixer.load_state_dict({name: 0.7 * mixer.get_parameter(name)}, strict=False, assign=assign)
-
-
-def by_replacing(mixer: Mixer, name: str) -> None:
-    owner, _, own = name.rpartition(".")
-    setattr(mixer.get_submodule(owner), own, torch.nn.Parameter(0.8 * mixer.get_parameter(name)))
-
-
-def by_storage(mixer: Mixer, name: str) -> None:
-    mixer.get_parameter(name).untyped_storage().copy_((2 * mixer.get_parameter(name)).untyped_storage())
-
-
-CHANGES: dict[str, Callable[[Mixer, str], object]] = {
-    "in place": lambda mixer, name: mixer.get_parameter(name).mul_(0.5),
-    "in place through .data": lambda mixer, name: mixer.get_parameter(name).data.add_(1),
-    "one number": lambda mixer, name: mixer.get_parameter(name).data.view(-1)[-1:].add_(1),
-    ".data": lambda mixer, name: setattr(mixer.get_parameter(name), "data", 2 * mixer.get_parameter(name)),
-    ".data with gaps": lambda mixer, name: setattr(
-        mixer.get_parameter(name), "data", torch.stack([3 * mixer.get_parameter(name)] * 2, -1)[..., 0]
-    ),
-    "set_": lambda mixer, name: mixer.get_parameter(name).set_(2 * mixer.get_parameter(name)),
-    "the storage": by_storage,
-    "an optimizer": by_optimizer,
-    "load_state_dict": by_loading,
-    "load_state_dict, assign": lambda mixer, name: by_loading(mixer, name, assign=True),
-    "a new parameter": by_replacing,
-}
-
-
-@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step))])
 @torch.no_grad()
-def test_sees_weights_that_changed_in_any_way(how: str) -> None:
+def test_can_be_copied_and_sent(how: Callable[[Any], Any]) -> None:
+    mixer, x = build("gdn"), inputs(1)
+    ready = mixer.for_inference()
+    y, _ = ready(x, mixer.init_state(2))
+    assert torch.equal(how(ready)(x, mixer.init_state(2))[0], y)
+
+
+@torch.no_grad()
+def test_a_step_is_of_the_weights_as_they_were_and_the_layer_of_those_that_are() -> None:
     mixer, x = build("kda"), inputs(1)
-    _, start = mixer(inputs(3), mixer.init_state(2))
-    last = mixer(x, start)[0]
+    ready, state = mixer.for_inference(), mixer.init_state(2)
+    before, _ = ready(x, state)
     for name in ("conv.weight", "norm.weight", "decay.A_log", "decay.dt_bias"):
-        CHANGES[how](mixer, name)
-        with torch.enable_grad():
-            expected = mixer(x, start)[0].detach()
-        torch.testing.assert_close(mixer(x, start)[0], expected, rtol=1e-9, atol=1e-9)
-        assert not torch.equal(expected, last)
-        last = expected
-    narrow = mixer.to(torch.bfloat16)
-    assert narrow(x.bfloat16(), narrow.init_state(2))[0].dtype == torch.bfloat16
+        mixer.get_parameter(name).mul_(0.5)
+    assert torch.equal(ready(x, state)[0], before)
+    after, _ = mixer.for_inference()(x, state)
+    torch.testing.assert_close(after, mixer(x, state)[0], rtol=1e-9, atol=1e-9)
+    assert not torch.equal(after, before)
 
 
-@torch.no_grad()
-def test_makes_a_step_only_when_weights_have_changed() -> None:
-    mixer, x = build("gdn"), inputs(1)
-    state = mixer.init_state(2)
-    _, state = mixer(x, state)
-    step = mixer._step[1]
-    mixer(x, state)
-    mixer.conv.weight.data = mixer.conv.weight.data.clone()
-    mixer(x, state)
-    assert mixer._step[1] is step
-    mixer.conv.weight.data[0, 0] = torch.nan  # which equals nothing, itself included
-    mixer(x, state)
-    step = mixer._step[1]
-    mixer(x, state)
-    assert mixer._step[1] is step
+def test_weights_that_are_elsewhere_make_no_step() -> None:
+    mixer = build("gdn")
+    mixer.norm.weight = torch.nn.Parameter(mixer.norm.weight.data.as_subclass(_Divided))
+    assert mixer.for_inference() is mixer
 
 
-@torch.no_grad()
-def test_weights_that_are_elsewhere_are_an_error() -> None:
-    mixer, x = build("gdn"), inputs(1)
-    _, state = mixer(x, mixer.init_state(2))
-    mixer.to("meta")
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        mixer(x, state)
-
-
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda mixer: pickle.loads(pickle.dumps(mixer))])
-@torch.no_grad()
-def test_a_mixer_that_has_decoded_can_be_copied(how: Callable[[Mixer], Mixer]) -> None:
-    mixer, x = build("gdn"), inputs(1)
-    y, _ = mixer(x, mixer.init_state(2))
-    copied = how(mixer)
-    assert torch.equal(copied(x, copied.init_state(2))[0], y)
-    copied.conv.weight.zero_()
-    assert not torch.equal(copied(x, copied.init_state(2))[0], y)
-    assert torch.equal(mixer(x, mixer.init_state(2))[0], y)
+class _Divided(Tensor):
+    """A weight that another process may hold."""

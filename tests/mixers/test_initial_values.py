@@ -159,7 +159,7 @@ def test_from_the_meta_device_by_loading(case: str, assign: bool) -> None:
 def test_a_buffer_that_is_saved_is_not_filled_when_it_moves() -> None:
     class Both(KeepsFloat32, Mixer):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(d_model=1)
             self.register_buffer("saved", torch.empty(2))
             self.register_buffer("unsaved", torch.empty(2), persistent=False)
             self.reset_parameters()

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from intarsia.errors import ShapeError, UnsupportedError
+from intarsia.errors import ConfigError, ShapeError, UnsupportedError
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.growing_tensor import GrowingTensor
 from intarsia.mixers import Mixer, names
@@ -186,6 +186,91 @@ def test_states_select_and_concatenate(case: str) -> None:
         close(y[n : n + 1], expected)
         for name, tensor in state.tensors().items():
             close(after.select([n]).tensors()[name], tensor)
+
+
+# The pools of states that grow follow.
+RECURRENT = [case for case in CASES if build(case).init_state(1).kind == "recurrent"]
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+@pytest.mark.parametrize("ready", [False, True])
+@torch.no_grad()
+def test_a_pool_goes_on_as_values_do(case: str, ready: bool) -> None:
+    """To the bit: in place, after a fork, and after sequences have been evicted and restored elsewhere."""
+    mixer = build(case)
+    layer = mixer.for_inference() if ready else mixer
+    pool, slots = mixer.new_pool(6), [3, 0, 4]
+    assert [pool.take(slot) for slot in slots] == slots
+    value, number = mixer.init_state(3), iter(range(100))
+
+    def go_on(*lengths: int) -> None:
+        nonlocal value
+        x = inputs(sum(lengths), B=1, seed=next(number))
+        y, following = layer(x, pool.view(slots), Sequences(lengths))
+        expected, value = layer(x, value, Sequences(lengths))
+        assert torch.equal(y, expected)
+        assert following.tokens == value.tokens == pool.tokens(slots)
+        for name, tensor in value.tensors().items():
+            assert torch.equal(following.tensors()[name], tensor)
+
+    go_on(5, 70, 1)
+    go_on(1, 1, 1)
+    go_on(0, 3, 1)
+    slots.append(pool.fork(0))
+    value = value.select([0, 1, 2, 1])
+    go_on(1, 2, 0, 40)
+    evicted = pool.evict([3, 4])
+    assert set(pool.free_slots) >= {3, 4}
+    pool.take(3)
+    view = pool.view([3])
+    layer(inputs(4, B=1, seed=50), view)  # somebody else, meanwhile
+    slots[0], slots[2] = pool.restore(evicted)
+    assert set(slots) == {0, 1, 2, 4}
+    go_on(1, 1, 1, 1)
+    x = inputs(2, B=4, seed=60)
+    y, following = layer(x, pool.view(slots))
+    expected, value = layer(x, value)
+    assert torch.equal(y, expected)
+    for name, tensor in value.tensors().items():
+        assert torch.equal(following.tensors()[name], tensor)
+    assert pool.nbytes == 6 * mixer.cost().state_bytes(0)
+    with pytest.raises(ConfigError, match="have gone on since"):
+        layer(inputs(1, B=1), view)
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_wrong_slots_are_named(case: str) -> None:
+    mixer = build(case)
+    pool = mixer.new_pool(2)
+    assert pool.take() == 0
+    with pytest.raises(ConfigError, match="slot 0 is taken"):
+        pool.take(0)
+    with pytest.raises(ConfigError, match="slot 1 holds no sequence"):
+        pool.view([0, 1])
+    with pytest.raises(ConfigError, match="there is no slot 2"):
+        pool.free(2)
+    with pytest.raises(ConfigError, match="different slots"):
+        pool.view([0, 0])
+    assert pool.fork(0) == 1
+    with pytest.raises(ConfigError, match="all 2 slots are taken"):
+        pool.fork(0)
+    pool.free(1)
+    with pytest.raises(ShapeError, match="of 2 sequences; 1 slots"):
+        pool.restore(mixer.init_state(2))
+    with pytest.raises(ShapeError, match="the pool holds"):
+        pool.restore(build(case, torch.float32).init_state(1))
+
+
+@every_mixer
+@torch.no_grad()
+def test_made_ready_for_inference_it_computes_the_same(case: str) -> None:
+    mixer, x = build(case), inputs(80)
+    layer, state, outputs = mixer.for_inference(), mixer.init_state(2), []
+    for piece in x.split([40, 1, 3, 33, 1, 1, 1], dim=1):
+        y, state = layer(piece, state)
+        outputs.append(y)
+    close(torch.cat(outputs, dim=1), mixer(x)[0])
+    close(layer(x)[0], mixer(x)[0])
 
 
 @every_mixer

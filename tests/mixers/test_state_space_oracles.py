@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.mixers import Mixer, mamba_block
+from intarsia.layers import selective_scan
+from intarsia.mixers import Mixer
 from intarsia.mixers.lightning import LightningConfig
 from intarsia.mixers.longhorn import LonghornConfig
 from intarsia.mixers.mamba import MambaConfig
@@ -205,7 +206,7 @@ def test_long_texts_in_segments_are_the_same(
     parameters = dict(mixer.named_parameters())
     results = []
     for elements in (1 << 24, 1):
-        monkeypatch.setitem(mamba_block.SEGMENT_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(selective_scan.SEGMENT_ELEMENTS, "cpu", elements)
         fresh = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
         # The parameters of the call are other tensors than the module's when the backward pass comes.
         u = x.clone().requires_grad_()

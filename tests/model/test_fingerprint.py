@@ -36,7 +36,7 @@ def test_it_holds_the_mixers_that_are_used_and_what_they_are_made_of() -> None:
     found = fingerprint(presets.get("kimi-linear-nano", vocab_size=64)).code
     for module in (
         "mixers.kda",
-        "mixers.delta",
+        "layers.decoding",
         "layers.gates",
         "mixers.mla",
         "ops.chunked",
@@ -67,7 +67,7 @@ def test_the_mixer_of_a_stranger_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     strange = importlib.import_module("strange_decay").LearnedDecayConfig(num_heads=1, head_dim=8)
     before = fingerprint(config(strange=strange)).to_dict()
-    assert {"strange_decay", "strange_helping", "intarsia.mixers.recurrent"} <= set(before["code"])
+    assert {"strange_decay", "strange_helping", "intarsia.layers.recurrent"} <= set(before["code"])
     assert "typer" in before["versions"], "the libraries of a foreign mixer decide its numbers"
     mixer.write_text(mixer.read_text() + "\n# A remark.\n")
     assert changes(before, fingerprint(config(strange=strange)).to_dict()) == []

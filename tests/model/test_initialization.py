@@ -207,7 +207,7 @@ def test_a_mixer_that_forgets_its_buffer_is_refused():
         residual_outputs = ()
 
         def __init__(self):
-            super().__init__()
+            super().__init__(d_model=1)
             self.register_buffer("b", torch.zeros(2))
 
     with pytest.raises(ConfigError, match=r"Careless\.init_own_buffers must do it"):
@@ -217,7 +217,7 @@ def test_a_mixer_that_forgets_its_buffer_is_refused():
 def test_a_mixer_whose_output_has_another_name_is_told():
     class Renamed(Mixer):
         def __init__(self):
-            super().__init__()
+            super().__init__(d_model=8)
             self.out = nn.Linear(2, 2)
 
     with pytest.raises(ConfigError, match=r"Renamed has no o_proj: name there what does"):

@@ -152,21 +152,39 @@ OPS = _in(
 )
 
 PROPERTIES = "tests/mixers/test_properties.py"
+LAYERS = _in(
+    "src/intarsia/layers",
+    (
+        "a state one token behind",
+        "recurrent.py",
+        "return RecurrentValue(board, conv, self.tokens_after(x, seqs))",
+        "return RecurrentValue(board, conv, self.tokens_after(x[:, 1:], seqs))",
+        f"{PROPERTIES} -k gdn",
+    ),
+    (
+        "the first token of a packed sequence after the one before it",
+        "convolution.py",
+        "return before.index_copy(1, starts, first[numbers].transpose(0, 1).to(x.dtype))",
+        "return before",
+        f"{PROPERTIES} -k rwkv7",
+    ),
+    (
+        "a fork of a slot without its last inputs",
+        "recurrent.py",
+        "self.room.conv[target] = self.room.conv[source]",
+        "self.room.conv[target] = 0",
+        f"{PROPERTIES} -k pool",
+    ),
+)
+
 MIXERS = _in(
     "src/intarsia/mixers",
     (
         "no negative eigenvalues",
-        "delta.py",
-        "self.beta_max = 2 if negative_eigenvalues else 1",
+        "gated_deltanet.py",
+        "self.beta_max = 2 if config.negative_eigenvalues else 1",
         "self.beta_max = 1",
         "tests/mixers/test_delta_oracles.py tests/mixers/test_transformers.py",
-    ),
-    (
-        "a state one token behind",
-        "states.py",
-        "return RecurrentState(board, conv, self.tokens_after(x, seqs))",
-        "return RecurrentState(board, conv, self.tokens_after(x[:, 1:], seqs))",
-        f"{PROPERTIES} -k gdn",
     ),
     (
         "a rotation the other way round",
@@ -607,4 +625,4 @@ CXX = _in(
     ),
 )
 
-MUTANTS = (*OPS, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)
+MUTANTS = (*OPS, *LAYERS, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)

@@ -1,67 +1,114 @@
 """Generation: the prompt is read in one pass (or in chunks), then one token at a time with the state.
 
 The state is a value: it goes into the model and a new one comes out. So a long prompt is read once, and
-each further token costs the same in every linear layer, however long the text has become.
+each further token costs the same in every linear layer, however long the text has become. Several prompts of different
+lengths go through the model together, packed in one row.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 
 from intarsia.errors import ConfigError
 from intarsia.inference.sampling import Sampler, Sampling
+from intarsia.ops.sequences import Sequences
 
 if TYPE_CHECKING:
     from intarsia.data.tokenizer import Tokenizer
-    from intarsia.model import LanguageModel
-    from intarsia.model.language_model import ModelStates
+    from intarsia.model import InferenceModel, LanguageModel, ModelStates
+
+
+@overload
+def generate(
+    model: LanguageModel | InferenceModel,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int = ...,
+    stop: Collection[int] = ...,
+    prefill_chunk: int | None = ...,
+    states: ModelStates | None = ...,
+) -> Iterator[int]: ...
+
+
+@overload
+def generate(
+    model: LanguageModel | InferenceModel,
+    prompt: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    seed: int | Sequence[int] = ...,
+    stop: Collection[int] = ...,
+    prefill_chunk: int | None = ...,
+    states: ModelStates | None = ...,
+) -> Iterator[tuple[int, int]]: ...
 
 
 def generate(
-    model: LanguageModel,
-    prompt: Sequence[int],
+    model: LanguageModel | InferenceModel,
+    prompt: Sequence[int] | Sequence[Sequence[int]],
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop: Collection[int] = (),
     prefill_chunk: int | None = None,
     states: ModelStates | None = None,
-) -> Iterator[int]:
-    """Continue a prompt, a token at a time.
+) -> Iterator[int] | Iterator[tuple[int, int]]:
+    """Continue a prompt, or several of different lengths together, a token at a time.
 
     Args:
-        model: any language model; it is run in evaluation mode and left as it was.
+        model: any language model; it is run in evaluation mode and left as it was. One that is called often can be
+            handed over as an `InferenceModel`, which is made here otherwise.
         prompt: token ids of one sequence, at least one: whole numbers in a list, a tuple, a tensor or an array of one
-            dimension. (A document begins with the tokenizer's separator.)
-        max_tokens: stop after this many tokens.
+            dimension. (A document begins with the tokenizer's separator.) Or several such prompts, which go through
+            the model in one row and are continued as if each were alone.
+        max_tokens: stop after this many tokens, of each prompt.
         sampling: how tokens are chosen; `Sampling()`, the model's own distribution, by default.
-        seed: of this generation's own random generator. Same model, prompt, sampling and seed: same tokens.
-        stop: ids that end the generation; they are not yielded.
-        prefill_chunk: read the prompt in pieces of this many tokens, which bounds the memory that a long
-            prompt takes and changes the result by rounding alone. None reads it in one piece.
-        states: go on from these states instead of from the beginning. The prompt follows what they have seen.
-            They are not changed, so one prefix can be continued many times.
+        seed: of this generation's own random generator. Same model, prompt, sampling and seed: same tokens. Of
+            several prompts the one of number n has `seed + n`, or the n-th of several seeds.
+        stop: ids that end a sequence; they are not yielded.
+        prefill_chunk: read prompts in pieces of this many tokens, which bounds the memory that a long prompt takes
+            and changes the result by rounding alone. None reads them in one piece.
+        states: go on from these states instead of from the beginning, one sequence for each prompt, which follows
+            what that has seen. They are not changed, so one prefix can be continued many times.
 
     Yields:
-        Token ids, each as soon as it is chosen.
+        Token ids, each as soon as it is chosen. Of several prompts pairs, the number of the prompt and the token.
 
     Raises:
-        ConfigError: a prompt that is empty, holds several sequences or what is no id, an id outside the vocabulary,
-            or a number out of range. Raised by the call itself, before the first token is asked for.
+        ConfigError: a prompt that is empty, or holds what is no id, an id outside the vocabulary, a number out of
+            range, or not one seed or state for each prompt. Raised by the call itself, before the first token is
+            asked for.
         IntarsiaError: the model's logits are not finite.
     """
+    from intarsia.model import InferenceModel
+
     _check_count("max_tokens", max_tokens, 0)
     if prefill_chunk is not None:
         _check_count("prefill_chunk", prefill_chunk, 1)
-    ids = _checked_prompt(prompt, model.config.vocab_size)
-    sampler = Sampler(sampling or Sampling(), seed)
-    return _steps(model, ids, max_tokens, sampler, frozenset(stop), prefill_chunk, states)
+    several = _holds_sequences(prompt)
+    given = cast("Sequence[Sequence[int]]", prompt if several else [prompt])
+    prompts = [_checked_prompt(each, model.config.vocab_size) for each in given]
+    seeds = [seed + n for n in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"each prompt has a seed; got {len(seeds)} for {len(prompts)}")
+    if states is not None and states.count != len(prompts):
+        raise ConfigError(f"each prompt goes on from one state; got {states.count} for {len(prompts)}")
+    sampling = sampling or Sampling()
+    texts = [
+        _Text(n, ids, Sampler(sampling, s)) for n, (ids, s) in enumerate(zip(prompts, seeds, strict=True))
+    ]
+    ready = model if isinstance(model, InferenceModel) else InferenceModel(model)
+    steps = _steps(ready, texts, max_tokens, frozenset(stop), prefill_chunk, states)
+    return steps if several else (token for _, token in steps)
 
 
 def stream_text(
@@ -101,53 +148,78 @@ def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
+@dataclass
+class _Text:
+    """One sequence that is being continued: what goes into the model next begins at `read`."""
+
+    number: int
+    ids: list[int]
+    sampler: Sampler
+    read: int = 0
+    produced: int = 0
+
+    def take(self, most: int | None) -> list[int]:
+        """The next tokens for the model."""
+        end = len(self.ids) if most is None else min(self.read + most, len(self.ids))
+        piece, self.read = self.ids[self.read : end], end
+        return piece
+
+    @property
+    def wants_a_token(self) -> bool:
+        """Whether the model has read all of it."""
+        return self.read == len(self.ids)
+
+
 def _steps(
-    model: LanguageModel,
-    prompt: list[int],
+    model: InferenceModel,
+    texts: list[_Text],
     max_tokens: int,
-    sampler: Sampler,
     stop: frozenset[int],
-    prefill_chunk: int | None,
+    chunk: int | None,
     states: ModelStates | None,
-) -> Iterator[int]:
+) -> Iterator[tuple[int, int]]:
+    """A text that has been read gives a token while others, which are longer, are still being read."""
     if max_tokens == 0:
         return
     if states is None:
-        states = model.init_states(1)
-    pending = prompt
-    for produced in range(1, max_tokens + 1):
-        logits, states = _advance(model, pending, states, prefill_chunk)
-        token = sampler.choose(logits)
-        if token in stop:
+        states = model.init_states(len(texts))
+    while True:
+        logits, states = _advance(model, [text.take(chunk) for text in texts], states)
+        going_on = []
+        for n, text in enumerate(texts):
+            if text.wants_a_token:
+                token = text.sampler.choose(logits[n])
+                if token in stop:
+                    continue
+                yield text.number, token
+                text.ids, text.read, text.produced = [token], 0, text.produced + 1
+                if text.produced == max_tokens:
+                    continue
+            going_on.append(n)
+        if not going_on:
             return
-        yield token
-        if produced == max_tokens:
-            return
-        pending = [token]
+        if len(going_on) < len(texts):
+            states, texts = states.select(going_on), [texts[n] for n in going_on]
 
 
-@torch.inference_mode()
 def _advance(
-    model: LanguageModel, tokens: list[int], states: ModelStates, chunk: int | None
+    model: InferenceModel, pieces: list[list[int]], states: ModelStates
 ) -> tuple[torch.Tensor, ModelStates]:
-    """Feed tokens; the `[vocab]` logits after the last of them, and the new states.
+    """Feed some tokens of each sequence; the `[sequences, vocab]` logits after the last of each, and the new states."""
+    row = torch.tensor([[token for piece in pieces for token in piece]], device=model.device)
+    seqs = None if len(pieces) == 1 else Sequences(tuple(len(piece) for piece in pieces))
+    out = model(row, states, seqs)
+    assert out.logits is not None
+    assert out.states is not None
+    return out.logits[0], out.states
 
-    Inference and evaluation mode are held for the length of this call alone, never while the caller of the
-    generator has control.
-    """
-    device = model.embed.weight.device
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        rest = iter(tokens)
-        while piece := list(islice(rest, chunk or len(tokens))):
-            out = model(torch.tensor([piece], device=device), states=states, last_only=True)
-            states = out.states
-        return out.logits[0, -1], states
-    finally:
-        if training:
-            model.train()
+
+def _holds_sequences(prompt: object) -> bool:
+    """Whether it is several prompts: its first element is one."""
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        return False
+    first = next(iter(prompt), None)
+    return bool(getattr(first, "ndim", 0)) or isinstance(first, list | tuple)
 
 
 def _check_count(name: str, value: object, least: int) -> None:
@@ -178,8 +250,8 @@ def _checked_id(token: object) -> int:
     """One token's id, from any kind of whole number."""
     if getattr(token, "ndim", 0) or isinstance(token, list | tuple):
         raise ConfigError(
-            "the prompt holds sequences where token ids should be: one call continues one sequence, so call "
-            "generate for each"
+            "the prompt holds sequences where token ids should be: several prompts are a list of them, and each "
+            "holds token ids alone"
         )
     try:
         if isinstance(token, bool):

@@ -23,8 +23,7 @@ from intarsia.ladder.results import Decoding, Sample
 
 if TYPE_CHECKING:
     from intarsia.data import TokenDataset
-    from intarsia.model import LanguageModel
-    from intarsia.model.language_model import ModelStates
+    from intarsia.model import InferenceModel, LanguageModel, ModelStates
 
 PREFILL = 512
 """Tokens that are read at a time on the way to a context, to bound the memory."""
@@ -142,19 +141,22 @@ def decode_times(
     """
     import torch
 
+    from intarsia.model import InferenceModel
+
     costs: dict[str, list[Decoding]] = {name: [] for name in models}
     with torch.inference_mode():
-        states = {name: model.init_states(1) for name, model in models.items()}
+        ready = {name: InferenceModel(model) for name, model in models.items()}
+        states = {name: model.init_states(1) for name, model in ready.items()}
         read = 0
         for context in contexts:
-            for name, model in models.items():
+            for name, model in ready.items():
                 for start in range(read, context, PREFILL):
                     piece = text[start : min(start + PREFILL, context)]
                     states[name] = _advance(model, piece, states[name])
             read = context
             times: dict[str, list[float]] = {name: [] for name in models}
             for _ in range(repeats):
-                for name, model in models.items():
+                for name, model in ready.items():
                     times[name] += _decode(model, states[name], text[context - 1], tokens)
                     tick()
             for name in models:
@@ -163,7 +165,7 @@ def decode_times(
     return costs
 
 
-def _decode(model: LanguageModel, states: ModelStates, token: int, tokens: int) -> list[float]:
+def _decode(model: InferenceModel, states: ModelStates, token: int, tokens: int) -> list[float]:
     """Seconds for each of `tokens` tokens. The first is left out: it copies the cache away from its other users."""
     import torch
 
@@ -177,11 +179,10 @@ def _decode(model: LanguageModel, states: ModelStates, token: int, tokens: int) 
     return seconds[1:]
 
 
-def _advance(model: LanguageModel, tokens: Sequence[int], states: ModelStates) -> ModelStates:
+def _advance(model: InferenceModel, tokens: Sequence[int], states: ModelStates) -> ModelStates:
     import torch
 
-    device = model.embed.weight.device
-    out = model(torch.tensor([list(tokens)], device=device), states=states, last_only=True)
+    out = model(torch.tensor([list(tokens)], device=model.device), states)
     assert out.states is not None
     return out.states
 

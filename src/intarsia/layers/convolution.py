@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.recurrent import RecurrentState
 from intarsia.ops import Sequences, short_convolution
 
 
@@ -37,6 +38,24 @@ class ShortConvolution(FillsItself):
             output_final_state=state is not None, cu_seqlens=seqs,
         )  # fmt: skip
         return (y if self.bias is None else F.silu(y + self.bias.to(y.dtype))), tail
+
+
+def short_convolution_of(channels: int, size: int | None) -> ShortConvolution | None:
+    """The convolution of a layer that may have none: None where the size is."""
+    return None if size is None else ShortConvolution(channels, size)
+
+
+def inputs_kept(conv: ShortConvolution | None) -> tuple[int, int] | None:
+    """What a layer with this convolution keeps of a sequence, `(W - 1, channels)`."""
+    return None if conv is None else (conv.weight.shape[1] - 1, conv.weight.shape[0])
+
+
+def convolve(
+    conv: ShortConvolution | None, x: Tensor, state: RecurrentState | None, seqs: Sequences | None
+) -> tuple[Tensor, Tensor | None]:
+    """`x` `[B, T, channels]` through the convolution of a layer that may have none, after its state; and the
+    inputs to remember."""
+    return (x, None) if conv is None else conv(x, None if state is None else state.conv, seqs)
 
 
 def token_before(x: Tensor, first: Tensor | None, seqs: Sequences | None) -> Tensor:

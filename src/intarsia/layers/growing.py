@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intarsia.errors import ShapeError, UnsupportedError
 from intarsia.layers.growing_tensor import GrowingTensor
+from intarsia.layers.pools import Pool
 from intarsia.layers.states import State
 from intarsia.ops.keys import Keys, row_of
 from intarsia.ops.precision import compute_dtype
@@ -63,6 +64,10 @@ class GrowingMemory:
         }
         fixed = {name: entry.new_zeros(like, count) for name, entry in self.fixed.items()}
         return GrowingValue(self, growing, fixed, (0,) * count)
+
+    def new_pool(self, slots: int, tokens: int, like: Tensor) -> Pool[GrowingState]:
+        """Room for `slots` sequences and `tokens` tokens of all of them together."""
+        raise UnsupportedError(f"there is no pool for a {self.kind} state: hold its values")
 
     def nbytes(self, tokens: int, like: Tensor) -> int:
         """The size of the state of one sequence of `tokens` tokens."""

@@ -56,7 +56,9 @@ class GatedNorm(FillsItself):
         nn.init.ones_(self.weight)
 
     def forward(self, o: Tensor, z: Tensor | None) -> Tensor:
-        """`o` and the raw gate `z` (None where `gate` is "none"), both `[B, T, HV, V]`; the result in o's dtype."""
+        """`o` `[B, T, HV, V]` and the raw gate `z` (None where `gate` is "none"), of the same shape or flat,
+        `[B, T, HV * V]`; the result in o's dtype."""
+        z = None if z is None else z.view(o.shape)
         return gated_rms_norm(
             o, z, self.weight, eps=self.eps, gate=None if self.gate == "none" else self.gate
         )

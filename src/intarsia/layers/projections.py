@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def linear(d_in: int, d_out: int, bias: bool = False) -> nn.Linear:
@@ -18,3 +18,9 @@ def low_rank(d_in: int, d_out: int, rank: int | None, bias: bool = False) -> nn.
     if rank is None:
         return linear(d_in, d_out, bias)
     return nn.Sequential(linear(d_in, rank), linear(rank, d_out, bias))
+
+
+def split_heads(x: Tensor, *shapes: tuple[int, int]) -> tuple[Tensor, ...]:
+    """The parts of `x` `[..., channels]`, each with the shape `(heads, channels of a head)`: `[..., heads, dim]`."""
+    parts = x.split([heads * dim for heads, dim in shapes], dim=-1)
+    return tuple(part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True))

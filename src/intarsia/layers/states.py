@@ -1,14 +1,13 @@
 """What a mixer remembers between calls, of several sequences that may have different lengths.
 
 States are values: a mixer takes one and returns the next, and the one that it took stays what it was. So a fork is the
-state itself, and to roll back is to go on from an older one. A recurrent state has a fixed size; those of softmax
-mixers grow (`intarsia.layers.growing`).
+state itself, and to roll back is to go on from an older one. A recurrent state (`intarsia.layers.recurrent`) has a
+fixed size; those of softmax mixers grow (`intarsia.layers.growing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -121,40 +120,3 @@ class State:
     def detach(self: S) -> S:
         """The state cut off from the graph that computed it."""
         return self.with_tensors({name: t.detach() for name, t in self.tensors().items()})
-
-
-@dataclass(frozen=True)
-class RecurrentState(State):
-    """The board of a linear mixer and the tail of its short convolution.
-
-    `board`: `[B, HV, K, V]`, float32 (float64 for float64 inputs).
-    `conv`: the last `W - 1` inputs of the short convolution, the oldest first, `[B, W - 1, channels]` in the same dtype
-    as the board, or None for a mixer without convolution.
-    """
-
-    board: Tensor
-    conv: Tensor | None
-    tokens: tuple[int, ...]
-    kind: ClassVar[str] = "recurrent"
-
-    def __post_init__(self) -> None:
-        if len(self.tokens) != self.board.shape[0]:
-            raise ShapeError(
-                f"a state of {self.board.shape[0]} sequences counts the tokens of each; got {self.tokens}"
-            )
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"board": self.board} if self.conv is None else {"board": self.board, "conv": self.conv}
-
-    def with_tensors(
-        self, tensors: dict[str, Tensor], tokens: tuple[int, ...] | None = None
-    ) -> RecurrentState:
-        return RecurrentState(
-            tensors["board"], tensors.get("conv"), self.tokens if tokens is None else tokens
-        )
-
-    def after(
-        self, x: Tensor, seqs: Sequences | None, board: Tensor, conv: Tensor | None = None
-    ) -> RecurrentState:
-        """The state after the tokens of `x`, whose content is `board` and `conv`."""
-        return RecurrentState(board, conv, self.tokens_after(x, seqs))

@@ -2,7 +2,8 @@
 
 from intarsia.layers.float32 import KeepsFloat32, float32_parts
 from intarsia.layers.growing import GrowingState
-from intarsia.layers.states import RecurrentState, State
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState
+from intarsia.layers.states import State
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig
 from intarsia.mixers.comba import Comba, CombaConfig
@@ -78,6 +79,7 @@ __all__ = [
     "Performer",
     "PerformerConfig",
     "RWKV7Config",
+    "RecurrentMemory",
     "RecurrentState",
     "RetNet",
     "RetNetConfig",

@@ -122,8 +122,8 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
 
     def __init__(self, d_model: int, config: AttentionConfig, norm_eps: float = 1e-5) -> None:
         norm_eps = config.own_eps(norm_eps)
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         H, HKV, K, bias = config.num_heads, config.kv_heads, config.head_dim, config.bias
         self.q_proj = linear(d_model, H * K, bias=bias)
         self.k_proj = linear(d_model, HKV * K, bias=bias)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intarsia.errors import OptionError, ShapeError
+from intarsia.layers.convolution import ShortConvolution
 from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.pools import Pool
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.ops.linear_call import Decay
@@ -32,6 +34,17 @@ __all__ = [
 
 S = TypeVar("S", bound=State)
 MixerOutput = tuple[Tensor, S | None] | tuple[Tensor, S | None, SideResults]
+
+Layer = Callable[[Tensor, S | None, Sequences | None], tuple[Tensor, S | None]]
+"""What computes a mixer's `forward`: the mixer, or what it becomes for inference."""
+
+
+class Memory(Protocol[S]):
+    """What a mixer remembers of one sequence, in shapes; dtype and device follow `like`, a weight of the mixer."""
+
+    def new_state(self, count: int, like: Tensor) -> S: ...
+
+    def new_pool(self, slots: int, tokens: int, like: Tensor) -> Pool[S]: ...
 
 
 @dataclass(frozen=True)
@@ -76,22 +89,51 @@ class Mixer(FillsItself, Generic[S]):
     A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
 
-    d_model: int
     residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj",)
     """The linear maps that write to the residual stream: their initial weights are smaller."""
     side_results: ClassVar[tuple[SideName, ...]] = ()
     """What it can tell beside its output."""
 
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+
     def forward(self, x: Tensor, state: S | None = None, seqs: Sequences | None = None) -> MixerOutput[S]:
+        raise NotImplementedError
+
+    @property
+    def memory(self) -> Memory[S]:
+        """What it remembers of a sequence."""
         raise NotImplementedError
 
     def init_state(self, batch_size: int) -> S:
         """The state of `batch_size` sequences that have not begun."""
+        return self.memory.new_state(batch_size, next(self.parameters()))
+
+    def new_pool(self, slots: int, tokens: int = 0) -> Pool[S]:
+        """Room for the states of `slots` sequences, which go on in place; and, where states grow, for `tokens` tokens
+        of all of them together."""
+        return self.memory.new_pool(slots, tokens, next(self.parameters()))
+
+    def for_inference(self) -> Layer[S]:
+        """What computes the same as the mixer where nothing is trained, with what can be made once made now: another
+        one is needed when weights have changed."""
+        return self
+
+    def mixing_flops(self, length: int) -> float:
+        """FLOPs per token of the exchange between tokens, averaged over a sequence of `length`."""
         raise NotImplementedError
 
     def cost(self) -> Cost:
         """Parameters, FLOPs and state bytes."""
-        raise NotImplementedError
+        weights = [m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]
+        return Cost(
+            parameters=sum(p.numel() for p in self.parameters()),
+            projection_flops=2 * sum(weights),
+            mixing_flops=self.mixing_flops,
+            fixed_state_bytes=self.init_state(1).nbytes(),
+            state_bytes_per_token=0,
+        )
 
     def check_input(self, x: Tensor, state: S | None, seqs: Sequences | None) -> None:
         """Raise ShapeError unless the arguments of `forward` fit together."""

@@ -8,12 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
+from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayGate
-from intarsia.layers.norm import OutputGate
-from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
-from intarsia.mixers.delta import DeltaLayer
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.projections import linear, split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
-from intarsia.mixers.recurrent import dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen
 
@@ -52,7 +54,7 @@ class CombaConfig(NormedConfig, GroupedHeadsConfig):
         return Comba(d_model, self, norm_eps)
 
 
-class Comba(DeltaLayer):
+class Comba(Mixer[RecurrentState]):
     """Comba: a decay of each head, and an erasure of what the board held before it decayed.
 
     beta = sigmoid(W x)    g = -exp(A_log) softplus(W x + dt_bias)    both [B, T, HV]
@@ -69,21 +71,20 @@ class Comba(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: CombaConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        HV, V = config.value_heads, config.value_dim
-        super().__init__(
-            d_model, heads=config.num_heads, key_dim=config.head_dim, value_heads=HV, value_dim=V,
-            conv_size=config.conv_size,
-        )  # fmt: skip
+        super().__init__(d_model)
         self.config = config
-        self.beta_proj = nn.Linear(d_model, HV, bias=False)
-        self.decay_proj = nn.Linear(d_model, HV, bias=False)
+        H, HV, K, V = config.num_heads, config.value_heads, config.head_dim, config.value_dim
+        self.q_proj, self.k_proj, self.v_proj = (linear(d_model, n) for n in (H * K, H * K, HV * V))
+        self.conv = short_convolution_of(2 * H * K + HV * V, config.conv_size)
+        self.beta_proj = linear(d_model, HV)
+        self.decay_proj = linear(d_model, HV)
         self.decay = DecayGate(HV, 1)
-        self.feedback = nn.Parameter(torch.empty(config.num_heads))
+        self.feedback = nn.Parameter(torch.empty(H))
         if config.correction is not None:
-            self.correction = nn.Parameter(torch.empty(config.num_heads))
-        gate = None if config.output_gate == "none" else nn.Linear(d_model, HV * V, bias=False)
-        self.add_output(config.output_gate, gate, norm_eps)
+            self.correction = nn.Parameter(torch.empty(H))
+        self.output_gate_proj = None if config.output_gate == "none" else linear(d_model, HV * V)
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), config.output_gate)
+        self.o_proj = linear(HV * V, d_model)
         self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
@@ -91,27 +92,35 @@ class Comba(DeltaLayer):
         if self.config.correction is not None:
             self.correction.fill_(self.config.correction)
 
-    def mix(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, board: Tensor | None, seqs: Sequences | None
-    ) -> tuple[Tensor, Tensor | None]:
-        keys, values = (self.heads, self.key_dim), (self.value_heads, self.value_dim)
-        q, k = l2norm(q.unflatten(-1, keys)), l2norm(k.unflatten(-1, keys))
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        (HV, K, V), H = self.memory.board, self.config.num_heads
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        qkv, inputs = convolve(self.conv, qkv, state, seqs)
+        q, k, v = split_heads(qkv, (H, K), (H, K), (HV, V))
+        q, k = l2norm(q), l2norm(k)
         if self.config.correction is not None:
             q = (widen(q) - self.correction[:, None] * widen(k)).to(q.dtype)
         beta = torch.sigmoid(widen(self.beta_proj(x)))[..., None]
-        group = self.value_heads // self.heads
-        fed_back = (torch.sigmoid(widen(self.feedback))[:, None] * widen(k)).repeat_interleave(group, dim=2)
-        return dplr_rule(
+        fed_back = torch.sigmoid(widen(self.feedback))[:, None] * widen(k)
+        o, board = dplr_rule(
             q,
             k,
-            (beta * widen(v.unflatten(-1, values))).to(v.dtype),
-            beta * fed_back,
+            (beta * widen(v)).to(v.dtype),
+            beta * fed_back.repeat_interleave(HV // H, dim=2),
             k,
             self.decay().log_decay(self.decay_proj(x)),
-            initial_state=board,
-            output_final_state=board is not None,
-            cu_seqlens=seqs,
+            **carried(state, seqs),
         )
+        z = None if self.output_gate_proj is None else self.output_gate_proj(x)
+        return self.o_proj(self.norm(o, z).flatten(-2)), following(state, x, seqs, board, inputs)
 
-    def mixing_flops(self) -> int:
-        return dplr_rule_flops(*self.board_shape)
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.value_heads, c.head_dim, c.value_dim), inputs_kept(self.conv))
+
+    def mixing_flops(self, length: int) -> float:
+        return dplr_rule_flops(*self.memory.board)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.flops import CHUNK
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
-from intarsia.mixers.recurrent import CHUNK
 from intarsia.ops import Sequences, softmax_attention
 from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
@@ -141,8 +141,8 @@ class DeltaFormer(Mixer[GrowingState]):
     """
 
     def __init__(self, d_model: int, config: DeltaFormerConfig) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         H, K = config.num_heads, config.head_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)

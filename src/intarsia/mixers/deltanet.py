@@ -7,13 +7,18 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.errors import ConfigError
-from intarsia.layers.norm import OutputGate
-from intarsia.mixers.base import About, NormedConfig, positive
-from intarsia.mixers.delta import DeltaMixer
+from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
+from intarsia.layers.decoding import Projected, fused_step
+from intarsia.layers.flops import delta_rule_flops
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.projections import linear, split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Layer, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
+from intarsia.ops import Sequences, gated_delta_rule
 from intarsia.ops.precision import widen
 
 
@@ -56,9 +61,10 @@ class DeltaNetConfig(NormedConfig, HeadsConfig):
         return DeltaNet(d_model, self, norm_eps)
 
 
-class DeltaNet(DeltaMixer):
-    """DeltaNet: `DeltaMixer` without decay, and without an output gate unless one is asked for.
+class DeltaNet(Mixer[RecurrentState]):
+    """DeltaNet: the delta rule without decay, and without an output gate unless one is asked for.
 
+    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))
     S_t = (I - beta_t k_t k_tᵀ) S_{t-1} + beta_t k_t v_tᵀ        beta = sigmoid(W x)
     y = W_o rmsnorm_head(S_tᵀ q_t / sqrt(K))
 
@@ -72,34 +78,58 @@ class DeltaNet(DeltaMixer):
     """
 
     def __init__(self, d_model: int, config: DeltaNetConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        H, V = config.num_heads, config.value_dim
-        super().__init__(
-            d_model,
-            heads=H,
-            key_dim=config.head_dim,
-            value_heads=H,
-            value_dim=V,
-            conv_size=config.conv_size,
-            decay_proj=None,
-            decay=None,
-            output_gate=config.output_gate,
-            output_gate_proj=None if config.output_gate == "none" else nn.Linear(d_model, H * V, bias=False),
-            negative_eigenvalues=config.negative_eigenvalues,
-            norm_eps=norm_eps,
-            normalize=config.feature_map == "l2",
-        )
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
+        self.q_proj, self.k_proj, self.v_proj = (linear(d_model, n) for n in (H * K, H * K, H * V))
+        self.conv = short_convolution_of(2 * H * K + H * V, config.conv_size)
+        self.beta_proj = linear(d_model, H)
+        self.output_gate_proj = None if config.output_gate == "none" else linear(d_model, H * V)
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), config.output_gate)
+        self.o_proj = linear(H * V, d_model)
+        self.beta_max = 2 if config.negative_eigenvalues else 1
 
-    def project(self, x: Tensor) -> Tensor:
-        if self.config.feature_map == "l2":
-            return super().project(x)
-        return torch.cat(
-            [self.features(self.q_proj(x)), self.features(self.k_proj(x)), self.v_proj(x)], dim=-1
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        H, K, V = self.memory.board
+        qkv, _, beta, z = self.project(x)
+        qkv, inputs = convolve(self.conv, qkv, state, seqs)
+        q, k, v = split_heads(qkv, (H, K), (H, K), (H, V))
+        o, board = gated_delta_rule(
+            q, k, v, None, beta, normalize=self.config.feature_map == "l2", beta_max=self.beta_max,
+            **carried(state, seqs),
+        )  # fmt: skip
+        return self.o_proj(self.norm(o, z).flatten(-2)), following(state, x, seqs, board, inputs)
+
+    def project(self, x: Tensor) -> Projected:
+        """All that is made of each token alone, `[..., D]`."""
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.config.feature_map == "elu":
+            q, k = self.features(q), self.features(k)
+        return Projected(
+            qkv=torch.cat([q, k, self.v_proj(x)], dim=-1),
+            g=None,
+            beta=self.beta_proj(x),
+            z=None if self.output_gate_proj is None else self.output_gate_proj(x),
         )
 
     def features(self, x: Tensor) -> Tensor:
         """elu + 1 of each head's channels, divided by their sum, in float32: `[..., H K]` to the same."""
-        phi = F.elu(widen(x.unflatten(-1, (self.heads, self.key_dim)))) + 1
+        phi = F.elu(widen(x.unflatten(-1, (self.config.num_heads, self.config.head_dim)))) + 1
         # The epsilon is for a head whose numbers are all so negative that elu + 1 is zero.
         return (phi / (phi.sum(-1, keepdim=True) + 1e-6)).flatten(-2).to(x.dtype)
+
+    def for_inference(self) -> Layer[RecurrentState]:
+        H, normalize = self.config.num_heads, self.config.feature_map == "l2"
+        step = fused_step(self, heads=H, decay="none", gate=None, beta_max=self.beta_max, normalize=normalize)
+        return step or self
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim), inputs_kept(self.conv))
+
+    def mixing_flops(self, length: int) -> float:
+        return delta_rule_flops(*self.memory.board)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
+from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
-from intarsia.layers.norm import OutputGate
-from intarsia.mixers.base import About, NormedConfig, positive
-from intarsia.mixers.delta import DeltaLayer
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.projections import linear, split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
 from intarsia.ops import Sequences, gated_delta_rule
 
@@ -53,7 +57,7 @@ class DeltaProductConfig(NormedConfig, HeadsConfig):
         return DeltaProduct(d_model, self, norm_eps)
 
 
-class DeltaProduct(DeltaLayer):
+class DeltaProduct(Mixer[RecurrentState]):
     """DeltaProduct, and with a decay Gated DeltaProduct.
 
     S_{t,0} = exp(g_t) S_{t-1}                                                        g as in Gated DeltaNet
@@ -68,50 +72,55 @@ class DeltaProduct(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: DeltaProductConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        H, V = config.num_heads, config.value_dim
-        super().__init__(
-            d_model,
-            heads=H,
-            key_dim=config.head_dim,
-            value_heads=H,
-            value_dim=V,
-            steps=config.steps,
-            conv_size=config.conv_size,
-        )
+        super().__init__(d_model)
         self.config = config
-        self.beta_max = 2 if config.negative_eigenvalues else 1
-        self.beta_proj = nn.Linear(d_model, config.steps * H, bias=False)
-        self.decay_proj = nn.Linear(d_model, H, bias=False) if config.decay else None
+        n, H, K, V = config.steps, config.num_heads, config.head_dim, config.value_dim
+        self.q_proj, self.k_proj, self.v_proj = (linear(d_model, m) for m in (H * K, n * H * K, n * H * V))
+        self.conv = short_convolution_of((n + 1) * H * K + n * H * V, config.conv_size)
+        self.beta_proj = linear(d_model, n * H)
+        self.decay_proj = linear(d_model, H) if config.decay else None
         self.decay = DecayGate(H, 1) if config.decay else None
-        gated = config.output_gate != "none"
-        self.add_output(
-            config.output_gate, nn.Linear(d_model, H * V, bias=False) if gated else None, norm_eps
-        )
+        self.output_gate_proj = None if config.output_gate == "none" else linear(d_model, H * V)
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), config.output_gate)
+        self.o_proj = linear(H * V, d_model)
+        self.beta_max = 2 if config.negative_eigenvalues else 1
 
-    def mix(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, board: Tensor | None, seqs: Sequences | None
-    ) -> tuple[Tensor, Tensor | None]:
-        n, H = self.steps, self.heads
-
-        def steps(y: Tensor, *shape: int) -> Tensor:
-            """`[B, T, n * numbers]` to `[B, T n, *shape]`: a token's steps behind each other."""
-            return y.unflatten(-1, (n, *shape)).flatten(1, 2)
-
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        (H, K, V), n = self.memory.board, self.config.steps
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        qkv, inputs = convolve(self.conv, qkv, state, seqs)
+        q, k, v = split_heads(qkv, (H, K), (n * H, K), (n * H, V))
         g = None
         if self.decay is not None and self.decay_proj is not None:
             g = self.decay().log_decay(self.decay_proj(x))
-            g = F.pad(g.unsqueeze(2), (0, 0, 0, n - 1)).flatten(1, 2)
+            g = F.pad(g.unsqueeze(2), (0, 0, 0, n - 1)).flatten(1, 2)  # the first step alone decays
+        steps = None if seqs is None else Sequences(tuple(n * length for length in seqs.lengths))
         o, board = gated_delta_rule(
-            q.unflatten(-1, (H, self.key_dim)).repeat_interleave(n, dim=1),
-            steps(k, H, self.key_dim),
-            steps(v, H, self.value_dim),
+            q.repeat_interleave(n, dim=1),
+            _steps(k, n),
+            _steps(v, n),
             g,
-            steps(self.beta_proj(x), H),
+            _steps(self.beta_proj(x), n),
             normalize=True,
             beta_max=self.beta_max,
-            initial_state=board,
-            output_final_state=board is not None,
-            cu_seqlens=None if seqs is None else Sequences(tuple(n * length for length in seqs.lengths)),
+            **carried(state, steps),
         )
-        return o[:, n - 1 :: n], board
+        o = o[:, n - 1 :: n]
+        z = None if self.output_gate_proj is None else self.output_gate_proj(x)
+        return self.o_proj(self.norm(o, z).flatten(-2)), following(state, x, seqs, board, inputs)
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim), inputs_kept(self.conv))
+
+    def mixing_flops(self, length: int) -> float:
+        return self.config.steps * delta_rule_flops(*self.memory.board)
+
+
+def _steps(x: Tensor, n: int) -> Tensor:
+    """`[B, T, n * heads, ...]` to `[B, T * n, heads, ...]`: a token's steps behind each other."""
+    return x.unflatten(2, (n, -1)).flatten(1, 2)

@@ -70,8 +70,8 @@ class ForgettingAttention(Mixer[GrowingState]):
 
     def __init__(self, d_model: int, config: ForgettingConfig, norm_eps: float = 1e-5) -> None:
         norm_eps = config.own_eps(norm_eps)
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         H, K = config.num_heads, config.head_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
+from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayGate
-from intarsia.layers.norm import OutputGate
-from intarsia.layers.projections import low_rank
-from intarsia.mixers.base import About, NormedConfig, positive
-from intarsia.mixers.delta import DeltaLayer
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.projections import linear, low_rank, split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig, check_output_gate
-from intarsia.mixers.recurrent import dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen
 
@@ -54,7 +55,7 @@ class GatedDeltaNet2Config(NormedConfig, HeadsConfig):
         return GatedDeltaNet2(d_model, self, norm_eps)
 
 
-class GatedDeltaNet2(DeltaLayer):
+class GatedDeltaNet2(Mixer[RecurrentState]):
     """Gated DeltaNet-2: KDA with an erase gate of each key channel and a write gate of each value channel.
 
     b = sigmoid(W x) [B, T, H, K]    w = sigmoid(W x) [B, T, H, V]    g = -exp(A_log) softplus(f(x) + dt_bias)
@@ -69,38 +70,44 @@ class GatedDeltaNet2(DeltaLayer):
     """
 
     def __init__(self, d_model: int, config: GatedDeltaNet2Config, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
+        super().__init__(d_model)
+        self.config = config
         H, K, V = config.num_heads, config.head_dim, config.value_dim
         rank = V if config.rank is None else config.rank
-        super().__init__(d_model, heads=H, key_dim=K, value_heads=H, value_dim=V, conv_size=config.conv_size)
-        self.config = config
-        self.erase_max = 2 if config.negative_eigenvalues else 1
-        self.erase_proj = nn.Linear(d_model, H * K, bias=False)
-        self.write_proj = nn.Linear(d_model, H * V, bias=False)
+        self.q_proj, self.k_proj, self.v_proj = (linear(d_model, n) for n in (H * K, H * K, H * V))
+        self.conv = short_convolution_of(2 * H * K + H * V, config.conv_size)
+        self.erase_proj = linear(d_model, H * K)
+        self.write_proj = linear(d_model, H * V)
         self.decay_proj = low_rank(d_model, H * K, rank)
         self.decay = DecayGate(H, K)
-        gate = None if config.output_gate == "none" else low_rank(d_model, H * V, rank, bias=True)
-        self.add_output(config.output_gate, gate, norm_eps)
+        gated = config.output_gate != "none"
+        self.output_gate_proj = low_rank(d_model, H * V, rank, bias=True) if gated else None
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), config.output_gate)
+        self.o_proj = linear(H * V, d_model)
+        self.erase_max = 2 if config.negative_eigenvalues else 1
 
-    def mix(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, board: Tensor | None, seqs: Sequences | None
-    ) -> tuple[Tensor, Tensor | None]:
-        keys, values = (self.heads, self.key_dim), (self.heads, self.value_dim)
-        g = self.decay().log_decay(self.decay_proj(x).unflatten(-1, keys))
-        erase = self.erase_max * torch.sigmoid(widen(self.erase_proj(x).unflatten(-1, keys)))
-        written = widen(v) * torch.sigmoid(widen(self.write_proj(x)))
-        k = l2norm(k.unflatten(-1, keys))
-        return dplr_rule(
-            l2norm(q.unflatten(-1, keys)),
-            k,
-            written.to(v.dtype).unflatten(-1, values),
-            k,
-            erase * g.exp() * k,
-            g,
-            initial_state=board,
-            output_final_state=board is not None,
-            cu_seqlens=seqs,
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        H, K, V = self.memory.board
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        qkv, inputs = convolve(self.conv, qkv, state, seqs)
+        q, k, v = split_heads(qkv, (H, K), (H, K), (H, V))
+        k = l2norm(k)
+        g = self.decay().log_decay(self.decay_proj(x).unflatten(-1, (H, K)))
+        erase = self.erase_max * torch.sigmoid(widen(self.erase_proj(x).unflatten(-1, (H, K))))
+        write = torch.sigmoid(widen(self.write_proj(x).unflatten(-1, (H, V))))
+        o, board = dplr_rule(
+            l2norm(q), k, (write * widen(v)).to(v.dtype), k, erase * g.exp() * k, g, **carried(state, seqs)
         )
+        z = None if self.output_gate_proj is None else self.output_gate_proj(x)
+        return self.o_proj(self.norm(o, z).flatten(-2)), following(state, x, seqs, board, inputs)
 
-    def mixing_flops(self) -> int:
-        return dplr_rule_flops(*self.board_shape)
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim), inputs_kept(self.conv))
+
+    def mixing_flops(self, length: int) -> float:
+        return dplr_rule_flops(*self.memory.board)

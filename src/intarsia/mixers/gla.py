@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import DecayBias
 from intarsia.layers.norm import GatedNorm
 from intarsia.layers.projections import low_rank
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, NormedConfig, positive
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.ops import Sequences
+from intarsia.ops import Sequences, linear_attention
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GLAConfig(NormedConfig, HeadsConfig):
         return GatedLinearAttention(d_model, self, norm_eps)
 
 
-class GatedLinearAttention(AdditiveMixer):
+class GatedLinearAttention(Mixer[RecurrentState]):
     """Gated linear attention, sections 4.1 and 4.4 of the paper:
 
         g = log(sigmoid(W_2 W_1 x + b)) / tau [B, T, H, K]        S_t = Diag(exp g_t) S_{t-1} + k_t v_tᵀ
@@ -63,32 +63,34 @@ class GatedLinearAttention(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: GLAConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, K, V)
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.decay_proj = low_rank(d_model, H * K, config.decay_rank)
         self.decay = DecayBias(H * K)
         self.output_gate_proj = nn.Linear(d_model, H * V, bias=False)
-        self.norm = GatedNorm(V, norm_eps, "swish")
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), "swish")
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        keys, values = (self.heads, self.key_dim), (self.heads, self.value_dim)
+        H, K, V = self.memory.board
+        q, k = self.q_proj(x).unflatten(-1, (H, K)), self.k_proj(x).unflatten(-1, (H, K))
+        v = self.v_proj(x).unflatten(-1, (H, V))
         g = F.logsigmoid(self.decay(self.decay_proj(x))) / self.config.tau
-        o, state = self.mix(
-            self.q_proj(x).unflatten(-1, keys),
-            self.k_proj(x).unflatten(-1, keys),
-            self.v_proj(x).unflatten(-1, values),
-            g.unflatten(-1, keys),
-            state,
-            seqs,
-        )
-        z = self.output_gate_proj(x).unflatten(-1, values)
-        return self.o_proj(self.norm(o, z).flatten(-2)), state
+        o, board = linear_attention(q, k, v, g.unflatten(-1, (H, K)), **carried(state, seqs))
+        y = self.o_proj(self.norm(o, self.output_gate_proj(x)).flatten(-2))
+        return y, following(state, x, seqs, board)
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim))
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import RMSNorm
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, NormedConfig
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, NormedConfig
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.ops import Sequences
+from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 
 
@@ -53,7 +53,7 @@ class HGRN2Config(NormedConfig, HeadsConfig):
         return HGRN2(d_model, self, norm_eps)
 
 
-class HGRN2(AdditiveMixer):
+class HGRN2(Mixer[RecurrentState]):
     """HGRN2, with heads:
 
         f = b + (1 - b) sigmoid(W_f x)        q = silu(W_q x)        i = W_i x
@@ -68,26 +68,33 @@ class HGRN2(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: HGRN2Config, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, K, V)
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.forget_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
-        self.norm = RMSNorm(H * V, norm_eps)
+        self.norm = RMSNorm(H * V, config.own_eps(norm_eps))
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        keys, values = (self.heads, self.key_dim), (self.heads, self.value_dim)
-        q = F.silu(self.q_proj(x)).unflatten(-1, keys)
-        k, g = forget_gate(self.forget_proj(x).unflatten(-1, keys), self.config.lower_bound or 0.0)
-        v = self.v_proj(x).unflatten(-1, values)
-        o, state = self.mix(q, k.to(q.dtype), v, g, state, seqs)
-        return self.o_proj(self.norm(o.flatten(-2))), state
+        H, K, V = self.memory.board
+        q = F.silu(self.q_proj(x)).unflatten(-1, (H, K))
+        k, g = forget_gate(self.forget_proj(x).unflatten(-1, (H, K)), self.config.lower_bound or 0.0)
+        v = self.v_proj(x).unflatten(-1, (H, V))
+        o, board = linear_attention(q, k.to(q.dtype), v, g, **carried(state, seqs))
+        return self.o_proj(self.norm(o.flatten(-2))), following(state, x, seqs, board)
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim))
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)
 
 
 def forget_gate(z: Tensor, lower_bound: float) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from intarsia.errors import ConfigError
+from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
+from intarsia.layers.decoding import Projected, fused_step
+from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
-from intarsia.layers.norm import OutputGate
-from intarsia.layers.projections import low_rank
-from intarsia.mixers.base import About, NormedConfig, positive
-from intarsia.mixers.delta import DeltaMixer
+from intarsia.layers.norm import GatedNorm, OutputGate
+from intarsia.layers.projections import linear, low_rank, split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Layer, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig, check_output_gate, check_value_heads
+from intarsia.ops import Sequences, gated_delta_rule
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,11 @@ class KDAConfig(NormedConfig, HeadsConfig):
         return KimiDeltaAttention(d_model, self, norm_eps)
 
 
-class KimiDeltaAttention(DeltaMixer):
-    """KDA, equations 1 and 10 of the Kimi Linear report: `DeltaMixer` with a decay of each channel.
+class KimiDeltaAttention(Mixer[RecurrentState]):
+    """KDA, equations 1 and 10 of the Kimi Linear report: the delta rule with a decay of each channel.
 
-    g = decay gate(W x) [B, T, HV, K]
+    q, k = l2norm(silu(conv(W x)))    v = silu(conv(W x))
+    beta = sigmoid(W x) [B, T, HV]    g = decay gate(W x) [B, T, HV, K]
     S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ
     y = W_o (sigmoid(W x) * rmsnorm_head(S_tᵀ q_t / sqrt(K)))
 
@@ -90,26 +98,57 @@ class KimiDeltaAttention(DeltaMixer):
     """
 
     def __init__(self, d_model: int, config: KDAConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
+        super().__init__(d_model)
+        self.config = config
         H, HV, K, V = config.num_heads, config.value_heads, config.head_dim, config.value_dim
         decay_rank = K if config.decay_rank == "head" else config.decay_rank
         gate_rank = V if config.output_gate_rank == "head" else config.output_gate_rank
-        super().__init__(
-            d_model,
-            heads=H,
-            key_dim=K,
-            value_heads=HV,
-            value_dim=V,
-            conv_size=config.conv_size,
-            decay_proj=low_rank(d_model, HV * K, decay_rank),
-            decay=DecayGate(HV, K, config.gate_lower_bound if config.gate == "bounded" else None),
-            output_gate=config.output_gate,
-            output_gate_proj=(
-                None
-                if config.output_gate == "none"
-                else low_rank(d_model, HV * V, gate_rank, config.output_gate_bias)
-            ),
-            negative_eigenvalues=config.negative_eigenvalues,
-            norm_eps=norm_eps,
+        self.q_proj, self.k_proj, self.v_proj = (linear(d_model, n) for n in (H * K, H * K, HV * V))
+        self.conv = short_convolution_of(2 * H * K + HV * V, config.conv_size)
+        self.beta_proj = linear(d_model, HV)
+        self.decay_proj = low_rank(d_model, HV * K, decay_rank)
+        self.decay = DecayGate(HV, K, config.gate_lower_bound if config.gate == "bounded" else None)
+        self.output_gate_proj = (
+            None
+            if config.output_gate == "none"
+            else low_rank(d_model, HV * V, gate_rank, config.output_gate_bias)
         )
-        self.config = config
+        self.norm = GatedNorm(V, config.own_eps(norm_eps), config.output_gate)
+        self.o_proj = linear(HV * V, d_model)
+        self.beta_max = 2 if config.negative_eigenvalues else 1
+
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        self.check_input(x, state, seqs)
+        (HV, K, V), H = self.memory.board, self.config.num_heads
+        qkv, g, beta, z = self.project(x)
+        assert g is not None
+        qkv, inputs = convolve(self.conv, qkv, state, seqs)
+        q, k, v = split_heads(qkv, (H, K), (H, K), (HV, V))
+        o, board = gated_delta_rule(
+            q, k, v, g.unflatten(-1, (HV, K)), beta, normalize=True, gate=self.decay(), beta_max=self.beta_max,
+            **carried(state, seqs),
+        )  # fmt: skip
+        return self.o_proj(self.norm(o, z).flatten(-2)), following(state, x, seqs, board, inputs)
+
+    def project(self, x: Tensor) -> Projected:
+        """All that is made of each token alone, `[..., D]`."""
+        return Projected(
+            qkv=torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1),
+            g=self.decay_proj(x),
+            beta=self.beta_proj(x),
+            z=None if self.output_gate_proj is None else self.output_gate_proj(x),
+        )
+
+    def for_inference(self) -> Layer[RecurrentState]:
+        H, gate = self.config.num_heads, self.decay.gate()
+        return fused_step(self, heads=H, decay="channel", gate=gate, beta_max=self.beta_max) or self
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.value_heads, c.head_dim, c.value_dim), inputs_kept(self.conv))
+
+    def mixing_flops(self, length: int) -> float:
+        return delta_rule_flops(*self.memory.board)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import GatedNorm
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, NormedConfig
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, NormedConfig
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.ops import Sequences
+from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import compute_dtype
 
 
@@ -57,7 +57,7 @@ class LightningConfig(NormedConfig, HeadsConfig):
         return LightningAttention(d_model, self, norm_eps)
 
 
-class LightningAttention(AdditiveMixer):
+class LightningAttention(Mixer[RecurrentState]):
     """Lightning Attention as in MiniMax-01's linear layers.
 
     q, k, v = silu(W x)
@@ -69,16 +69,15 @@ class LightningAttention(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: LightningConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, K, V)
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.decay_factor = 1.0 if config.decay_factor is None else config.decay_factor
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.output_gate_proj = nn.Linear(d_model, H * V, bias=False)
-        self.norm = GatedNorm(H * V, norm_eps, "sigmoid")
+        self.norm = GatedNorm(H * V, config.own_eps(norm_eps), "sigmoid")
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
 
     def forward(
@@ -87,11 +86,20 @@ class LightningAttention(AdditiveMixer):
         self.check_input(x, state, seqs)
         heads = (self.config.num_heads, -1)
         q, k, v = (F.silu(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        o, state = self.mix(q, k, v, -self.rates(x), state, seqs, scale=1.0)
-        return self.o_proj(self.norm(o.flatten(-2), self.output_gate_proj(x))), state
+        o, board = linear_attention(q, k, v, -self.rates(x), scale=1.0, **carried(state, seqs))
+        y = self.o_proj(self.norm(o.flatten(-2), self.output_gate_proj(x)))
+        return y, following(state, x, seqs, board)
 
     def rates(self, x: Tensor) -> Tensor:
         """The decay rates of the heads, `[H]`, on the device of x."""
         H = self.config.num_heads
         exponents = torch.arange(1, H + 1, device=x.device, dtype=compute_dtype(x)) * (-8 / H)
         return self.decay_factor * exponents.exp2()
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim))
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, positive
+from intarsia.layers.flops import additive_rule_flops
+from intarsia.layers.normalized import normalized_attention
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
+from intarsia.mixers.base import About, Mixer, positive
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
@@ -42,7 +43,7 @@ class LinearAttentionConfig(HeadsConfig):
         return LinearAttention(d_model, self)
 
 
-class LinearAttention(AdditiveMixer):
+class LinearAttention(Mixer[RecurrentState]):
     """Linear attention, equations 9 and 18 to 20 of the paper:
 
         f(x) = elu(x) + 1        S_t = S_{t-1} + f(k_t) v_tᵀ        z_t = z_{t-1} + f(k_t)
@@ -52,9 +53,9 @@ class LinearAttention(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: LinearAttentionConfig) -> None:
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, K, V, normalized=True)
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
@@ -64,12 +65,20 @@ class LinearAttention(AdditiveMixer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        q, k = (p(x).unflatten(-1, (self.heads, self.key_dim)) for p in (self.q_proj, self.k_proj))
-        v = self.v_proj(x).unflatten(-1, (self.heads, self.value_dim))
-        o, state = self.mix_normalized(
+        heads = (self.config.num_heads, -1)
+        q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        o, board = normalized_attention(
             elu_plus_one(q), elu_plus_one(k), v, state, seqs, scale=1.0, eps=self.config.eps
         )
-        return self.o_proj(o.flatten(-2)), state
+        return self.o_proj(o.flatten(-2)), following(state, x, seqs, board)
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim + 1))  # z is the last column
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.convolution import ShortConvolution, inputs_kept
 from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import fill_time_steps
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
-from intarsia.mixers.recurrent import RecurrentMixer, additive_rule_flops
+from intarsia.layers.projections import split_heads
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 
@@ -109,7 +110,7 @@ class HeadRates(FillsItself, KeepsFloat32):
         return -self.A_log.exp(), self.dt_bias.clone(), self.D.clone()
 
 
-class Mamba2(RecurrentMixer):
+class Mamba2(Mixer[RecurrentState]):
     """Mamba-2: the state space dual model in the block of the paper's section 7, with parallel projections.
 
     x, k, q = silu(conv(W u) + b)        dt = clamp(softplus(W u + dt_bias)) [B, T, HV]
@@ -122,55 +123,40 @@ class Mamba2(RecurrentMixer):
     """
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
         super().__init__(d_model)
         self.config = config
-        HV, inner, keys = (
-            config.num_heads,
-            config.num_heads * config.head_dim,
-            config.num_groups * config.state_dim,
-        )
+        HV, K, V = config.num_heads, config.state_dim, config.head_dim
+        inner, keys = HV * V, config.num_groups * K
         self.v_proj = nn.Linear(d_model, inner, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.dt_proj = nn.Linear(d_model, HV, bias=False)
         self.output_gate_proj = nn.Linear(d_model, inner, bias=False)
-        self.conv: ShortConvolution = ShortConvolution(inner + 2 * keys, config.conv_size, bias=True)
+        self.conv = ShortConvolution(inner + 2 * keys, config.conv_size, bias=True)
         self.decay = HeadRates(HV)
-        self.norm = GroupedNorm(inner, config.num_groups, norm_eps)
+        self.norm = GroupedNorm(inner, config.num_groups, config.own_eps(norm_eps))
         self.o_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        keys, values = (self.config.num_groups, self.config.state_dim), (-1, self.config.head_dim)
+        (HV, K, V), H = self.memory.board, self.config.num_groups
         vkq = torch.cat([self.v_proj(x), self.k_proj(x), self.q_proj(x)], dim=-1)
-        vkq, tail = self.conv(vkq, None if state is None else state.conv, seqs)
-        v, k, q = vkq.split(
-            [self.v_proj.out_features, self.k_proj.out_features, self.q_proj.out_features], -1
-        )
-        v = v.unflatten(-1, values)
+        vkq, inputs = self.conv(vkq, None if state is None else state.conv, seqs)
+        v, k, q = split_heads(vkq, (HV, V), (H, K), (H, K))
         rates, dt_bias, skip = self.decay()
         dt = F.softplus(widen(self.dt_proj(x)) + dt_bias).clamp(self.config.dt_min, self.config.dt_max)
         o, board = linear_attention(
-            q.unflatten(-1, keys),
-            k.unflatten(-1, keys),
-            (v * dt[..., None]).to(v.dtype),
-            rates * dt,
-            scale=1.0,
-            initial_state=None if state is None else state.board,
-            output_final_state=state is not None,
-            cu_seqlens=seqs,
+            q, k, (v * dt[..., None]).to(v.dtype), rates * dt, scale=1.0, **carried(state, seqs)
         )
         y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), self.output_gate_proj(x)))
-        if state is None or board is None:
-            return y, None
-        return y, state.after(x, seqs, board, tail)
+        return y, following(state, x, seqs, board, inputs)
 
     @property
-    def board_shape(self) -> tuple[int, int, int]:
-        return self.config.num_heads, self.config.state_dim, self.config.head_dim
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.state_dim, c.head_dim), inputs_kept(self.conv))
 
-    def mixing_flops(self) -> int:
-        return additive_rule_flops(*self.board_shape)
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

@@ -78,8 +78,8 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
     """
 
     def __init__(self, d_model: int, config: MLAConfig) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         H = config.num_heads
         if config.q_rank is None:
             self.q_proj = nn.Linear(d_model, H * config.key_dim, bias=False)

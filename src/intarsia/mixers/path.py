@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.flops import CHUNK
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear, low_rank
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
-from intarsia.mixers.recurrent import CHUNK
 from intarsia.ops import Sequences, cumulative_log_gate, l2norm
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
@@ -173,8 +173,8 @@ class PathAttention(Mixer[GrowingState]):
     """
 
     def __init__(self, d_model: int, config: PathConfig) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         H, K = config.num_heads, config.head_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)

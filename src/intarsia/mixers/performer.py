@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.layers.float32 import KeepsFloat32
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, positive
+from intarsia.layers.flops import additive_rule_flops
+from intarsia.layers.normalized import normalized_attention
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
+from intarsia.mixers.base import About, Mixer, positive
 from intarsia.mixers.heads import HeadsConfig
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen, without_autocast
@@ -57,7 +58,7 @@ class PerformerConfig(HeadsConfig):
         return Performer(d_model, self)
 
 
-class Performer(KeepsFloat32, AdditiveMixer):
+class Performer(KeepsFloat32, Mixer[RecurrentState]):
     """Performer with FAVOR+, causal:
 
         f(x)_m = exp(w_m · x' - |x'|² / 2) + eps        x' = x / d^(1/4)        w_m orthogonal Gaussian
@@ -80,9 +81,9 @@ class Performer(KeepsFloat32, AdditiveMixer):
     features: Tensor
 
     def __init__(self, d_model: int, config: PerformerConfig) -> None:
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, config.num_features, V, normalized=True)
+        super().__init__(d_model)
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
@@ -106,13 +107,13 @@ class Performer(KeepsFloat32, AdditiveMixer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        q, k = (p(x).unflatten(-1, (self.heads, self.config.head_dim)) for p in (self.q_proj, self.k_proj))
-        v = self.v_proj(x).unflatten(-1, (self.heads, self.value_dim))
+        heads = (self.config.num_heads, -1)
+        q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         exponent = self._exponents(q)
         f_q = (exponent - exponent.amax(-1, keepdim=True)).exp() + self.config.eps
         f_k = self._exponents(k).clamp(max=LARGEST_EXPONENT).exp() + self.config.eps
-        o, state = self.mix_normalized(f_q, f_k, v, state, seqs, scale=1 / self.key_dim, eps=0.0)
-        return self.o_proj(o.flatten(-2)), state
+        o, board = normalized_attention(f_q, f_k, v, state, seqs, scale=1 / self.config.num_features, eps=0.0)
+        return self.o_proj(o.flatten(-2)), following(state, x, seqs, board)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """`w_m · x' - |x'|² / 2` in the compute dtype: `[B, T, H, head_dim]` to `[B, T, H, num_features]`."""
@@ -120,8 +121,16 @@ class Performer(KeepsFloat32, AdditiveMixer):
         with without_autocast(x):
             return x @ self.features.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
 
-    def mixing_flops(self) -> int:
-        return super().mixing_flops() + 4 * self.heads * self.features.numel()
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory(
+            (c.num_heads, c.num_features, c.value_dim + 1)
+        )  # the divisor is the last column
+
+    def mixing_flops(self, length: int) -> float:
+        features = 4 * self.config.num_heads * self.features.numel()
+        return additive_rule_flops(*self.memory.board) + features
 
 
 def orthogonal_features(count: int, dim: int, seed: int) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.flops import additive_rule_flops
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
 from intarsia.layers.rope import positions_of, rotate
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, NormedConfig, positive
+from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.ops import Sequences, gated_rms_norm
+from intarsia.ops import Sequences, gated_rms_norm, linear_attention
 from intarsia.ops.precision import compute_dtype
 
 
@@ -59,7 +59,7 @@ class RetNetConfig(NormedConfig, HeadsConfig):
         return RetNet(d_model, self, norm_eps)
 
 
-class RetNet(AdditiveMixer):
+class RetNet(Mixer[RecurrentState]):
     """Multi-scale retention, equations 6 and 8 of the paper:
 
         q, k = rotate(W x)        S_t = gamma_h S_{t-1} + k_t v_tᵀ        gamma_h = 1 - 2^(-5-h), h = 0, 1, …
@@ -73,10 +73,9 @@ class RetNet(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: RetNetConfig, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
+        super().__init__(d_model)
+        self.config, self.norm_eps = config, config.own_eps(norm_eps)
         H, K, V = config.num_heads, config.head_dim, config.value_dim
-        super().__init__(d_model, H, K, V)
-        self.config, self.norm_eps = config, norm_eps
         self.q_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
@@ -87,18 +86,24 @@ class RetNet(AdditiveMixer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        positions = positions_of(x, state, seqs)
-        q, k = (
-            rotate(p(x).unflatten(-1, (self.heads, self.key_dim)), positions, self.config.rotation_theta)
-            for p in (self.q_proj, self.k_proj)
-        )
-        v = self.v_proj(x).unflatten(-1, (self.heads, self.value_dim))
-        o, state = self.mix(q, k, v, self._log_decay(q), state, seqs)
-        z = self.output_gate_proj(x).unflatten(-1, (self.heads, self.value_dim))
-        o = gated_rms_norm(o, z, z.new_ones(self.value_dim), eps=self.norm_eps, gate="swish")
-        return self.o_proj(o.flatten(-2)), state
+        H, K, V = self.memory.board
+        positions, theta = positions_of(x, state, seqs), self.config.rotation_theta
+        q, k = (rotate(p(x).unflatten(-1, (H, K)), positions, theta) for p in (self.q_proj, self.k_proj))
+        v = self.v_proj(x).unflatten(-1, (H, V))
+        o, board = linear_attention(q, k, v, self._log_decay(q), **carried(state, seqs))
+        z = self.output_gate_proj(x).unflatten(-1, (H, V))
+        o = gated_rms_norm(o, z, z.new_ones(V), eps=self.norm_eps, gate="swish")
+        return self.o_proj(o.flatten(-2)), following(state, x, seqs, board)
 
     def _log_decay(self, like: Tensor) -> Tensor:
         """`log(gamma_h)`, `[H]`, on the device of `like`. Computed rather than kept: no cast can round it."""
-        h = torch.arange(self.heads, device=like.device, dtype=compute_dtype(like))
+        h = torch.arange(self.config.num_heads, device=like.device, dtype=compute_dtype(like))
         return torch.log1p(-torch.exp2(-5 - h))
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim))
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

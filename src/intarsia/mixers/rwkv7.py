@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.layers.convolution import last_tokens, token_before
 from intarsia.layers.filling import FillsItself
+from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayBias
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.base import About, GeneratorOf, NormedConfig, positive
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.mixers.heads import HeadsConfig
-from intarsia.mixers.recurrent import RecurrentMixer, dplr_rule_flops
 from intarsia.ops import Sequences, dplr_rule
 from intarsia.ops.precision import widen
 
@@ -97,7 +97,7 @@ class GradedDecayBias(DecayBias):
         )
 
 
-class RWKV7(RecurrentMixer):
+class RWKV7(Mixer[RecurrentState]):
     """RWKV-7's time mixing (the paper's section 4; its states are our transposed).
 
     Each projection sees a mixture of the token and the one before it: `x_c = x_t + mu_c (x_{t-1} - x_t)`.
@@ -117,10 +117,9 @@ class RWKV7(RecurrentMixer):
     """
 
     def __init__(self, d_model: int, config: RWKV7Config, norm_eps: float = 1e-5) -> None:
-        norm_eps = config.own_eps(norm_eps)
         super().__init__(d_model)
-        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.config = config
+        H, K, V = config.num_heads, config.head_dim, config.value_dim
         self.shift = nn.Parameter(torch.empty(6, d_model))  # of r, d, k, v, a, g
         self.r_proj = nn.Linear(d_model, H * K, bias=False)
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
@@ -133,7 +132,7 @@ class RWKV7(RecurrentMixer):
         self.removal = nn.Parameter(torch.empty(H, K))  # xi
         self.replacement = nn.Parameter(torch.empty(H, K))  # alpha
         self.bonus = nn.Parameter(torch.empty(H, K))  # rho
-        self.norm = HeadLayerNorm(H, V, norm_eps * K)  # 64e-5 in the published models
+        self.norm = HeadLayerNorm(H, V, config.own_eps(norm_eps) * K)  # 64e-5 in the published models
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
         self.reset_parameters()
 
@@ -153,14 +152,14 @@ class RWKV7(RecurrentMixer):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
-        keys, values = (self.config.num_heads, self.config.head_dim), (self.config.num_heads, -1)
+        H, K, V = self.memory.board
         before = token_before(x, None if state is None else state.conv, seqs) - x
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
-        r, k = self.r_proj(x_r).unflatten(-1, keys), self.k_proj(x_k).unflatten(-1, keys)
-        v = self.v_proj(x_v).unflatten(-1, values)
+        r, k = self.r_proj(x_r).unflatten(-1, (H, K)), self.k_proj(x_k).unflatten(-1, (H, K))
+        v = self.v_proj(x_v).unflatten(-1, (H, V))
         decay = self.decay(self.decay_proj(x_d))
-        g = -math.exp(-0.5) * torch.sigmoid(decay).unflatten(-1, keys)
-        rate = torch.sigmoid(widen(self.rate_proj(x_a)) + self.rate_bias).unflatten(-1, keys)
+        g = -math.exp(-0.5) * torch.sigmoid(decay).unflatten(-1, (H, K))
+        rate = torch.sigmoid(widen(self.rate_proj(x_a)) + self.rate_bias).unflatten(-1, (H, K))
         wide = widen(k)
         removed = F.normalize(wide * self.removal, dim=-1)
         written = (wide * (1 + (rate - 1) * self.replacement)).to(k.dtype)
@@ -172,27 +171,21 @@ class RWKV7(RecurrentMixer):
             removed,
             g,
             scale=1.0,
-            initial_state=None if state is None else state.board,
-            output_final_state=state is not None,
-            cu_seqlens=seqs,
+            **carried(state, seqs),
         )
         bonus = (widen(r) * self.bonus * written).sum(-1, keepdim=True) * v
-        gated = (self.norm(o) + bonus) * self.output_gate_proj(x_g).unflatten(-1, values)
+        gated = (self.norm(o) + bonus) * self.output_gate_proj(x_g).unflatten(-1, (H, V))
         y = self.o_proj(gated.flatten(-2).to(o.dtype))
-        if state is None or state.conv is None or board is None:
-            return y, None
-        return y, state.after(x, seqs, board, last_tokens(x, state.conv, seqs))
-
-    def init_state(self, batch_size: int) -> RecurrentState:
-        state = super().init_state(batch_size)
-        return replace(state, conv=state.board.new_zeros(batch_size, 1, self.d_model))
+        last = None if state is None or state.conv is None else last_tokens(x, state.conv, seqs)
+        return y, following(state, x, seqs, board, last)
 
     @property
-    def board_shape(self) -> tuple[int, int, int]:
-        return self.config.num_heads, self.config.head_dim, self.config.value_dim
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((c.num_heads, c.head_dim, c.value_dim), (1, self.d_model))
 
-    def mixing_flops(self) -> int:
-        return dplr_rule_flops(*self.board_shape)
+    def mixing_flops(self, length: int) -> float:
+        return dplr_rule_flops(*self.memory.board)
 
 
 def _ramp(channels: int) -> Tensor:

@@ -198,8 +198,8 @@ class SimplicialAttention(Mixer[GrowingState]):
     """
 
     def __init__(self, d_model: int, config: SimplicialConfig) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
+        super().__init__(d_model)
+        self.config = config
         channels = config.num_heads * config.head_dim
         self.q_proj = nn.Linear(d_model, channels, bias=False)
         self.k_proj = nn.Linear(d_model, channels, bias=False)

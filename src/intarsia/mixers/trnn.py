@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import DecayBias
-from intarsia.layers.states import RecurrentState
-from intarsia.mixers.additive import AdditiveMixer
-from intarsia.mixers.base import About, MixerConfig, positive
-from intarsia.ops import Sequences
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.mixers.base import About, Mixer, MixerConfig, positive
+from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 
 
@@ -43,7 +43,7 @@ class TRNNConfig(MixerConfig):
         return TRNN(d_model, self)
 
 
-class TRNN(AdditiveMixer):
+class TRNN(Mixer[RecurrentState]):
     """The T-RNN of the paper, with a projection back to the model's width:
 
         z_t = W x_t        f_t = sigmoid(V x_t + b)        h_t = f_t * h_{t-1} + (1 - f_t) * z_t        y = W_o h_t
@@ -58,9 +58,9 @@ class TRNN(AdditiveMixer):
     """
 
     def __init__(self, d_model: int, config: TRNNConfig) -> None:
-        channels = d_model if config.channels is None else config.channels
-        super().__init__(d_model, channels, 1, 1)
+        super().__init__(d_model)
         self.config = config
+        channels = d_model if config.channels is None else config.channels
         self.v_proj = nn.Linear(d_model, channels, bias=False)
         self.decay_proj = nn.Linear(d_model, channels, bias=False)
         self.decay = DecayBias(channels)
@@ -75,5 +75,15 @@ class TRNN(AdditiveMixer):
         # 1 - f as a sigmoid of its own: where little is forgotten the difference would lose the little.
         v = torch.sigmoid(-f) * widen(z)
         one = v.new_ones(*v.shape[:2], 1, 1)
-        h, state = self.mix(one, one, v[..., None], F.logsigmoid(f), state, seqs, scale=1.0)
-        return self.o_proj(h.squeeze(-1).to(z.dtype)), state
+        h, board = linear_attention(
+            one, one, v[..., None], F.logsigmoid(f), scale=1.0, **carried(state, seqs)
+        )
+        return self.o_proj(h.squeeze(-1).to(z.dtype)), following(state, x, seqs, board)
+
+    @property
+    def memory(self) -> RecurrentMemory:
+        c = self.config
+        return RecurrentMemory((self.d_model if c.channels is None else c.channels, 1, 1))
+
+    def mixing_flops(self, length: int) -> float:
+        return additive_rule_flops(*self.memory.board)

@@ -3,17 +3,21 @@
 from intarsia.model import presets
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 from intarsia.model.cost import ModelCost
+from intarsia.model.inference_model import InferenceModel
 from intarsia.model.initialization import init_weights
-from intarsia.model.language_model import LanguageModel, ModelOutput, ModelStates, cost_of
+from intarsia.model.language_model import LanguageModel, ModelOutput, cost_of
 from intarsia.model.matching import match_parameters
+from intarsia.model.states import ModelPool, ModelStates
 
 __all__ = [
     "ExpertsConfig",
     "FeedForwardConfig",
+    "InferenceModel",
     "LanguageModel",
     "ModelConfig",
     "ModelCost",
     "ModelOutput",
+    "ModelPool",
     "ModelStates",
     "cost_of",
     "init_weights",

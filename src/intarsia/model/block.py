@@ -13,6 +13,7 @@ from intarsia.layers.norm import RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
+from intarsia.mixers.base import Layer
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import LayerCost
 from intarsia.model.experts import Experts
@@ -58,10 +59,12 @@ class Block(nn.Module):
         seqs: Sequences | None = None,
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
+        mixer: Layer[Any] | None = None,
     ) -> BlockOutput:
-        """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted."""
+        """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted, which need the
+        mixer itself; `mixer` is what computes it where it was made ready for inference."""
         if self.compiled is None or state is not None or not torch.is_grad_enabled():
-            return self.compute(x, state, seqs, counted, side)
+            return self.compute(x, state, seqs, counted, side, mixer)
         return self.compiled(self, x, None, None if seqs is None else seqs.filled_up(), counted, side)
 
     def compute(
@@ -71,6 +74,7 @@ class Block(nn.Module):
         seqs: Sequences | None = None,
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
+        mixer: Layer[Any] | None = None,
     ) -> BlockOutput:
         """`forward`, uncompiled."""
         h = x if self.placement == "after" else self.mixer_norm(x)
@@ -79,7 +83,7 @@ class Block(nn.Module):
         if asked := _of_these(side, self.mixer.side_results):
             mixed, state, told = self.mixer(h, state, seqs, asked)
         else:
-            mixed, state = self.mixer(h, state, seqs)
+            mixed, state = (self.mixer if mixer is None else mixer)(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
         if not isinstance(self.feed_forward, Experts):

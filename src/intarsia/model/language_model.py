@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +14,7 @@ from intarsia.layers.norm import RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Cost, MixerConfig
+from intarsia.mixers.base import Layer
 from intarsia.model import initialization
 from intarsia.model.block import Block, BlockOutput
 from intarsia.model.config import ModelConfig
@@ -22,63 +22,11 @@ from intarsia.model.cost import LayerCost, ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.loss import IGNORED, chunked_cross_entropy
+from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops.sequences import Sequences
 
 GRAPHS = 128
 """Of compiled blocks, the most that there may be."""
-
-
-@dataclass(frozen=True)
-class ModelStates:
-    """What all layers of a model remember of the same sequences: one state per layer, as a value."""
-
-    layers: tuple[State, ...]
-
-    def __post_init__(self) -> None:
-        seen = sorted({state.tokens for state in self.layers})
-        if len(seen) != 1:
-            raise ShapeError(f"the states of a model must have seen the same tokens; got counts {seen}")
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """How many tokens each sequence has seen."""
-        return self.layers[0].tokens
-
-    @property
-    def count(self) -> int:
-        """The number of sequences."""
-        return self.layers[0].count
-
-    def select(self, indices: Sequence[int]) -> ModelStates:
-        """The states of the sequences with these numbers, in this order; one may stand there several times."""
-        return ModelStates(tuple(state.select(indices) for state in self.layers))
-
-    @staticmethod
-    def concatenate(states: Sequence[ModelStates]) -> ModelStates:
-        """The sequences of all these states, which are of one model, in one."""
-        layers = zip(*(each.layers for each in states), strict=True)
-        return ModelStates(tuple(State.concatenate(of_layer) for of_layer in layers))
-
-    def truncated(self, tokens: Sequence[int]) -> ModelStates:
-        """The states as they were when each sequence had seen so many `tokens`; UnsupportedError where a layer's
-        state keeps no tokens that it could drop."""
-        return ModelStates(tuple(state.truncated(tokens) for state in self.layers))
-
-    def nbytes(self) -> int:
-        """The size of all layers' content in bytes."""
-        return sum(state.nbytes() for state in self.layers)
-
-    def to(self, device: torch.device | str) -> ModelStates:
-        """The states on another device; dtypes stay."""
-        return ModelStates(tuple(state.to(device) for state in self.layers))
-
-    def snapshot(self) -> ModelStates:
-        """A copy that shares no memory with these states."""
-        return ModelStates(tuple(state.snapshot() for state in self.layers))
-
-    def detach(self) -> ModelStates:
-        """The states cut off from the graph that computed them."""
-        return ModelStates(tuple(state.detach() for state in self.layers))
 
 
 class ModelOutput(NamedTuple):
@@ -140,6 +88,7 @@ class LanguageModel(nn.Module):
         seqs: Sequences | None = None,
         last_only: bool = False,
         side: tuple[SideName, ...] = (),
+        layers: Sequence[Layer[Any]] | None = None,
     ) -> ModelOutput:
         """Logits of the next tokens, or the negative log-likelihood of the targets.
 
@@ -152,6 +101,7 @@ class LanguageModel(nn.Module):
                 the row holds what comes next of each of their sequences, which may be nothing.
             last_only: logits of the last token of each sequence alone.
             side: the names of what layers are to tell beside their outputs (`SideResults`).
+            layers: what computes each layer's mixer, as `InferenceModel` has it; the mixers themselves by default.
 
         Raises:
             ShapeError: the arguments do not fit together.
@@ -167,7 +117,9 @@ class LanguageModel(nn.Module):
             if recompute:
                 out = cast(Block, block).forward_and_recompute(x, seqs, counted, side)
             else:
-                out = block(x, None if states is None else states.layers[layer], seqs, counted, side)
+                state = None if states is None else states.layers[layer]
+                mixer = None if layers is None else layers[layer]
+                out = block(x, state, seqs, counted, side, mixer)
             x = out.y
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
@@ -204,6 +156,11 @@ class LanguageModel(nn.Module):
     def init_states(self, batch_size: int) -> ModelStates:
         """The states of `batch_size` sequences that have not begun."""
         return ModelStates(tuple(cast(Block, block).mixer.init_state(batch_size) for block in self.blocks))
+
+    def new_pool(self, slots: int, tokens: int = 0) -> ModelPool:
+        """Room for the states of `slots` sequences, which go on in place; and, in layers whose states grow, for
+        `tokens` tokens of all of them together."""
+        return ModelPool(tuple(cast(Block, block).mixer.new_pool(slots, tokens) for block in self.blocks))
 
     def cost(self) -> ModelCost:
         """Parameters, FLOPs and state bytes, from the dimensions alone."""

@@ -1,6 +1,6 @@
 """A few tokens behind a state: the decode step computes them, many times faster than a chunk of 64 would.
 
-Layers with a step of their own (`DeltaMixer`) leave nothing to this; all others decode through it.
+Layers that were made ready for inference with a step of their own leave nothing to this; all others decode through it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,132 @@
+"""What a model remembers: the states of all its layers together, as values and in pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from intarsia.errors import ShapeError
+from intarsia.layers.pools import Pool
+from intarsia.layers.states import State
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What all layers of a model remember of the same sequences: one state per layer, as a value."""
+
+    layers: tuple[State, ...]
+
+    def __post_init__(self) -> None:
+        seen = sorted({state.tokens for state in self.layers})
+        if len(seen) != 1:
+            raise ShapeError(f"the states of a model must have seen the same tokens; got counts {seen}")
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many tokens each sequence has seen."""
+        return self.layers[0].tokens
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return self.layers[0].count
+
+    def select(self, indices: Sequence[int]) -> ModelStates:
+        """The states of the sequences with these numbers, in this order; one may stand there several times."""
+        return ModelStates(tuple(state.select(indices) for state in self.layers))
+
+    @staticmethod
+    def concatenate(states: Sequence[ModelStates]) -> ModelStates:
+        """The sequences of all these states, which are of one model, in one."""
+        layers = zip(*(each.layers for each in states), strict=True)
+        return ModelStates(tuple(State.concatenate(of_layer) for of_layer in layers))
+
+    def truncated(self, tokens: Sequence[int]) -> ModelStates:
+        """The states as they were when each sequence had seen so many `tokens`; UnsupportedError where a layer's
+        state keeps no tokens that it could drop."""
+        return ModelStates(tuple(state.truncated(tokens) for state in self.layers))
+
+    def nbytes(self) -> int:
+        """The size of all layers' content in bytes."""
+        return sum(state.nbytes() for state in self.layers)
+
+    def to(self, device: torch.device | str) -> ModelStates:
+        """The states on another device; dtypes stay."""
+        return ModelStates(tuple(state.to(device) for state in self.layers))
+
+    def snapshot(self) -> ModelStates:
+        """A copy that shares no memory with these states."""
+        return ModelStates(tuple(state.snapshot() for state in self.layers))
+
+    def detach(self) -> ModelStates:
+        """The states cut off from the graph that computed them."""
+        return ModelStates(tuple(state.detach() for state in self.layers))
+
+
+class ModelPool:
+    """Room for the states of many sequences of a model, which go on in place. A sequence has one slot, of the same
+    number in the pools of all layers. Not for several threads at once."""
+
+    def __init__(self, layers: tuple[Pool[Any], ...]) -> None:
+        self.layers = layers
+
+    @property
+    def slots(self) -> int:
+        """How many there are, taken or free."""
+        return self.layers[0].slots
+
+    @property
+    def free_slots(self) -> tuple[int, ...]:
+        """The numbers of those that hold no sequence."""
+        return self.layers[0].free_slots
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all layers' memory, used or not."""
+        return sum(pool.nbytes for pool in self.layers)
+
+    def tokens(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """How many tokens the sequences in these slots have seen."""
+        return self.layers[0].tokens(slots)
+
+    def take(self, slot: int | None = None) -> int:
+        """Let a sequence begin in a free slot, by default the one with the lowest number, which is returned."""
+        slot = self.layers[0].take(slot)
+        for pool in self.layers[1:]:
+            pool.take(slot)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Let the sequence of a slot go."""
+        for pool in self.layers:
+            pool.free(slot)
+
+    def fork(self, source: int, target: int | None = None) -> int:
+        """Let a second sequence go on from where that of `source` stands, in a free slot, whose number is returned."""
+        target = self.layers[0].fork(source, target)
+        for pool in self.layers[1:]:
+            pool.fork(source, target)
+        return target
+
+    def view(self, slots: Sequence[int]) -> ModelStates:
+        """The sequences of these slots, in this order, as states for the model, which goes on in the slots. What it
+        returns are their states after it; these are of the past then."""
+        return ModelStates(tuple(pool.view(slots) for pool in self.layers))
+
+    def evict(self, slots: Sequence[int]) -> ModelStates:
+        """The sequences of these slots as values, and the slots free."""
+        return ModelStates(tuple(pool.evict(slots) for pool in self.layers))
+
+    def restore(self, states: ModelStates, slots: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Put the sequences of values into free slots, whose numbers are returned."""
+        if len(states.layers) != len(self.layers):
+            raise ShapeError(
+                f"the states are of {len(states.layers)} layers and the pool of {len(self.layers)}"
+            )
+        taken = self.layers[0].restore(states.layers[0], slots)
+        for pool, state in zip(self.layers[1:], states.layers[1:], strict=True):
+            pool.restore(state, taken)
+        return taken
