@@ -14,7 +14,7 @@ from pathlib import Path
 from intarsia.files import write_text
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.mixers import MixerConfig
-from intarsia.mixers.registry import MIXERS
+from intarsia.mixers.registry import own_mixers
 
 FIGURE = Path(__file__).with_suffix(".svg")
 STYLE = """
@@ -46,9 +46,9 @@ def published(config: type[MixerConfig]) -> tuple[int, str]:
     return config.about.year, config.about.source
 
 
-def figure(configs: Sequence[type[MixerConfig]] = MIXERS) -> Markup:
-    """A row a mixer, a column a kind of decay, a colour a family."""
-    rows = sorted(configs, key=published)
+def figure(configs: Sequence[type[MixerConfig]] | None = None) -> Markup:
+    """A row a mixer (of this package by default), a column a kind of decay, a colour a family."""
+    rows = sorted(own_mixers() if configs is None else configs, key=published)
     height = TOP + ROW * len(rows) + 12
     parts: list[Markup] = legend()
     for column, lines in enumerate(HEADS):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from intarsia.cli import main
+from intarsia.mixers.plugins import VARIABLE
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "new_mixer" / "learned_decay.py"
 
 RUN_FILE = """
 preset = "kimi-linear-nano"
@@ -89,3 +93,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return directory / "run"
+
+
+@pytest.fixture
+def forget(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A file with a mixer beside the inputs, and how to be a process that has not heard of it."""
+    monkeypatch.setenv(VARIABLE, "")
+    (inputs / "my_layer.py").write_text(EXAMPLE.read_text())
+
+    def forget() -> None:
+        monkeypatch.setenv(VARIABLE, "")
+        sys.modules.pop("my_layer", None)
+
+    yield forget
+    sys.modules.pop("my_layer", None)

@@ -74,6 +74,20 @@ def test_a_small_comparison(cli: Cli, inputs: Path) -> None:
     assert cli("generate", run, "text", "-n", 5).status == 0
 
 
+@pytest.mark.slow
+def test_a_plugin_is_known_to_the_processes_that_train(
+    cli: Cli, inputs: Path, forget: Callable[[], None]
+) -> None:
+    for index in range(60):  # enough held-out documents
+        (inputs / "texts" / f"more-{index}.txt").write_text(f"text number {index} " * 20)
+    mine = 'model.mixers.mine = { type = "learned-decay", num_heads = 2, head_dim = 16 }'
+    (inputs / "plan.toml").write_text(f"{PLAN.replace('kda mla', 'mine mla')}{mine}\n")
+    done = cli("compare", "plan.toml", "--out", "result", "--json", "--plugin", "my_layer.py")
+    assert done.status == 0, done.err
+    records = [path.read_text() for path in (inputs / "result").glob("runs/*/train/config.json")]
+    assert sum("my_layer" in record for record in records) == 2, "of two seeds, and not of the other arm"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from intarsia.cli.options import Plugins
+
 
 def compare(
     plan: Annotated[
@@ -31,6 +33,7 @@ def compare(
             help="Let torch.compile compute the blocks; as `training.compile`.",
         ),
     ] = None,
+    plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON on stdout, and nothing else there.")
     ] = False,
@@ -51,7 +54,9 @@ def compare(
     from rich.console import Console
 
     from intarsia import ladder
+    from intarsia.mixers.registry import use_plugins
 
+    use_plugins(plugin)
     chosen = ladder.load_plan(plan, quick=quick)
     if compile_ is not None:
         chosen = replace(chosen, training={**chosen.training, "compile": compile_})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Plugins
 from intarsia.cli.output import note, print_json, show, table
 from intarsia.errors import ConfigError
 
@@ -38,6 +39,7 @@ def exam(
         int,
         typer.Option("--show", min=0, help="Print so many examples of each task, with what was answered."),
     ] = 0,
+    plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON on stdout, and nothing else there.")
     ] = False,
@@ -54,18 +56,21 @@ def exam(
       intarsia exam runs/mine --tasks stack:length=64,stacks=16 --show 2
     """
     from intarsia.checkpoints.native import load_config, load_extra, load_model
-    from intarsia.cli.places import find_device, finished_model
+    from intarsia.cli.places import find_device, finished_model, told_plugins
+    from intarsia.mixers.registry import use_plugins
     from intarsia.tasks import examine
     from intarsia.tasks.exam import check_vocabulary
 
+    use_plugins(plugin)
     place = finished_model(run)
     learned = load_extra(place).get("exam")
     if seed is None:
         seed = learned["seed"] if learned else 0
     chosen = [_parse(text) for group in tasks or () for text in group.split()] or [_learned(run, learned)]
-    for task in chosen:  # before the weights are read
-        check_vocabulary(task, load_config(place).vocab_size)
-    model = load_model(place, device=find_device(device))
+    with told_plugins(run):
+        for task in chosen:  # before the weights are read
+            check_vocabulary(task, load_config(place).vocab_size)
+        model = load_model(place, device=find_device(device))
     results = []
     for task in chosen:
         answers = examine(model, task, seed=seed, examples=examples, split=_split(split))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Plugins
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
     ] = "",
+    plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
     ] = False,
@@ -65,7 +67,9 @@ def generate(
     from intarsia.cli.output import note, print_json
     from intarsia.cli.places import load
     from intarsia.inference import Sampling
+    from intarsia.mixers.registry import use_plugins
 
+    use_plugins(plugin)
     text = read_prompt(prompt, file)
     sampling = Sampling(temperature, top_p, min_p, greedy)
     language_model, tokenizer = load(model, device, dtype)

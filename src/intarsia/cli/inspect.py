@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Plugins
+
 if TYPE_CHECKING:
     from intarsia.model import ModelConfig
 
@@ -30,6 +32,7 @@ def inspect(
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="For a preset: the size of the vocabulary instead of its own.")
     ] = None,
+    plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
 ) -> None:
     """Show what a model is made of and what it costs.
@@ -45,7 +48,9 @@ def inspect(
     """
     from intarsia.cli.counts import parse_count
     from intarsia.cli.output import print_json
+    from intarsia.mixers.registry import use_plugins
 
+    use_plugins(plugin)
     lengths = [parse_count(text) for text in length] if length else list(LENGTHS)
     facts = describe(model, lengths, batch, vocab_size)
     if json:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Plugins
+
 WIDTH = 1024
 LENGTHS = (1 << 10, 1 << 20)
 ONE_TABLE = 110
@@ -15,6 +17,7 @@ ONE_TABLE = 110
 
 def mixers(
     name: Annotated[str | None, typer.Argument(help="Show this mixer alone, with all its options.")] = None,
+    plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
 ) -> None:
     """List the token mixers: year, update rule, cost, and what runs them here.
@@ -33,8 +36,9 @@ def mixers(
     from intarsia.cli.output import print_json
     from intarsia.mixers import mixer
     from intarsia.mixers import mixers as all_mixers
-    from intarsia.mixers.registry import NOT_YET
+    from intarsia.mixers.registry import NOT_YET, use_plugins
 
+    use_plugins(plugin)
     if name is None:
         rows = [_facts(each) for each in all_mixers()]
         missing = [dataclasses.asdict(each) for each in NOT_YET]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +37,27 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
         )
     if vocab_size is not None:
         raise ConfigError("--vocab-size is for presets: a trained model has the vocabulary that it has")
-    if is_unfinished(directory):
-        return ModelConfig.from_dict(read_json(RunDirectory(directory).config)["model"])
-    return load_config(model_directory(directory))
+    with told_plugins(directory):
+        if is_unfinished(directory):
+            return ModelConfig.from_dict(read_json(RunDirectory(directory).config)["model"])
+        return load_config(model_directory(directory))
+
+
+@contextmanager
+def told_plugins(directory: Path) -> Iterator[None]:
+    """A model whose mixers come from files is not read without these: the error says which they were, and where."""
+    from intarsia.training.run_directory import RunDirectory, read_json
+
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        for run in (directory, directory / "train", directory.parent):
+            if (file := RunDirectory(run).config).is_file():
+                files = (read_json(file).get("fingerprint") or {}).get("files") or {}
+                missing = [f"--plugin {path}" for name, path in files.items() if name not in sys.modules]
+                if missing:
+                    raise type(error)(f"{error}\nIt was trained with {' '.join(missing)}") from error
+        raise
 
 
 def model_directory(directory: Path) -> Path:
@@ -93,7 +114,8 @@ def load(directory: Path, device: str = "auto", dtype: str = "") -> tuple[Langua
     if dtype and dtype not in DTYPES:
         raise ConfigError(f"--dtype was given {unknown(dtype, DTYPES, 'dtype')}")
     place = finished_model(directory)
-    model = load_model(place, DTYPES[dtype] if dtype else None, find_device(device)).eval()
+    with told_plugins(directory):
+        model = load_model(place, DTYPES[dtype] if dtype else None, find_device(device)).eval()
     if not (place / TOKENIZER).is_dir():
         raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
     return model, load_tokenizer(place / TOKENIZER)

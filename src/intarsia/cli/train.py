@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Plugins
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def train(
         Path, typer.Option(help="Where tokenised corpora and trained tokenizers are kept.")
     ] = Path("cache"),
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
+    plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
     ] = False,
@@ -68,6 +70,8 @@ def train(
 
     --from RUN goes on from a checkpoint of another run of the same model and data: its settings hold where
     nothing else is said, and steps are those of both together.
+
+    A layer of your own, in a file: `--plugin my_layer.py`, and its name in the layout of [model].
 
     \b
       intarsia train kimi-linear-tiny --tokens 5M
@@ -95,8 +99,10 @@ def train(
     from intarsia.cli.counts import parse_count
     from intarsia.cli.output import note, print_json
     from intarsia.cli.settings import read_settings, settings_of, warmup_of
+    from intarsia.mixers.registry import use_plugins
     from intarsia.training import Parent
 
+    use_plugins(plugin)
     if steps is not None and tokens is not None:
         raise ConfigError("give --steps or --tokens, not both")
     limit = None if limit_bytes is None else parse_count(limit_bytes)

@@ -1,6 +1,7 @@
 """The table of mixers: one line each.
 
-Other packages add their own by an entry point of the group `intarsia.mixers`, which names a `MixerConfig`:
+Others add their own by a file (`--plugin`, see `intarsia.mixers.plugins`) or, from a package, by an entry point of the
+group `intarsia.mixers`, which names a `MixerConfig`:
 
     [project.entry-points."intarsia.mixers"]
     decayed-mean = "my_package.decayed_mean:DecayedMeanConfig"
@@ -9,66 +10,45 @@ Other packages add their own by an entry point of the group `intarsia.mixers`, w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
-from intarsia.mixers.attention import AttentionConfig
 from intarsia.mixers.base import MixerConfig
-from intarsia.mixers.comba import CombaConfig
-from intarsia.mixers.deltaformer import DeltaFormerConfig
-from intarsia.mixers.deltanet import DeltaNetConfig
-from intarsia.mixers.deltaproduct import DeltaProductConfig
-from intarsia.mixers.forgetting import ForgettingConfig
-from intarsia.mixers.gated_deltanet import GatedDeltaNetConfig
-from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2Config
-from intarsia.mixers.gla import GLAConfig
-from intarsia.mixers.hgrn2 import HGRN2Config
-from intarsia.mixers.kda import KDAConfig
-from intarsia.mixers.lightning import LightningConfig
-from intarsia.mixers.linear_attention import LinearAttentionConfig
-from intarsia.mixers.longhorn import LonghornConfig
-from intarsia.mixers.mamba import MambaConfig
-from intarsia.mixers.mamba2 import Mamba2Config
-from intarsia.mixers.mla import MLAConfig
-from intarsia.mixers.path import PathConfig
-from intarsia.mixers.performer import PerformerConfig
-from intarsia.mixers.retnet import RetNetConfig
-from intarsia.mixers.rwkv7 import RWKV7Config
-from intarsia.mixers.simplicial import SimplicialConfig
-from intarsia.mixers.sliding_window import SlidingWindowConfig
-from intarsia.mixers.trnn import TRNNConfig
+from intarsia.mixers.plugins import VARIABLE, plugin_mixers, plugins
 from intarsia.settings import read
 
-MIXERS: tuple[type[MixerConfig], ...] = (
-    AttentionConfig,
-    SlidingWindowConfig,
-    MLAConfig,
-    GatedDeltaNetConfig,
-    KDAConfig,
-    MambaConfig,
-    Mamba2Config,
-    LightningConfig,
-    LonghornConfig,
-    DeltaNetConfig,
-    DeltaProductConfig,
-    GatedDeltaNet2Config,
-    RWKV7Config,
-    CombaConfig,
-    ForgettingConfig,
-    TRNNConfig,
-    LinearAttentionConfig,
-    PerformerConfig,
-    RetNetConfig,
-    GLAConfig,
-    HGRN2Config,
-    PathConfig,
-    DeltaFormerConfig,
-    SimplicialConfig,
-)
-"""The mixers of this package."""
+MIXERS = {
+    "attention": "attention:AttentionConfig",
+    "window": "sliding_window:SlidingWindowConfig",
+    "mla": "mla:MLAConfig",
+    "gdn": "gated_deltanet:GatedDeltaNetConfig",
+    "kda": "kda:KDAConfig",
+    "mamba": "mamba:MambaConfig",
+    "mamba2": "mamba2:Mamba2Config",
+    "lightning": "lightning:LightningConfig",
+    "longhorn": "longhorn:LonghornConfig",
+    "deltanet": "deltanet:DeltaNetConfig",
+    "deltaproduct": "deltaproduct:DeltaProductConfig",
+    "gdn2": "gated_deltanet2:GatedDeltaNet2Config",
+    "rwkv7": "rwkv7:RWKV7Config",
+    "comba": "comba:CombaConfig",
+    "fox": "forgetting:ForgettingConfig",
+    "trnn": "trnn:TRNNConfig",
+    "linear": "linear_attention:LinearAttentionConfig",
+    "performer": "performer:PerformerConfig",
+    "retnet": "retnet:RetNetConfig",
+    "gla": "gla:GLAConfig",
+    "hgrn2": "hgrn2:HGRN2Config",
+    "path": "path:PathConfig",
+    "deltaformer": "deltaformer:DeltaFormerConfig",
+    "simplicial": "simplicial:SimplicialConfig",
+}
+"""The mixers of this package, by their names in layouts: the module in `intarsia.mixers` and the configuration."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +70,37 @@ NOT_YET: tuple[Missing, ...] = (
 ENTRY_POINTS = "intarsia.mixers"
 
 
-def mixers() -> tuple[type[MixerConfig], ...]:
-    """The configurations of all mixers, the oldest first: this package's and those of installed packages.
+def use_plugins(files: Iterable[str | os.PathLike[str]] | None) -> None:
+    """Let this process, and all that it starts, name the mixers that files define.
 
     Raises:
-        ConfigError: an installed package's entry point does not give a mixer.
+        ConfigError: a file is not there, cannot be run, defines no mixer or one whose name is taken.
     """
-    others = (_load(point) for point in _others())
-    return tuple(sorted((*MIXERS, *others), key=lambda config: (config.about.year, config.about.source)))
+    before = os.environ.get(VARIABLE, "")
+    paths = dict.fromkeys([*plugins(), *(Path(file).absolute() for file in files or ())])
+    os.environ[VARIABLE] = os.pathsep.join(map(str, paths))
+    try:
+        _plugged()
+    except ConfigError:
+        os.environ[VARIABLE] = before
+        raise
+
+
+def own_mixers() -> tuple[type[MixerConfig], ...]:
+    """The configurations of this package's mixers."""
+    return tuple(map(mixer, MIXERS))
+
+
+def mixers() -> tuple[type[MixerConfig], ...]:
+    """The configurations of all mixers, the oldest first: this package's, those of plugins and of installed packages.
+
+    Raises:
+        ConfigError: a plugin or an installed package's entry point does not give a mixer.
+    """
+    found = {point.name: _load(point) for point in _others()} | _plugged()
+    return tuple(
+        sorted((*found.values(), *own_mixers()), key=lambda config: (config.about.year, config.about.source))
+    )
 
 
 def names() -> list[str]:
@@ -106,27 +109,46 @@ def names() -> list[str]:
 
 
 def mixer(name: str) -> type[MixerConfig]:
-    """The configuration of a mixer.
+    """The configuration of a mixer. A plugin's goes before that of an installed package.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or a plugin takes a name that is not free.
     """
-    for config in MIXERS:
-        if config.type == name:
-            return config
+    plugged = _plugged()
+    if name in MIXERS:
+        return _load(EntryPoint(name, f"intarsia.mixers.{MIXERS[name]}", ENTRY_POINTS))
+    if name in plugged:
+        return plugged[name]
     for point in _others():
         if point.name == name:
             return _load(point)
     for missing in NOT_YET:
         if missing.name == name:
             raise ConfigError(f"the mixer {name!r} ({missing.title}) is not built yet")
-    raise ConfigError(f"there is no mixer {name!r}{did_you_mean(name, names())}")
+    raise ConfigError(
+        f"there is no mixer {name!r}{did_you_mean(name, names())}\nOne of your own comes from a file, by --plugin "
+        f"FILE.py, or from an installed package, by an entry point of the group {ENTRY_POINTS!r} (docs/new-mixer.md)"
+    )
+
+
+def _plugged() -> dict[str, type[MixerConfig]]:
+    """The mixers of plugins by name."""
+    found: dict[str, type[MixerConfig]] = {}
+    for config in plugin_mixers():
+        if config.type in MIXERS or config.type in found:
+            whose = (
+                "this package" if config.type in MIXERS else f"the plugin {found[config.type].__module__!r}"
+            )
+            raise ConfigError(
+                f"the plugin {config.__module__!r} calls a mixer {config.type!r}, as {whose} does: choose another name"
+            )
+        found[config.type] = config
+    return found
 
 
 def _others() -> list[EntryPoint]:
     """The entry points of installed packages. Names of this package's mixers cannot be taken."""
-    own = {config.type for config in MIXERS}
-    return [point for point in entry_points(group=ENTRY_POINTS) if point.name not in own]
+    return [point for point in entry_points(group=ENTRY_POINTS) if point.name not in MIXERS]
 
 
 def _load(point: EntryPoint) -> type[MixerConfig]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import intarsia
+from intarsia.mixers.plugins import plugin_mixers
 from intarsia.model.config import ModelConfig
 from intarsia.ops import native
 from intarsia.sources import digest, find_source, sources_of
@@ -27,8 +28,9 @@ LIBRARIES = ("torch", "numpy", "tokenizers")
 DECISIVE = ("versions", "arithmetic", "code")
 """The parts of a fingerprint that decide numbers."""
 _NUMBERLESS = (
-    "intarsia.mixers.registry",  # imports every mixer to give it a name; so do the next two
-    "intarsia.model.presets",
+    "intarsia.mixers.registry",
+    "intarsia.mixers.plugins",
+    "intarsia.model.presets",  # names many mixers that are not used; so does the next
     "intarsia.model.published",
     "intarsia.errors",
     "intarsia.extras",
@@ -54,12 +56,14 @@ class Fingerprint:
     `code`: a hash for each module whose code takes part: the mixers of the layout and what they import, the model, the
     training, and the parts of Intarsia that those use. Other mixers do not count, nor do comments and docstrings.
     `commits`: of the packages that are git checkouts. For the record: a commit may change what takes no part here.
+    `files`: where the modules of plugins are. For the record, too: elsewhere they are the same code.
     """
 
     versions: Mapping[str, str]
     arithmetic: Mapping[str, str]
     code: Mapping[str, str]
     commits: Mapping[str, str]
+    files: Mapping[str, str]
 
     @property
     def decisive(self) -> dict[str, dict[str, str]]:
@@ -104,6 +108,7 @@ def fingerprint(
         arithmetic=arithmetic(device),
         code=dict(sorted(found.hashes.items())),
         commits=commits(["intarsia", *sorted(foreign)]),
+        files={mixer.__module__: str(find_source(mixer.__module__)) for mixer in mixers & {*plugin_mixers()}},
     )
 
 
