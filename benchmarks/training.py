@@ -19,12 +19,11 @@ import torch
 
 from common import Worker, in_turn, machine, median, options_parser, stopwatch, table, write_results
 from intarsia.data.loader import Batch
-from intarsia.model import LanguageModel, presets
+from intarsia.model import presets
 from intarsia.ops import Sequences, native
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import Processes
-from intarsia.training.optimizers import build_optimizers
-from intarsia.training.step import train_step
+from intarsia.training.learner import Learner
 
 Task = dict[str, Any]
 FORMS = {"native": {}, "PyTorch": {native.ISA_VARIABLE: native.OFF}}
@@ -38,16 +37,14 @@ def serve(task: Task) -> None:
         steps=1, rows=task["rows"], length=task["length"], optimizer="adamw", lr=1e-4, schedule="constant",
         precision=task["precision"],
     )  # fmt: skip
-    model = LanguageModel(presets.get(task["preset"], vocab_size=VOCABULARY))
-    model.init_weights(seed=0)
-    optimizers = build_optimizers(model, config)
+    learner = Learner.new(presets.get(task["preset"], vocab_size=VOCABULARY), config, Processes())
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (1, config.tokens_per_step + 1), generator=generator)
     rows = Sequences((config.length,) * config.rows)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], rows, text_bytes=tokens.numel(), digest="", epoch=0)
 
     def step() -> float:
-        return train_step(model, optimizers, config, batch, 0, Processes()).loss
+        return learner.step(batch, 0).loss
 
     first = step()
     print("ready", flush=True)
