@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from intarsia.cli.options import Plugins
 
 if TYPE_CHECKING:
     from intarsia.model import ModelConfig
+    from intarsia.model.machine import Machine
 
 LENGTHS = (1024, 8192, 65536, 1048576)
 
@@ -24,48 +26,72 @@ def inspect(
     ],
     length: Annotated[
         list[str] | None,
-        typer.Option(
-            "--length", "-n", help="Show FLOPs and state at this length, such as 4096 or 64k. Repeatable."
-        ),
+        typer.Option("--length", "-n", help="Show costs at this length, such as 4096 or 64k. Repeatable."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences that are decoded side by side.")] = 1,
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="For a preset: the size of the vocabulary instead of its own.")
     ] = None,
+    machine: Annotated[
+        str,
+        typer.Option(
+            help="Whose times to show: `a100`, `h100`, `h200`, `mi300x`, or TFLOP/s:GB/s as in 2.5:80."
+        ),
+    ] = "h100",
+    dtype: Annotated[str, typer.Option(help="Of the weights: `bfloat16` or `float32`.")] = "bfloat16",
+    page_size: Annotated[int, typer.Option(min=1, help="Entries in a page of a pool of states.")] = 64,
     plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
 ) -> None:
     """Show what a model is made of and what it costs.
 
-    Its layers, parameters, FLOPs per token, and bytes of state at growing lengths.
+    Its layers, parameters and FLOPs; at growing lengths what it remembers, in one piece and in the pages of a pool, and
+    what the last token reads of that; and how fast a machine could be: the larger of FLOPs by its FLOP/s and bytes by
+    its bytes/s, which no program goes below.
 
     No weights are made or read, so the largest preset takes as little time as the smallest.
 
     \b
       intarsia inspect kimi-linear-48b-a3b
       intarsia inspect runs/my-run --length 4k --length 1M --batch 8
+      intarsia inspect kimi-linear-48b-a3b --machine 2.5:80 --dtype float32    # a computer's processor
       intarsia inspect kimi-linear-tiny --json
     """
     from intarsia.cli.counts import parse_count
     from intarsia.cli.output import print_json
     from intarsia.mixers.registry import use_plugins
+    from intarsia.model.machine import machine_of
 
     use_plugins(plugin)
     lengths = [parse_count(text) for text in length] if length else list(LENGTHS)
-    facts = describe(model, lengths, batch, vocab_size)
+    facts = describe(model, lengths, batch, vocab_size, machine_of(machine), dtype, page_size)
     if json:
         print_json(facts)
     else:
         _print(facts)
 
 
-def describe(target: str, lengths: list[int], batch: int, vocab_size: int | None) -> dict[str, Any]:
+def describe(
+    target: str,
+    lengths: list[int],
+    batch: int,
+    vocab_size: int | None,
+    machine: Machine,
+    dtype: str,
+    page_size: int,
+) -> dict[str, Any]:
     """Everything that `inspect` shows, as JSON-able values."""
+    import torch
+
     from intarsia.cli.places import find_config
+    from intarsia.errors import ConfigError, did_you_mean
     from intarsia.model.language_model import cost_of
 
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if dtype not in dtypes:
+        raise ConfigError(f"--dtype was given {dtype!r}{did_you_mean(dtype, dtypes)}")
     config = find_config(target, vocab_size)
-    cost = cost_of(config)
+    cost = cost_of(config, dtypes[dtype])
     return {
         "model": target,
         "layout": config.layout,
@@ -77,12 +103,20 @@ def describe(target: str, lengths: list[int], batch: int, vocab_size: int | None
         "active_parameters": cost.active_parameters,
         "embedding_parameters": cost.embedding_parameters,
         "non_embedding_parameters": cost.non_embedding_parameters,
+        "dtype": dtype,
         "batch": batch,
+        "page_size": page_size,
+        "machine": asdict(machine),
         "lengths": [
             {
                 "length": length,
                 "training_flops_per_token": cost.training_flops_per_token(length),
                 "state_bytes": cost.state_bytes(length, batch=batch),
+                "pool_bytes": cost.pool_bytes([length] * batch, page_size),
+                "keys_read": cost.keys_read(length),
+                "training_tokens_per_second": cost.training_tokens_per_second(machine, length),
+                "prefill_seconds": cost.prefill_seconds(machine, length, batch),
+                "decode_seconds": cost.decode_seconds(machine, length, batch),
             }
             for length in lengths
         ],
@@ -108,9 +142,25 @@ def _print(facts: dict[str, Any]) -> None:
     about.add_row("parameters", f"{count(facts['parameters'])} ({facts['parameters']:,})")
     about.add_row("  active per token", count(facts["active_parameters"]))
     about.add_row("  without embeddings", count(facts["non_embedding_parameters"]))
-    state = "state" if facts["batch"] == 1 else f"state of {facts['batch']} sequences"
-    costs = table("tokens", "training FLOPs/token", state, left=())
+    sequences = "" if facts["batch"] == 1 else f" of {facts['batch']} sequences"
+    costs = table(
+        "tokens", f"state{sequences}", f"in pages\nof {facts['page_size']}", "keys read\nby a token",
+        "training\nFLOPs/token", left=(),
+    )  # fmt: skip
+    machine = facts["machine"]
+    times = table(
+        "tokens", "training\ntokens/s", f"prompt read\n{sequences}".rstrip(), "decoding\nms/step", left=(),
+        title=f"At best, on {machine['name']}: {machine['flops'] / 1e12:g} TFLOP/s, "
+        f"{machine['bandwidth'] / 1e12:g} TB/s, weights in {facts['dtype']}",
+    )  # fmt: skip
     for row in facts["lengths"]:
-        flops = count(row["training_flops_per_token"])
-        costs.add_row(f"{row['length']:,}", flops, size(row["state_bytes"]))
-    show(facts["model"], about, costs)
+        length = f"{row['length']:,}"
+        costs.add_row(
+            length, size(row["state_bytes"]), size(row["pool_bytes"]), count(row["keys_read"]),
+            count(row["training_flops_per_token"]),
+        )  # fmt: skip
+        times.add_row(
+            length, count(row["training_tokens_per_second"]), f"{row['prefill_seconds']:.3g} s",
+            f"{1e3 * row['decode_seconds']:.3g}",
+        )  # fmt: skip
+    show(facts["model"], about, costs, times)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.projections import linear
@@ -18,7 +19,6 @@ from intarsia.layers.rope import Yarn, positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import (
     About,
-    Cost,
     GeneratorOf,
     Mixer,
     MixerOutput,
@@ -218,6 +218,7 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
                 c.num_heads, c.head_dim, c.head_dim, length, self.window
             ),
             fixed_state_bytes=0,
-            state_bytes_per_token=2 * c.kv_heads * c.head_dim * self.k_proj.weight.element_size(),
-            window=self.window,
+            entries=(
+                Entries(2 * c.kv_heads * c.head_dim * self.k_proj.weight.element_size(), window=self.window),
+            ),
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import OptionError, ShapeError
 from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.cost import Cost
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.pools import Pool
 from intarsia.layers.side import SideName, SideResults
@@ -45,35 +46,6 @@ class Memory(Protocol[S]):
     def new_state(self, count: int, like: Tensor) -> S: ...
 
     def new_pool(self, slots: int, tokens: int, like: Tensor) -> Pool[S]: ...
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a mixer costs, from its dimensions alone.
-
-    FLOPs count a multiplication and an addition as two. They are those of one forward pass; a training step
-    costs three times as much (one forward, two products per product backward).
-    """
-
-    parameters: int
-    projection_flops: int
-    """Per token: every product with a weight, the short convolution included."""
-    mixing_flops: Callable[[int], float]
-    """Per token, averaged over a sequence of the given length: the exchange between tokens."""
-    fixed_state_bytes: int
-    """Per sequence, whatever its length."""
-    state_bytes_per_token: int
-    window: int | None = None
-    """The most tokens for which `state_bytes_per_token` is kept; None: all."""
-
-    def forward_flops_per_token(self, length: int) -> float:
-        """FLOPs of a forward pass per token of a sequence of `length` tokens."""
-        return self.projection_flops + self.mixing_flops(length)
-
-    def state_bytes(self, length: int, batch: int = 1) -> int:
-        """Bytes of state after `length` tokens of `batch` sequences."""
-        kept = length if self.window is None else min(length, self.window)
-        return batch * (self.fixed_state_bytes + kept * self.state_bytes_per_token)
 
 
 class Mixer(FillsItself, Generic[S]):
@@ -132,7 +104,6 @@ class Mixer(FillsItself, Generic[S]):
             projection_flops=2 * sum(weights),
             mixing_flops=self.mixing_flops,
             fixed_state_bytes=self.init_state(1).nbytes(),
-            state_bytes_per_token=0,
         )
 
     def check_input(self, x: Tensor, state: S | None, seqs: Sequences | None) -> None:

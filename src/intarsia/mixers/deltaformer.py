@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.flops import CHUNK
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear
 from intarsia.layers.rope import positions_of, rotate
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences, softmax_attention
 from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
@@ -200,5 +201,5 @@ class DeltaFormer(Mixer[GrowingState]):
             # Twice what attention costs: once to erase and once to read.
             mixing_flops=lambda length: 2 * softmax_attention_flops(H, K, K, length),
             fixed_state_bytes=0,
-            state_bytes_per_token=H * K * (weight.element_size() + compute_dtype(weight).itemsize),
+            entries=(Entries(H * K * (weight.element_size() + compute_dtype(weight).itemsize)),),
         )

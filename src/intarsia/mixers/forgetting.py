@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import last_tokens, token_before
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.projections import linear
-from intarsia.mixers.base import About, Cost, Mixer, NormedConfig, positive
+from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, cumulative_log_gate, softmax_attention
 from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.keys import Keys
@@ -141,7 +142,7 @@ class ForgettingAttention(Mixer[GrowingState]):
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
             mixing_flops=lambda length: softmax_attention_flops(H, K, K, length),
             fixed_state_bytes=2 * H * K * size if self.config.kv_shift else 0,
-            state_bytes_per_token=H * (2 * K * size + 8),
+            entries=(Entries(H * (2 * K * size + 8)),),
         )
 
 

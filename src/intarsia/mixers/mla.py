@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, MixerOutput, positive
+from intarsia.mixers.base import About, Mixer, MixerConfig, MixerOutput, positive
 from intarsia.ops import Sequences, latent_attention, softmax_attention
 from intarsia.ops.attention import largest_logit, softmax_attention_flops
 
@@ -160,5 +161,5 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
             projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
             mixing_flops=lambda length: softmax_attention_flops(c.num_heads, c.key_dim, c.v_dim, length),
             fixed_state_bytes=0,
-            state_bytes_per_token=(c.kv_rank + c.rope_dim) * self.kv_down_proj.weight.element_size(),
+            entries=(Entries((c.kv_rank + c.rope_dim) * self.kv_down_proj.weight.element_size()),),
         )

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.flops import CHUNK
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear, low_rank
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences, cumulative_log_gate, l2norm
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
@@ -252,6 +253,7 @@ class PathAttention(Mixer[GrowingState]):
                 H * (pair * (length + 1) / 2 + min(C, length) * (12 * K + 6 * min(C, length)) + 2 * K * K)
             ),
             fixed_state_bytes=self.init_state(1).nbytes(),
-            state_bytes_per_token=H
-            * (K * (self.k_proj.weight.element_size() + wide) + 8 * self.config.forget_gate),
+            entries=(
+                Entries(H * (K * (self.k_proj.weight.element_size() + wide) + 8 * self.config.forget_gate)),
+            ),
         )

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
-from intarsia.mixers.base import About, Cost, Mixer, MixerConfig, positive
+from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences
 from intarsia.ops.blockwise import Blockwise, recomputed
 from intarsia.ops.finite import attended
@@ -246,6 +247,7 @@ class SimplicialAttention(Mixer[GrowingState]):
             projection_flops=2 * parameters,
             mixing_flops=lambda length: 4 * c.num_heads * c.head_dim * c.pairs(length),
             fixed_state_bytes=0,
-            state_bytes_per_token=4 * c.num_heads * c.head_dim * self.k_proj.weight.element_size(),
-            window=c.kept,
+            entries=(
+                Entries(4 * c.num_heads * c.head_dim * self.k_proj.weight.element_size(), window=c.kept),
+            ),
         )

@@ -7,9 +7,11 @@ between tokens are counted; norms, activations, gates and the embedding's look-u
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from intarsia.mixers import Cost
+from intarsia.layers.cost import Cost
+from intarsia.model.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,13 @@ class FeedForwardCost:
     active_parameters: int
     """Those that serve one token."""
     forward_flops_per_token: int
+    active_share: float = 1.0
+    """Of the experts that tokens choose from, the share that serves one token."""
+
+    def parameters_read(self, tokens: int) -> float:
+        """Those that serve any of so many tokens, each of which chooses its experts at random."""
+        idle = self.parameters - self.active_parameters
+        return self.parameters - idle * (1 - self.active_share) ** (tokens - 1)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class ModelCost:
     d_model: int
     tied: bool
     layers: tuple[LayerCost, ...]
+    weight_bytes: int = 4
+    """Of one parameter."""
 
     @property
     def embedding_parameters(self) -> int:
@@ -91,3 +102,44 @@ class ModelCost:
     def state_bytes(self, length: int, batch: int = 1) -> int:
         """Bytes of all layers' states after `length` tokens of `batch` sequences."""
         return sum(layer.mixer.state_bytes(length, batch) for layer in self.layers)
+
+    def keys_read(self, length: int) -> int:
+        """Entries of all layers' states that the last of `length` tokens reads."""
+        return sum(layer.mixer.keys_read(length) for layer in self.layers)
+
+    def pool_bytes(self, lengths: Iterable[int], page_size: int) -> int:
+        """Bytes of all layers' pools that hold sequences of these lengths and nothing more, in pages of so many
+        entries."""
+        sizes = tuple(lengths)
+        return sum(layer.mixer.pool_bytes(sizes, page_size) for layer in self.layers)
+
+    def parameters_read(self, tokens: int) -> float:
+        """Parameters that serve any of so many tokens: the fewer experts are idle, the more tokens there are."""
+        blocks = sum(
+            layer.mixer.parameters + layer.norm_parameters + layer.feed_forward.parameters_read(tokens)
+            for layer in self.layers
+        )
+        return blocks + self.d_model + self.vocab_size * self.d_model
+
+    def decode_seconds(self, machine: Machine, length: int, batch: int = 1) -> float:
+        """The least time in which a machine can compute the last of `length` tokens of each of `batch` sequences, all
+        at once: weights are read once, states for each."""
+        flops = 2 * self.vocab_size * self.d_model + sum(
+            layer.mixer.last_token_flops(length) + layer.feed_forward.forward_flops_per_token
+            for layer in self.layers
+        )
+        state = sum(layer.mixer.bytes_read(length) + layer.mixer.bytes_written() for layer in self.layers)
+        weights = self.weight_bytes * self.parameters_read(batch)
+        return machine.seconds(batch * flops, weights + batch * state)
+
+    def prefill_seconds(self, machine: Machine, length: int, batch: int = 1) -> float:
+        """The least time in which a machine can read `batch` prompts of `length` tokens, with logits of the last."""
+        head = 2 * self.vocab_size * self.d_model
+        flops = batch * (length * (self.forward_flops_per_token(length) - head) + head)
+        weights = self.weight_bytes * self.parameters_read(batch * length)
+        return machine.seconds(flops, weights + self.state_bytes(length, batch))
+
+    def training_tokens_per_second(self, machine: Machine, length: int) -> float:
+        """The most tokens that a machine can train on in a second, in batches so large that weights and what the
+        optimizer keeps are read for free."""
+        return 1 / machine.seconds(self.training_flops_per_token(length), 0)

@@ -166,6 +166,7 @@ class Experts(FillsItself):
             total + config.num_experts * biases + router_bias,
             working + config.num_active * biases + router_bias,
             2 * working,
+            active_share=config.num_active / config.num_experts,
         )
 
 

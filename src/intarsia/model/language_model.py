@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
+from intarsia.layers.cost import Cost
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
-from intarsia.mixers import Cost, MixerConfig
+from intarsia.mixers import MixerConfig
 from intarsia.mixers.base import Layer
 from intarsia.model import initialization
 from intarsia.model.block import Block, BlockOutput
@@ -165,7 +166,10 @@ class LanguageModel(nn.Module):
     def cost(self) -> ModelCost:
         """Parameters, FLOPs and state bytes, from the dimensions alone."""
         layers = tuple(cast(Block, block).cost() for block in self.blocks)
-        return ModelCost(self.config.vocab_size, self.config.d_model, self.config.tie_embeddings, layers)
+        weight_bytes = self.embed.weight.element_size()
+        return ModelCost(
+            self.config.vocab_size, self.config.d_model, self.config.tie_embeddings, layers, weight_bytes
+        )
 
     @torch.no_grad()
     def update_router_bias(self, side: Sequence[SideResults], process_group: Any = None) -> Tensor | None:
@@ -236,8 +240,13 @@ def _last_places(seqs: Sequences) -> list[int]:
     return [start + length - 1 for start, length in zip(seqs.starts, seqs.lengths, strict=True)]
 
 
-def cost_of(config: ModelConfig) -> ModelCost:
-    """The cost of a model that is not built: of each kind of layer one is, without memory for its weights."""
+def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:
+    """The cost of a model that is not built: of each kind of layer one is, without memory for its weights.
+
+    Args:
+        dtype: of the weights; PyTorch's default.
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     with torch.device("meta"):
         dense = SwiGLU(config.d_model, config.feed_forward.d_hidden).cost()
         sparse = dense if config.experts is None else Experts(config.d_model, config.experts).cost()
@@ -245,9 +254,10 @@ def cost_of(config: ModelConfig) -> ModelCost:
     for layer, name in enumerate(config.layers):
         mixer = config.mixers[name].at_layer(layer, config.depth)
         feed_forward = sparse if config.has_experts(layer) else dense
-        cost = _mixer_cost(mixer, config.d_model, torch.get_default_dtype())
+        cost = _mixer_cost(mixer, config.d_model, dtype)
         layers.append(LayerCost(name, cost, feed_forward, norm_parameters=2 * config.d_model))
-    return ModelCost(config.vocab_size, config.d_model, config.tie_embeddings, tuple(layers))
+    tied = config.tie_embeddings
+    return ModelCost(config.vocab_size, config.d_model, tied, tuple(layers), dtype.itemsize)
 
 
 def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
@@ -259,6 +269,6 @@ def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
 
 @functools.lru_cache(maxsize=1024)
 def _known_mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
-    """What a mixer costs whose parameters are of this dtype, the default one. Models have few kinds and many layers."""
+    """What a mixer costs whose weights are of this dtype. Models have few kinds and many layers."""
     with torch.device("meta"):
-        return options.build(d_model).cost()
+        return options.build(d_model).to(dtype).cost()

@@ -1,0 +1,80 @@
+"""What a layer costs, from its dimensions alone: parameters, FLOPs, what it remembers and what it reads of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entries:
+    """One kind of what is kept of the tokens: keys and values, compressed keys, an indexer's keys."""
+
+    nbytes: int
+    """Of one entry, all heads of the layer together."""
+    stride: int = 1
+    """Tokens to an entry: 1 where every token leaves one, 16 where each 16 are compressed to one."""
+    window: int | None = None
+    """Of how many tokens, the last ones, entries are kept. None: of all."""
+    reads: int | None = None
+    """The most entries that a token reads. None: all that are kept."""
+
+    def kept(self, length: int) -> int:
+        """How many there are after `length` tokens of a sequence."""
+        return (length if self.window is None else min(length, self.window)) // self.stride
+
+    def read(self, length: int) -> int:
+        """How many the last of `length` tokens reads."""
+        return self.kept(length) if self.reads is None else min(self.kept(length), self.reads)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a mixer costs, from its dimensions alone.
+
+    FLOPs count a multiplication and an addition as two. They are those of one forward pass; a training step
+    costs three times as much (one forward, two products per product backward).
+    """
+
+    parameters: int
+    projection_flops: int
+    """Per token: every product with a weight, the short convolution included."""
+    mixing_flops: Callable[[int], float]
+    """Per token, averaged over a sequence of the given length: the exchange between tokens."""
+    fixed_state_bytes: int
+    """Per sequence, whatever its length."""
+    entries: tuple[Entries, ...] = ()
+    """What is kept of the tokens besides, by kind."""
+
+    def forward_flops_per_token(self, length: int) -> float:
+        """FLOPs of a forward pass per token of a sequence of `length` tokens."""
+        return self.projection_flops + self.mixing_flops(length)
+
+    def last_token_flops(self, length: int) -> float:
+        """FLOPs of the last token alone of a sequence of `length` tokens, as decoding computes it."""
+        before = (length - 1) * self.mixing_flops(length - 1) if length > 1 else 0
+        return self.projection_flops + length * self.mixing_flops(length) - before
+
+    def state_bytes(self, length: int, batch: int = 1) -> int:
+        """Bytes of state after `length` tokens of `batch` sequences."""
+        growing = sum(kind.nbytes * kind.kept(length) for kind in self.entries)
+        return batch * (self.fixed_state_bytes + growing)
+
+    def keys_read(self, length: int) -> int:
+        """Entries of all kinds that the last of `length` tokens reads; none where the state has a fixed size."""
+        return sum(kind.read(length) for kind in self.entries)
+
+    def bytes_read(self, length: int) -> int:
+        """Bytes of state that the last of `length` tokens reads."""
+        return self.fixed_state_bytes + sum(kind.nbytes * kind.read(length) for kind in self.entries)
+
+    def bytes_written(self) -> float:
+        """Bytes of state that a token writes, on average: what has a fixed size, and its entries."""
+        return self.fixed_state_bytes + sum(kind.nbytes / kind.stride for kind in self.entries)
+
+    def pool_bytes(self, lengths: Iterable[int], page_size: int = 1) -> int:
+        """Bytes of a pool that holds sequences of these lengths and nothing more: a slot each for what has a fixed
+        size, and whole pages of `page_size` entries."""
+        sizes = list(lengths)
+        pages = sum(kind.nbytes * -(-kind.kept(n) // page_size) for kind in self.entries for n in sizes)
+        return len(sizes) * self.fixed_state_bytes + pages * page_size
