@@ -109,6 +109,7 @@ bench: $(DEV_STAMP)  ## the benchmarks in short, peers in the same run (benchmar
 	@$(BIN)/python benchmarks/operators.py --lengths 512,2048 --seconds 1
 	@$(BIN)/python benchmarks/cpu --quick
 	@$(BIN)/python benchmarks/layers.py --lengths 1,512 --seconds 0.3
+	@$(BIN)/python benchmarks/products.py --rows 1,8 --seconds 0.5
 	@$(BIN)/python benchmarks/dplr.py --lengths 512,2048 --seconds 1
 	@$(BIN)/python benchmarks/stability.py --preset kimi-linear-nano --steps 100
 	@$(BIN)/python benchmarks/mixers.py --mixers kda,mamba2 --steps 20

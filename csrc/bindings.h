@@ -43,8 +43,10 @@ inline Array array_of(const Tensor& tensor) {
 inline Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*tensor) : Array{}; }
 
 // Each family of operators adds its own functions to the module.
+void bind_attend(nb::module_& m);
 void bind_conv(nb::module_& m);
 void bind_decode(nb::module_& m);
+void bind_few_rows(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_norm(nb::module_& m);
 

@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "attend_task.h"
 #include "conv_task.h"
 #include "decode_task.h"
+#include "few_rows_task.h"
 #include "linear_task.h"
 #include "norm_task.h"
 
@@ -18,6 +20,8 @@ struct Kernels {
   const ConvKernels& conv;
   const NormKernels& norm;
   const DecodeKernels& decode;
+  const FewRowsKernels& few_rows;
+  const AttendKernels& attend;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

@@ -9,6 +9,8 @@ from intarsia.ops.gate import Gate
 from intarsia.ops.keys import BlockTable, Paged
 from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.norm import gated_rms_norm, l2norm
+from intarsia.ops.packed_linear import packed_linear
+from intarsia.ops.packed_weights import PackedWeights, pack_weights
 from intarsia.ops.pools import NEW, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 
@@ -17,6 +19,7 @@ __all__ = [
     "BlockTable",
     "DecodeStep",
     "Gate",
+    "PackedWeights",
     "Paged",
     "Sequences",
     "Slots",
@@ -29,6 +32,8 @@ __all__ = [
     "l2norm",
     "latent_attention",
     "linear_attention",
+    "pack_weights",
+    "packed_linear",
     "short_convolution",
     "softmax_attention",
 ]

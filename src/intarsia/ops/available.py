@@ -13,6 +13,8 @@ from intarsia.ops.conv_call import conv_call
 from intarsia.ops.decode_call import StepCall
 from intarsia.ops.linear_call import linear_call
 from intarsia.ops.norm_call import length_call, norm_call
+from intarsia.ops.packed_linear_call import packed_linear_call
+from intarsia.ops.packed_weights import pack_weights
 from intarsia.ops.table import TABLE
 
 # Of a tensor of zeros `[1, 1, 1, 1]`.
@@ -26,15 +28,18 @@ _SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
     "short_convolution": lambda x: conv_call(x[0], x[0, 0]),
     "gated_rms_norm": lambda x: norm_call(x, x, x[0, 0, 0], eps=1.0),
     "l2norm": length_call,
+    "packed_linear": lambda x: packed_linear_call(x, pack_weights(x[0, 0], "float32")),
 }
 """The smallest call of each operator."""
 
 
-def available(operator: str, device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The names of the implementations that serve float32 calls of an operator of the table, the fastest first.
+def available(
+    operator: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[str, ...]:
+    """The names of the implementations that serve calls of an operator of the table in this dtype, the fastest first.
 
     >>> available("dplr_rule")
     ('chunked', 'reference')
     """
-    call = _SMALLEST[operator](torch.zeros(1, 1, 1, 1, device=device))
+    call = _SMALLEST[operator](torch.zeros(1, 1, 1, 1, device=device, dtype=dtype))
     return tuple(each.name for each in TABLE[operator].implementations if each.refuse(call) is None)

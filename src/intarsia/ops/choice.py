@@ -35,6 +35,8 @@ class Implementation:
     """Whether it does in one pass what its caller could leave to several operators."""
     passed_over: Callable[[str], None] | None = None
     """Is told the refusal where `impl="auto"` would have chosen it."""
+    yields: Callable[[Any], str | None] = serves_all
+    """Why `impl="auto"` leaves a call that it can serve to the next one, or None."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Operator:
             if not each.automatic:
                 continue
             refusal = each.refuse(call)
-            if refusal is None:
+            if refusal is None and each.yields(call) is None:
                 return each
-            if each.passed_over is not None:
+            if refusal is not None and each.passed_over is not None:
                 each.passed_over(refusal)
         raise UnsupportedError(f"no implementation serves this call of {self.name}: {self._refusals(call)}")
 
@@ -96,7 +98,9 @@ class Operator:
         if impl != AUTO:
             return Choice(chosen.name, "it was asked for by name", rounding=chosen.rounding)
         others = {
-            each.name: each.refuse(call) or ("slower" if each.automatic else "only runs when named")
+            each.name: each.refuse(call)
+            or each.yields(call)
+            or ("slower" if each.automatic else "only runs when named")
             for each in self.implementations
             if each is not chosen
         }

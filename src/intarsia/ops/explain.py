@@ -17,6 +17,8 @@ from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.linear_call import delta_call, linear_call
 from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.norm_call import length_call, norm_call
+from intarsia.ops.packed_linear import packed_linear
+from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.table import TABLE
 
 OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
@@ -29,6 +31,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     short_convolution: ("short_convolution", conv_call),
     gated_rms_norm: ("gated_rms_norm", norm_call),
     l2norm: ("l2norm", length_call),
+    packed_linear: ("packed_linear", packed_linear_call),
 }
 """The name of each operator in the table, and what makes a call of its arguments (all but `impl`)."""
 

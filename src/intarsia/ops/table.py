@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from intarsia.ops import (
+    attention_cpu,
     attention_reference,
     attention_torch,
     conv_cpu,
@@ -26,6 +27,9 @@ from intarsia.ops import (
     norm_cpu,
     norm_reference,
     norm_torch,
+    packed_linear_cpu,
+    packed_linear_reference,
+    packed_linear_torch,
 )
 from intarsia.ops.choice import Operator, table
 
@@ -51,8 +55,21 @@ TABLE: Mapping[str, Operator] = table(
             norm_torch.IMPLEMENTATION,
             norm_reference.IMPLEMENTATION,
         ),
-        "softmax_attention": (attention_torch.IMPLEMENTATION, attention_reference.IMPLEMENTATION),
-        "latent_attention": (latent_attention_torch.IMPLEMENTATION, attention_reference.OF_LATENTS),
+        "softmax_attention": (
+            attention_cpu.IMPLEMENTATION,
+            attention_torch.IMPLEMENTATION,
+            attention_reference.IMPLEMENTATION,
+        ),
+        "latent_attention": (
+            attention_cpu.OF_LATENTS,
+            latent_attention_torch.IMPLEMENTATION,
+            attention_reference.OF_LATENTS,
+        ),
+        "packed_linear": (
+            packed_linear_cpu.IMPLEMENTATION,
+            packed_linear_torch.IMPLEMENTATION,
+            packed_linear_reference.IMPLEMENTATION,
+        ),
         "l2norm": (norm_torch.OF_LENGTH, norm_reference.OF_LENGTH),
     },
     not_yet={"triton": "there are no Triton kernels of our own yet"},

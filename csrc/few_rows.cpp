@@ -1,0 +1,64 @@
+#include "few_rows.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "parallel.h"
+
+namespace intarsia {
+
+namespace {
+
+// Rows of weights of a task, and how many bytes of weights a thread should have at least: on fewer, waking it costs
+// more than it brings.
+constexpr int64_t TASK_ROWS = 16, BYTES_OF_THREAD = 65536;
+
+// Rows of x that are multiplied with one matrix.
+struct Segment {
+  int64_t matrix, first, count;
+};
+
+// The rows in the order of their matrices, and where those begin.
+std::vector<Segment> segments_of(const FewRowsCall& call, std::vector<int64_t>& order) {
+  const int64_t rows = call.x.shape[0];
+  order.resize(size_t(rows));
+  std::iota(order.begin(), order.end(), 0);
+  if (!call.matrix_of_row) return {{0, 0, rows}};
+  const int64_t* matrix = call.matrix_of_row;
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return matrix[a] < matrix[b]; });
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t of = matrix[order[size_t(i)]];
+    if (segments.empty() || segments.back().matrix != of) segments.push_back({of, i, 0});
+    segments.back().count++;
+  }
+  return segments;
+}
+
+}  // namespace
+
+void few_rows(const FewRowsCall& call, const FewRowsKernels& kernels, int threads) {
+  const int64_t rows = call.x.shape[0], row_bytes = (kernels.prepared(call.form) + 63) / 64 * 64;
+  const Rows x{call.x.data, call.x.stride[0] * size_of(call.x.dtype), call.x.dtype};
+  const Rows y{call.y.data, call.y.stride[0] * size_of(call.y.dtype), call.y.dtype};
+  std::vector<int64_t> order;
+  const std::vector<Segment> segments = segments_of(call, order);
+  // Kept for the next call: fresh memory would be paid for in page faults.
+  static thread_local std::vector<char> memory;
+  if (memory.size() < size_t(rows * row_bytes + 63)) memory.resize(size_t(rows * row_bytes + 63));
+  char* prepared = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  for (int64_t i = 0; i < rows; i++) kernels.prepare(call.form, x, order[size_t(i)], prepared + i * row_bytes);
+
+  const int64_t each = (call.form.N + TASK_ROWS - 1) / TASK_ROWS, count = each * int64_t(segments.size());
+  const int64_t bytes = call.form.row_bytes * call.form.N * int64_t(segments.size());
+  const int useful = int(std::clamp<int64_t>(bytes / BYTES_OF_THREAD, 1, threads));
+  parallel_shares(count, useful, 0, [&](int64_t i, char*) {
+    const Segment& segment = segments[size_t(i / each)];
+    const int64_t first = i % each * TASK_ROWS;
+    kernels.product(call.form,
+                    {call.weights[size_t(segment.matrix)], first, std::min(first + TASK_ROWS, call.form.N),
+                     prepared + segment.first * row_bytes, segment.count, y, order.data() + segment.first, call.bias});
+  });
+}
+
+}  // namespace intarsia

@@ -1,0 +1,53 @@
+// What the kernels of products with few rows are given: y = x Wᵀ, where x has so few rows that reading the weights is
+// what takes the time.
+#pragma once
+
+#include "task.h"
+
+namespace intarsia {
+
+enum class WeightFormat : int32_t { float32, bfloat16, int8, int4 };
+
+// Numbers of a row that are worked on together. A row of int4 is packed in blocks of four steps, 64 bytes: bits
+// 4 i .. 4 i + 3 of its 16-bit word j are number 32 i + j.
+constexpr int FEW_ROWS_STEP = 32, INT4_BLOCK = 128;
+
+// W [N, K] and what its rows have in common. An integer q stands for (q - zero) scale, an int4 being 0 .. 15 less 8; a
+// scale and a zero belong to `group` numbers of a row, and are bfloat16.
+struct FewRowsForm {
+  WeightFormat format;
+  Dtype x;  // of the rows that are given
+  int64_t N, K;
+  int64_t row_bytes;      // from one row of weights to the next; int8 is padded to whole steps, int4 to whole blocks
+  int64_t group, groups;  // `groups` of a row; 0 where weights are floating-point numbers
+  bool zeros;
+
+  INLINE int64_t padded() const { return (K + INT4_BLOCK - 1) / INT4_BLOCK * INT4_BLOCK; }
+};
+
+// One matrix of weights.
+struct FewRowsWeights {
+  const char* data;
+  const uint16_t *scales, *zeros;  // [N, groups] or null
+};
+
+// The rows `first` .. `last` of the weights and `rows` prepared rows of x.
+struct FewRowsTask {
+  FewRowsWeights weights;
+  int64_t first, last;
+  const char* x;
+  int64_t rows;
+  Rows y;  // of row i: row places[i]
+  const int64_t* places;
+  const float* bias;  // [N] or null
+};
+
+struct FewRowsKernels {
+  // The bytes of a row of x as `product` reads it, and how it is brought into that form.
+  int64_t (*prepared)(const FewRowsForm&);
+  void (*prepare)(const FewRowsForm&, const Rows& x, int64_t row, char* to);
+  // Each number of y is summed in one order, whatever other rows and threads there are.
+  void (*product)(const FewRowsForm&, const FewRowsTask&);
+};
+
+}  // namespace intarsia

@@ -1,0 +1,101 @@
+// Rows of numbers that lie in memory in some form, in steps as products along them take them.
+#pragma once
+
+#include "rows.h"
+
+namespace intarsia::INTARSIA_ISA {
+
+constexpr int STEP = 32, VECTORS = STEP / LANES<float>, HALF = VECTORS / 2;
+
+typedef uint32_t UnalignedBits __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
+
+INLINE BitsVec load_bits(const char* p) { return *reinterpret_cast<const UnalignedBits*>(p); }
+
+// Kinds of weights. `unpack` gives a step of them, from number k of a row on, and `add` their products with x. A
+// prepared row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS weights:
+// of 2, first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
+
+// As float32.
+template <int PARTS_>
+struct Wide {
+  static constexpr int PARTS = PARTS_;
+  static constexpr bool PAIRS = false;
+  Vec<float> at[VECTORS];
+
+  INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {
+    for (int i = 0; i < VECTORS; i++) sum += load(reinterpret_cast<const float*>(x) + k + i * LANES<float>) * at[i];
+  }
+};
+
+struct Float32 : Wide<1> {
+  static constexpr int BYTES = 4;
+  static INLINE Float32 unpack(const char* row, int64_t k) {
+    Float32 w;
+    for (int i = 0; i < VECTORS; i++) w.at[i] = load(reinterpret_cast<const float*>(row) + k + i * LANES<float>);
+    return w;
+  }
+};
+
+struct Bfloat16 : Wide<2> {
+  static constexpr int BYTES = 2;
+  static INLINE Bfloat16 unpack(const char* row, int64_t k) {
+    Bfloat16 w;
+    for (int i = 0; i < HALF; i++) {
+      const BitsVec pair = load_bits(row + 2 * k + i * VECTOR_BYTES);
+      w.at[i] = (Vec<float>)(pair << 16);
+      w.at[HALF + i] = (Vec<float>)(pair & 0xffff0000);
+    }
+    return w;
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// As bfloat16, for rows of x that are bfloat16: products of pairs.
+struct Pairs {
+  static constexpr int PARTS = 1;
+  static constexpr bool PAIRS = true;
+  __m512i at;
+
+  INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {
+    sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(x + 2 * k), (__m512bh)at);
+  }
+};
+
+struct Bfloat16Pairs : Pairs {
+  static constexpr int BYTES = 2;
+  static INLINE Bfloat16Pairs unpack(const char* row, int64_t k) { return {{_mm512_loadu_si512(row + 2 * k)}}; }
+};
+
+using Bfloat16OfNarrow = Bfloat16Pairs;
+
+#else
+
+using Bfloat16OfNarrow = Bfloat16;
+
+#endif
+
+// A step of x in the order that FORM wants.
+template <class FORM>
+INLINE void reorder(float* numbers) {
+  if constexpr (FORM::PARTS > 1) {
+    float step[STEP];
+    copy(step, numbers, STEP);
+    constexpr int EACH = STEP / FORM::PARTS;
+    for (int i = 0; i < STEP; i++) numbers[i] = step[i % EACH * FORM::PARTS + i / EACH];
+  }
+}
+
+// A row of x of K numbers with zeros up to `padded`, in the order and type that FORM wants.
+template <class FORM>
+INLINE void prepare_row(const Rows& x, int64_t row, char* to, int64_t K, int64_t padded) {
+  if constexpr (FORM::PAIRS) {
+    copy(to, x.data + row * x.stride, 2 * K);
+    zero(to + 2 * K, 2 * (padded - K));
+  } else {
+    read_row(x, row, reinterpret_cast<float*>(to), int(K), int(padded));
+    for (int64_t k = 0; k < padded; k += STEP) reorder<FORM>(reinterpret_cast<float*>(to) + k);
+  }
+}
+
+}  // namespace intarsia::INTARSIA_ISA

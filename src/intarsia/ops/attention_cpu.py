@@ -1,0 +1,153 @@
+"""Softmax attention to cached keys by the native kernels of `csrc/attend*`, in tensors and in pages.
+
+The keys and values are read where they lie, once for all heads that share them; nothing is as large as queries times
+keys. What a query gets depends on no later key and on no other query, to the bit: a text in one piece, in several, and
+token by token come out alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from intarsia.ops import native
+from intarsia.ops.attention_call import AttentionCall, LatentCall
+from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
+from intarsia.ops.native_operator import Optional, implementation, refuse
+from intarsia.ops.sequences import Sequences
+from intarsia.ops.tracing import apart_from_torch
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def attention_cpu(call: AttentionCall) -> Tensor:
+    """`[B, T, H, V]` in the dtype of q."""
+    return _attend(call.q, call.k, call.v, call.seqs, call.scale, call.window, call.sinks)
+
+
+def latent_cpu(call: LatentCall) -> Tensor:
+    """The same of latents, which all heads read as one shared key head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`."""
+    q, own, rank = call.q, call.own, call.rank
+    w_k, w_v = call.up.to(q.dtype).split([own, call.up.shape[1] - own], dim=1)
+    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
+    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
+    latents, values = _with_one_head(call.latents), _with_one_head(call.latents, rank)
+    found = _attend(wide, latents, values, call.seqs, call.scale, None, None)
+    return torch.einsum("bthr,hvr->bthv", found, w_v)
+
+
+def _with_one_head(latents: Keys, channels: int | None = None) -> Keys:
+    """Latents as the keys of one head, or of their first channels: views."""
+    if isinstance(latents, Paged):
+        return Paged(latents.pages[..., None, :channels], latents.table)
+    if isinstance(latents, tuple):
+        return tuple(x[..., None, :channels] for x in latents)
+    return latents[..., None, :channels]
+
+
+def _attend(
+    q: Tensor,
+    k: Keys,
+    v: Keys,
+    seqs: Sequences | None,
+    scale: float,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    B, T, H = q.shape[:3]
+    rows = q.flatten(0, 1)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    lengths = [T] * B if seqs is None else seqs.lengths
+    edges = [0]
+    for n in lengths:
+        edges.append(edges[-1] + n)
+    pages, held = None, [0] * len(lengths)
+    if isinstance(k, Paged):
+        pages, held = k.table.pages.contiguous(), list(k.table.first)
+    seen = lengths_of(k)
+    keys, values = _tensors(k), _tensors(v)
+    if seqs is not None and isinstance(k, Tensor):
+        # Packed as the queries are: each sequence's own part.
+        keys, values = (list(x[0].split(lengths, dim=1)) for x in (keys, values))
+        seen = tuple(lengths)
+    sinks = None if sinks is None else sinks.float().contiguous()
+    run = _run if apart_from_torch(rows, *keys, *values, sinks) else torch.ops.intarsia.attend.default
+    o = run(rows, keys, values, pages, edges, list(seen), held, scale, window or 0, sinks)
+    return o.view(B, T, H, -1)
+
+
+def _tensors(keys: Keys) -> list[Tensor]:
+    tensors = [keys.pages] if isinstance(keys, Paged) else list(keys) if isinstance(keys, tuple) else [keys]
+    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+_library = torch.library.Library("intarsia", "FRAGMENT")
+_library.define(
+    "attend(Tensor q, Tensor[] k, Tensor[] v, Tensor? pages, SymInt[] edges, SymInt[] lengths, SymInt[] held,"
+    " float scale, int window, Tensor? sinks) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "attend", "CPU")
+def _run(
+    q: Tensor, k: list[Tensor], v: list[Tensor], pages: Optional, edges: list[int], lengths: list[int],
+    held: list[int], scale: float, window: int, sinks: Optional,
+) -> Tensor:  # fmt: skip
+    o = q.new_empty((*q.shape[:2], v[0].shape[-1]))
+    native.native().attend(
+        q.detach(), [x.detach() for x in k], [x.detach() for x in v], pages, edges, lengths, held, scale, window,
+        None if sinks is None else sinks.detach(), o, native.instruction_set(), torch.get_num_threads(),
+    )  # fmt: skip
+    return o
+
+
+@torch.library.register_fake("intarsia::attend", lib=_library)
+def _fake(
+    q: Tensor, k: list[Tensor], v: list[Tensor], pages: Optional, edges: list[int], lengths: list[int],
+    held: list[int], scale: float, window: int, sinks: Optional,
+) -> Tensor:  # fmt: skip
+    return q.new_empty((*q.shape[:2], v[0].shape[-1]))
+
+
+def _refuse_attention(call: AttentionCall) -> str | None:
+    if call.log_gate is not None:
+        return "the kernels have no forget gate"
+    return _refuse(call.q, (call.k, call.v), call.sinks)
+
+
+def _refuse_latent(call: LatentCall) -> str | None:
+    return _refuse(call.q, (call.latents,), call.up)
+
+
+def _refuse(q: Tensor, keys: tuple[Keys, ...], other: Optional) -> str | None:
+    if q.dtype not in DTYPES:
+        return f"the kernels take float32 and bfloat16; q is {q.dtype}"
+    tensors = [q, *([] if other is None else [other])]
+    for each in keys:
+        entry = entry_of(each)
+        if entry.dtype != q.dtype:
+            return f"the kernels read keys in the dtype of q, {q.dtype}; they are {entry.dtype}"
+        tensors += [entry] if isinstance(each, Paged) else list(each) if isinstance(each, tuple) else [each]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "the kernels have no gradients"
+    return refuse("q", q)
+
+
+FEW = 16
+"""Whole sequences of up to so many tokens are computed here: a call of PyTorch's kernels takes longer."""
+
+
+def _whole(q: Tensor, keys: Keys) -> str | None:
+    if isinstance(keys, Tensor) and q.shape[1] > FEW and q.shape[1] == keys.shape[1]:
+        return "PyTorch's fused kernels are faster for whole sequences"
+    return None
+
+
+IMPLEMENTATION = replace(
+    implementation(attention_cpu, _refuse_attention), yields=lambda call: _whole(call.q, call.k)
+)
+OF_LATENTS = replace(
+    implementation(latent_cpu, _refuse_latent), yields=lambda call: _whole(call.q, call.latents)
+)

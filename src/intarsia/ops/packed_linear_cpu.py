@@ -1,0 +1,110 @@
+"""The native products with packed weights, for few rows; the kernels are in `csrc/few_rows*`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.ops import native
+from intarsia.ops.native_operator import Optional, implementation, refuse, rows
+from intarsia.ops.packed_linear_call import PackedLinearCall
+from intarsia.ops.packed_linear_torch import product
+from intarsia.ops.packed_weights import PackedWeights
+from intarsia.ops.tracing import apart_from_torch
+
+FEW = {"float32": 32, "bfloat16": 64, "int8": 64, "int4": 64}
+"""For up to so many rows of one matrix the kernels are faster than PyTorch's products (`benchmarks/products.py`)."""
+
+
+def _refuse(call: PackedLinearCall) -> str | None:
+    if call.weights.device.type != "cpu":
+        return f"the weights are on {call.weights.device}"
+    if torch.float64 in (call.x.dtype, call.dtype):
+        return "the kernels take float32 and bfloat16, and give them"
+    return refuse("x", call.x)
+
+
+def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
+    """By the kernels, which read each weight once for all rows; by PyTorch's products where one matrix has so many rows
+    that those are faster."""
+    x, weights, bias, matrix_of_row, dtype = call
+    if matrix_of_row is None and x.shape[0] > FEW[weights.format]:
+        y = product(x, weights)
+        return (y if bias is None else y.float() + bias.float()).to(dtype)
+    bias = None if bias is None else bias.float().contiguous()
+    if apart_from_torch(x, weights.data, bias, matrix_of_row):
+        return _run(_handle(weights), rows(x), bias, matrix_of_row, weights.shape[-2], dtype)
+    y = torch.ops.intarsia.packed_linear(
+        rows(x), weights.data, weights.scales, weights.zeros, bias, matrix_of_row, weights.format,
+        list(weights.shape), weights.group, dtype,
+    )  # fmt: skip
+    return y
+
+
+def _run(
+    handle: Any, x: Tensor, bias: Optional, matrix_of_row: Optional, N: int, dtype: torch.dtype
+) -> Tensor:
+    y = x.new_empty((x.shape[0], N), dtype=dtype)
+    if matrix_of_row is not None:
+        matrix_of_row = matrix_of_row.contiguous()
+    handle.product(x.detach(), y, matrix_of_row, bias, torch.get_num_threads())
+    return y
+
+
+def _handle(weights: PackedWeights) -> Any:
+    """The kernels' own object for these weights, kept beside them: it holds their addresses."""
+    kept = weights.__dict__.get("_handle")
+    if kept is None:
+        kept = _new_handle(
+            weights.data, weights.scales, weights.zeros, weights.format, weights.shape, weights.group
+        )
+        weights.__dict__["_handle"] = kept
+    return kept
+
+
+def _new_handle(
+    data: Tensor, scales: Optional, zeros: Optional, format: str, shape: tuple[int, ...], group: int
+) -> Any:
+    contiguous = (None if x is None else x.detach().contiguous() for x in (data, scales, zeros))
+    data, scales, zeros = contiguous  # type: ignore[assignment]
+    matrices, N, K = (1, *shape) if len(shape) == 2 else shape
+    return native.native().FewRows(
+        format,
+        data.view(torch.uint8).view(-1),
+        matrices,
+        N,
+        K,
+        group,
+        scales,
+        zeros,
+        native.instruction_set(),
+    )
+
+
+_library = torch.library.Library("intarsia", "FRAGMENT")
+_library.define(
+    "packed_linear(Tensor x, Tensor data, Tensor? scales, Tensor? zeros, Tensor? bias, Tensor? matrix_of_row,"
+    " str format, int[] shape, int group, ScalarType dtype) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "packed_linear", "CPU")
+def _packed_linear(
+    x: Tensor, data: Tensor, scales: Optional, zeros: Optional, bias: Optional, matrix_of_row: Optional,
+    format: str, shape: list[int], group: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    handle = _new_handle(data, scales, zeros, format, tuple(shape), group)
+    return _run(handle, x, bias, matrix_of_row, shape[-2], dtype)
+
+
+@torch.library.register_fake("intarsia::packed_linear", lib=_library)
+def _packed_linear_fake(
+    x: Tensor, data: Tensor, scales: Optional, zeros: Optional, bias: Optional, matrix_of_row: Optional,
+    format: str, shape: list[int], group: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((x.shape[0], shape[-2]), dtype=dtype)
+
+
+IMPLEMENTATION = implementation(packed_linear_cpu, _refuse)

@@ -1,0 +1,163 @@
+"""What the native kernels of softmax attention promise to the bit, and their errors against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from intarsia.errors import UnsupportedError
+from intarsia.ops import (
+    BlockTable,
+    Paged,
+    Sequences,
+    explain,
+    latent_attention,
+    native,
+    softmax_attention,
+)
+
+pytestmark = pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 63, 64, 255, 256, 300, 600])),
+        min_size=1,
+        max_size=3,
+    ).filter(lambda each: any(new for new, _ in each)),
+    heads=st.sampled_from([(1, 1), (4, 2), (5, 1), (33, 1)]),
+    dims=st.sampled_from([(32, 32), (16, 72), (40, 8), (64, 96)]),
+    window=st.sampled_from([None, 1, 30, 300]),
+    with_sinks=st.booleans(),
+    page_size=st.sampled_from([1, 16, 100]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_a_query_depends_on_what_it_sees_alone(
+    sequences: list[tuple[int, int]],
+    heads: tuple[int, int],
+    dims: tuple[int, int],
+    window: int | None,
+    with_sinks: bool,
+    page_size: int,
+    dtype: torch.dtype,
+) -> None:
+    (H, HKV), (K, V) = heads, dims
+    news, lengths = [n for n, _ in sequences], [n + past for n, past in sequences]
+    q = normal(1, sum(news), H, K, seed=0, dtype=dtype)
+    k = tuple(normal(1, S, HKV, K, seed=n + 1, dtype=dtype) for n, S in enumerate(lengths))
+    v = tuple(normal(1, S, HKV, V, seed=n + 9, dtype=dtype) for n, S in enumerate(lengths))
+    options = {"window": window, "sinks": normal(H, seed=5, dtype=torch.float32) if with_sinks else None}
+    seqs = Sequences(tuple(news))
+    o = softmax_attention(q, k, v, cu_seqlens=seqs, impl="cpu", **options)  # type: ignore[arg-type]
+
+    exact = softmax_attention(q, k, v, cu_seqlens=seqs, impl="reference", **options)  # type: ignore[arg-type]
+    # In bfloat16 the weights are rounded and the result is: half a spacing each, and the sums are float32.
+    allowed = 3e-6 if dtype == torch.float32 else 2.0**-7
+    assert (o - exact).abs().max() <= allowed * max(float(x.abs().max()) for x in v if x.numel())
+
+    for n, part in enumerate(q.split(news, dim=1)):
+        if not part.shape[1]:
+            continue
+        alone = softmax_attention(part, k[n], v[n], impl="cpu", **options)  # type: ignore[arg-type]
+        assert torch.equal(alone, o.split(news, dim=1)[n])
+        # Token by token: nothing of a later key.
+        for t in {0, part.shape[1] // 2, part.shape[1] - 1}:
+            seen = lengths[n] - news[n] + t + 1
+            one = softmax_attention(part[:, t : t + 1], k[n][:, :seen], v[n][:, :seen], impl="cpu", **options)  # type: ignore[arg-type]
+            assert torch.equal(one, alone[:, t : t + 1])
+        spoiled_k, spoiled_v = k[n].clone(), v[n].clone()
+        spoiled_k[:, -1], spoiled_v[:, -1] = torch.nan, torch.inf
+        still = softmax_attention(part, spoiled_k, spoiled_v, impl="cpu", **options)  # type: ignore[arg-type]
+        assert torch.equal(still[:, :-1], alone[:, :-1])
+
+    table, pages_k, pages_v = [], [], []
+    for n, S in enumerate(lengths):
+        own = []
+        for begin in range(0, S, page_size):
+            own.append(len(pages_k))
+            for pages, x in ((pages_k, k), (pages_v, v)):
+                part = x[n][0, begin : begin + page_size]
+                page = part.new_full((page_size, *part.shape[1:]), torch.nan)
+                page[: len(part)] = part
+                pages.append(page)
+        table.append(own[::-1])
+    # The pages of a sequence lie the other way round.
+    for own in table:
+        for i, page in enumerate(own[: len(own) // 2]):
+            other = own[len(own) - 1 - i]
+            for pages in (pages_k, pages_v):
+                pages[page], pages[other] = pages[other], pages[page]
+    blocks = BlockTable(table, lengths, page_size)
+    paged = softmax_attention(
+        q, Paged(torch.stack(pages_k), blocks), Paged(torch.stack(pages_v), blocks), cu_seqlens=seqs, impl="cpu",
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert torch.equal(paged, o)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("T", [1, 3, 40])
+def test_threads_change_no_bit(T: int, dtype: torch.dtype) -> None:
+    q = normal(2, T, 4, 64, seed=0, dtype=dtype)
+    k, v = (normal(2, 1500, 2, 64, seed=n, dtype=dtype) for n in (1, 2))
+    threads = torch.get_num_threads()
+    outputs = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs.append(softmax_attention(q, k, v, impl="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(o, outputs[0]) for o in outputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("T", [1, 5])
+def test_latents_in_pieces_are_those_in_one(T: int, dtype: torch.dtype) -> None:
+    H, own, shared, rank, V = 3, 16, 8, 32, 24
+    q = normal(1, T, H, own + shared, seed=0, dtype=dtype)
+    latents = normal(1, 300, rank + shared, seed=1, dtype=dtype)
+    up = normal(H, own + V, rank, seed=2, dtype=dtype) / rank**0.5
+    o = latent_attention(q, latents, up, impl="cpu")
+    exact = latent_attention(q, latents, up, impl="reference")
+    assert (o - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 2.0**-5)
+    for t in range(T):
+        one = latent_attention(q[:, t : t + 1], latents[:, : 300 - T + t + 1], up, impl="cpu")
+        # The products around the kernel are PyTorch's, which may round one row otherwise than several.
+        torch.testing.assert_close(one, o[:, t : t + 1])
+
+
+def test_who_serves_what() -> None:
+    q, k = normal(1, 2, 2, 8, seed=0, dtype=torch.float32), normal(1, 30, 2, 8, seed=1, dtype=torch.float32)
+    assert explain(softmax_attention, q, k, k).impl == "cpu"
+    whole = explain(softmax_attention, k, k, k)
+    assert whole.impl == "torch"
+    assert "whole sequences" in whole.rejected["cpu"]
+    assert explain(softmax_attention, q.requires_grad_(), k, k).impl == "torch"
+    with pytest.raises(UnsupportedError, match="no gradients"):
+        softmax_attention(q, k, k, impl="cpu")
+    q = q.detach()
+    with pytest.raises(UnsupportedError, match="forget gate"):
+        softmax_attention(q, k, k, log_gate=torch.zeros(1, 30, 2, dtype=torch.float64), impl="cpu")
+    with pytest.raises(UnsupportedError, match="keys in the dtype of q"):
+        softmax_attention(q, k.bfloat16(), k.bfloat16(), impl="cpu")
+
+
+def test_compiles() -> None:
+    q, k = normal(1, 2, 2, 32, seed=0, dtype=torch.float32), normal(1, 30, 2, 32, seed=1, dtype=torch.float32)
+
+    def apply(q: Tensor, k: Tensor) -> Tensor:
+        with torch.no_grad():
+            return softmax_attention(q * 2, k, k, impl="cpu") + 1
+
+    compiled = torch.compile(apply, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(q, k), apply(q, k))
