@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.mixers import names
+from intarsia.mixers.registry import MIXERS
 
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "docs" / "figures"
 SCRIPT = FIGURES / "demo.py"
 
 
@@ -66,10 +67,34 @@ def test_the_table_has_a_row_for_each_model() -> None:
 def test_a_figure_is_the_one_that_its_script_draws(name: str) -> None:
     figure = str(runpy.run_path(str(FIGURES / f"{name}.py"))["figure"]())
     ElementTree.fromstring(figure)
-    assert (FIGURES / f"{name}.svg").read_text(encoding="utf-8") == figure + "\n"
+    file = FIGURES / f"{name}.svg"
+    run = f"docs/figures/{name}.svg is not what its script draws: run .venv/bin/python docs/figures/{name}.py"
+    assert file.read_text(encoding="utf-8") == figure + "\n", run
 
 
-def test_the_pages_on_mixers_name_all_of_them() -> None:
-    for page in ("mixers.md", "archaeology.md"):
-        text = (FIGURES.parent / page).read_text(encoding="utf-8")
-        assert not [name for name in names() if f"`{name}`" not in text]
+@pytest.mark.parametrize("page", ["README.md", "docs/archaeology.md"])
+def test_the_tables_of_mixers_hold_all_of_them(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    expected = runpy.run_path(str(FIGURES / "mixers.py"))["written"](page, text)
+    wrong = [line for line in expected.splitlines() if line not in text.splitlines()]
+    told = "\n".join([f"{page} should hold these lines: run .venv/bin/python docs/figures/mixers.py", *wrong])
+    assert text == expected, told
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/mixers.md", "docs/archaeology.md"])
+def test_the_pages_on_mixers_name_all_of_them(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    missing = [name for name in MIXERS if f"`{name}`" not in text]
+    where = {"README.md": "under 'The layers'", "docs/mixers.md": "a row of the table under 'What there is'"}
+    place = where.get(page, "in its story")
+    assert not missing, f"{page} does not name {', '.join(missing)}: write each there, {place}"
+
+
+def test_the_page_tells_no_mixer_that_is_not_there() -> None:
+    table = (ROOT / "docs" / "mixers.md").read_text(encoding="utf-8").partition("## What there is")[2]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name.strip(" `") for cell in cells for name in cell.split(",")}
+    gone = ", ".join(sorted(named - set(MIXERS)))
+    assert not gone, (
+        f"docs/mixers.md has a row for {gone}, which intarsia.mixers.registry.MIXERS does not name"
+    )

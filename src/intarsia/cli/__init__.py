@@ -25,16 +25,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for verb in (
-    train.train,
-    generate.generate,
-    compare.compare,
-    exam.exam,
-    inspect.inspect,
-    presets.presets,
-    mixers.mixers,
-):
-    app.command()(reported(verb))
+VERBS = {
+    "train": train,
+    "generate": generate,
+    "compare": compare,
+    "exam": exam,
+    "inspect": inspect,
+    "presets": presets,
+    "mixers": mixers,
+}
+"""A file each, whose function `command` is what the verb does."""
+
+for name, verb in VERBS.items():
+    app.command(name)(reported(verb.command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 from intarsia.cli.options import Plugins
 
 
-def compare(
+def command(
     plan: Annotated[
         Path, typer.Argument(help="The plan: a TOML file, or a Python file that defines `plan`.")
     ],

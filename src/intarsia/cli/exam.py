@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from intarsia.tasks import Answers, Task
 
 
-def exam(
+def command(
     run: Annotated[
         Path, typer.Argument(help="Directory of a training run, of a comparison's run, or of a model.")
     ],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from intarsia.model import LanguageModel
 
 
-def generate(
+def command(
     model: Annotated[Path, typer.Argument(help="The directory of a trained model, or of a training run.")],
     prompt: Annotated[
         str | None,
@@ -134,10 +134,10 @@ class Generation:
         self._started = self._first = self._last = 0.0
 
     def __iter__(self) -> Iterator[str]:
-        from intarsia.inference import decode
+        from intarsia.inference import text_pieces
 
         self._started = self._first = self._last = time.perf_counter()
-        yield from decode(self._tokenizer, self._counted())
+        yield from text_pieces(self._tokenizer, self._counted())
 
     def _counted(self) -> Iterator[int]:
         for token in self._tokens:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LENGTHS = (1024, 8192, 65536, 1048576)
 
 
-def inspect(
+def command(
     model: Annotated[
         str,
         typer.Argument(

@@ -15,7 +15,7 @@ ONE_TABLE = 110
 """A terminal of so many characters shows rules and costs side by side."""
 
 
-def mixers(
+def command(
     name: Annotated[str | None, typer.Argument(help="Show this mixer alone, with all its options.")] = None,
     plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,

@@ -10,7 +10,7 @@ import typer
 CONTEXT = 65536
 
 
-def presets(
+def command(
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="Count with this vocabulary instead of each preset's own.")
     ] = None,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from intarsia.training import Parent, TrainResult
 
 
-def train(
+def command(
     model: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a TOML file.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory of the run; `runs/NAME` by default.")

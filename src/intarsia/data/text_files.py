@@ -95,12 +95,12 @@ def _cut(stream: IO[bytes], path: Path, document_bytes: int) -> Iterator[Text]:
         begin = 0
         while len(rest) - begin > document_bytes:
             end = _end_of_piece(rest, begin, begin + document_bytes)
-            yield Text(f"@{start}", _decode(rest[begin:end], path, start), 0)
+            yield Text(f"@{start}", _as_text(rest[begin:end], path, start), 0)
             start += end - begin
             begin = end
         rest = rest[begin:]
     if rest:
-        yield Text(f"@{start}" if start > len(_BOM) else "", _decode(rest, path, start), 0)
+        yield Text(f"@{start}" if start > len(_BOM) else "", _as_text(rest, path, start), 0)
 
 
 def _end_of_piece(buffer: bytes, begin: int, limit: int) -> int:
@@ -116,7 +116,7 @@ def _end_of_piece(buffer: bytes, begin: int, limit: int) -> int:
     return end
 
 
-def _decode(content: bytes, path: Path, start: int) -> str:
+def _as_text(content: bytes, path: Path, start: int) -> str:
     if b"\0" in content:
         raise BinaryFileError(f"{path} is not a text file: it has a zero byte at {start + content.index(0)}")
     try:

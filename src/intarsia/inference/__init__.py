@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intarsia.inference.generate import decode, generate, stream_text
+from intarsia.inference.generate import generate, stream_text, text_pieces
 from intarsia.inference.sampling import GREEDY, Sampler, Sampling
 
-__all__ = ["GREEDY", "Sampler", "Sampling", "decode", "generate", "stream_text"]
+__all__ = ["GREEDY", "Sampler", "Sampling", "generate", "stream_text", "text_pieces"]

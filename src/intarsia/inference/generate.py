@@ -135,10 +135,10 @@ def stream_text(
         stop={tokenizer.separator},
         prefill_chunk=prefill_chunk,
     )
-    return decode(tokenizer, tokens)
+    return text_pieces(tokenizer, tokens)
 
 
-def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """Pieces of text as the tokens come; none is empty, and none holds half a character."""
     decoder = tokenizer.decode_stream()
     for token in tokens:

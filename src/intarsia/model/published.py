@@ -21,7 +21,7 @@ from intarsia.mixers import (
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
 
-def kimi_linear(vocab_size: int = 163840) -> ModelConfig:
+def kimi_linear_48b_a3b(vocab_size: int = 163840) -> ModelConfig:
     """Kimi-Linear-48B-A3B (arXiv:2510.26692): 49.12 B parameters, of which 3.1 B compute a token.
 
     The routing weights are unbiased, as in the report. The code released with the weights adds the router's
@@ -43,14 +43,14 @@ def kimi_linear(vocab_size: int = 163840) -> ModelConfig:
     )
 
 
-def kimi_linear_rope(vocab_size: int = 163840) -> ModelConfig:
+def kimi_linear_48b_a3b_rope(vocab_size: int = 163840) -> ModelConfig:
     """The report's "Kimi Linear (RoPE)": the same with rotary positions in MLA, of Moonlight's base."""
-    config = kimi_linear(vocab_size)
+    config = kimi_linear_48b_a3b(vocab_size)
     rotated = MLAConfig(32, 512, 128, 64, 128, rotate=True, rope_theta=50000.0)
     return config.replace(mixers={**config.mixers, "mla": rotated})
 
 
-def moonlight(vocab_size: int = 163840) -> ModelConfig:
+def moonlight_16b_a3b(vocab_size: int = 163840) -> ModelConfig:
     """Moonlight-16B-A3B (arXiv:2502.16982): MLA with RoPE in every layer, 16.0 B parameters."""
     return ModelConfig(
         vocab_size=vocab_size,
@@ -66,7 +66,7 @@ def moonlight(vocab_size: int = 163840) -> ModelConfig:
     )
 
 
-def minimax_01(vocab_size: int = 200064) -> ModelConfig:
+def minimax_text_01(vocab_size: int = 200064) -> ModelConfig:
     """MiniMax-Text-01 (arXiv:2501.08313): Lightning 7 : softmax 1, 456 B parameters. The residual stream carries the
     normed input times a factor. Attention rotates half of the channels, as the released code does; transformers 5.23
     ignores that factor and rotates all."""
@@ -90,7 +90,7 @@ def minimax_01(vocab_size: int = 200064) -> ModelConfig:
     )
 
 
-def qwen3_next(vocab_size: int = 151936) -> ModelConfig:
+def qwen3_next_80b_a3b(vocab_size: int = 151936) -> ModelConfig:
     """Qwen3-Next-80B-A3B: Gated DeltaNet 3 : gated attention 1 with a quarter of the channels rotated, 79.7 B
     parameters."""
     return ModelConfig(
@@ -116,7 +116,7 @@ def qwen3_next(vocab_size: int = 151936) -> ModelConfig:
     )  # fmt: skip
 
 
-def gpt_oss(vocab_size: int = 201088) -> ModelConfig:
+def gpt_oss_120b(vocab_size: int = 201088) -> ModelConfig:
     """gpt-oss-120b (arXiv:2508.10925): a window of 128 tokens and full attention in turn, a sink a head, 116.8 B
     parameters."""
     attention = AttentionConfig(
@@ -141,12 +141,12 @@ def gpt_oss(vocab_size: int = 201088) -> ModelConfig:
 
 def gpt_oss_20b(vocab_size: int = 201088) -> ModelConfig:
     """gpt-oss-20b: 24 layers with 32 experts each, 20.9 B parameters."""
-    config = gpt_oss(vocab_size)
+    config = gpt_oss_120b(vocab_size)
     assert config.experts is not None
     return config.replace(depth=24, experts=dataclasses.replace(config.experts, num_experts=32))
 
 
-def olmo_hybrid(vocab_size: int = 100352) -> ModelConfig:
+def olmo_hybrid_7b(vocab_size: int = 100352) -> ModelConfig:
     """OLMo-Hybrid-7B: Gated DeltaNet 3 : attention 1, beta up to 2, the norms of attention blocks after, 7.4 B
     parameters. The release drops the rotation for long contexts: `rope=0` in its attention."""
     return ModelConfig(
@@ -172,14 +172,15 @@ def with_window(attention: AttentionConfig, window: int) -> SlidingWindowConfig:
 
 
 PUBLISHED = {
-    "kimi-linear": kimi_linear,
-    "kimi-linear-48b-a3b": kimi_linear,
-    "kimi-linear-rope": kimi_linear_rope,
-    "moonlight": moonlight,
-    "minimax-01": minimax_01,
-    "qwen3-next": qwen3_next,
-    "gpt-oss": gpt_oss,
+    "kimi-linear": kimi_linear_48b_a3b,
+    "kimi-linear-48b-a3b": kimi_linear_48b_a3b,
+    "kimi-linear-rope": kimi_linear_48b_a3b_rope,
+    "moonlight": moonlight_16b_a3b,
+    "minimax-01": minimax_text_01,
+    "qwen3-next": qwen3_next_80b_a3b,
+    "gpt-oss": gpt_oss_120b,
     "gpt-oss-20b": gpt_oss_20b,
-    "olmo-hybrid": olmo_hybrid,
+    "olmo-hybrid": olmo_hybrid_7b,
 }
-"""By the names that `intarsia presets` shows."""
+"""By the names that `intarsia presets` shows. The functions have the models' full names, since the families of
+`presets.py` have the short ones."""
