@@ -13,11 +13,9 @@ from intarsia.model import InferenceModel, LanguageModel, ModelStates
 from intarsia.ops import Sequences
 from support.small_models import LAYOUTS, SMALLEST, VOCAB, build, preset, recurrent, tokens_of
 
-# States that grow cannot be continued in a packed row yet.
-MODELS = [name for name in LAYOUTS if recurrent(build(name))] + [
-    name for name in SMALLEST if recurrent(preset(name))
-]
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", [*LAYOUTS, *SMALLEST])
+# The pools of states that grow follow.
+every_recurrent_model = pytest.mark.parametrize("name", [n for n in LAYOUTS if recurrent(build(n))])
 PROMPTS = [tokens_of(n, seed=n) for n in (5, 1, 70, 3)]
 
 
@@ -69,7 +67,7 @@ def packed(*pieces: list[int]) -> tuple[torch.Tensor, Sequences]:
     return torch.tensor([[token for piece in pieces for token in piece]]), Sequences(tuple(map(len, pieces)))
 
 
-@every_model
+@every_recurrent_model
 def test_pooled_is_value_and_what_left_comes_back(name: str) -> None:
     """To the bit: logits of all tokens and of the last, after a fork, and after an eviction."""
     model = InferenceModel(model_of(name))
