@@ -43,7 +43,7 @@ def test_it_holds_the_mixers_that_are_used_and_what_they_are_made_of() -> None:
         "ops.linear_cpu",
     ):
         assert f"intarsia.{module}" in found
-    for module in ("model.language_model", "model.block", "model.loss", "training.step", "data.loader"):
+    for module in ("model.language_model", "model.block", "model.loss", "training.learner", "data.loader"):
         assert f"intarsia.{module}" in found
     for module in ("mixers.rwkv7", "mixers.registry", "cli.train", "ladder.verdict", "jobs.progress"):
         assert f"intarsia.{module}" not in found

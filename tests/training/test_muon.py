@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from intarsia.errors import TrainingError
-from intarsia.training.muon import Muon
-from intarsia.training.newton_schulz import orthogonalize
+from intarsia.training.muon import Muon, orthogonalize
 
 
 def normal(*shape, seed=0):

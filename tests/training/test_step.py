@@ -13,9 +13,9 @@ from intarsia.layers.side import SideResults
 from intarsia.mixers.mla import LatentAttention
 from intarsia.model import LanguageModel
 from intarsia.training.distributed import Processes
+from intarsia.training.learner import Learner, micro_batches
 from intarsia.training.optimizers import build_optimizers
 from intarsia.training.qk_clip import clip_logits
-from intarsia.training.step import micro_batches, train_step
 
 
 @pytest.fixture
@@ -31,17 +31,16 @@ def batch(dataset):
 
 
 def step(model, config, batch):
-    optimizers = build_optimizers(model, config)
-    return train_step(model, optimizers, config, batch, 0, Processes())
+    return Learner(model, build_optimizers(model, config), config, Processes()).step(batch, 0)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, None])
 def test_micro_batches_are_the_batch_in_pieces(batch, rows):
     parts = list(micro_batches(batch, 48, rows))
     assert len(parts) == (1 if rows is None else 4 // rows)
-    assert torch.equal(torch.cat([tokens for tokens, _, _ in parts], dim=1), batch.tokens)
-    assert torch.equal(torch.cat([targets for _, targets, _ in parts], dim=1), batch.targets)
-    assert sum((seqs.lengths for _, _, seqs in parts), ()) == batch.seqs.lengths
+    assert torch.equal(torch.cat([batch.tokens[:, part] for part, _ in parts], dim=1), batch.tokens)
+    assert sum((seqs.lengths for _, seqs in parts), ()) == batch.seqs.lengths
+    assert all(seqs.total == part.stop - part.start for part, seqs in parts)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -102,7 +101,7 @@ def test_gradients_are_clipped_to_their_norm(model, train_config, batch):
 def test_bf16_keeps_weights_gradients_and_states_in_float32(model, train_config, batch):
     optimizers = build_optimizers(model, train_config)
     config = train_config.replace(precision="bf16")
-    result = train_step(model, optimizers, config, batch, 0, Processes())
+    result = Learner(model, optimizers, config, Processes()).step(batch, 0)
     exact = step(copy.deepcopy(model), train_config, batch)
     assert result.loss == pytest.approx(exact.loss, rel=0.05)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -114,19 +113,19 @@ def test_bf16_keeps_weights_gradients_and_states_in_float32(model, train_config,
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_nan_stops_before_the_update(model, train_config, batch, where):
+def test_numbers_that_are_not_finite_are_told_to_whoever_reads(model, train_config, batch, where):
     if where == "loss":
         model.norm.weight.data[0] = float("nan")
     else:
         model.blocks[0].mixer.q_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     words = {"loss": r"the loss of step 1 is nan", "gradient": r"the gradient norm of step 1 is (inf|nan)"}[
         where
     ]
-    with pytest.raises(TrainingError, match=words):
-        step(model, train_config, batch)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) or value.isnan().any(), name
+    result = step(model, train_config, batch)
+    assert result.tokens == batch.targets.numel()
+    for number in ("nll", "loss", "gradient_norm", "max_logit"):
+        with pytest.raises(TrainingError, match=words):
+            getattr(result, number)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intarsia.ops.sequences import Sequences
+from intarsia.ops.sequences import Sequences, placed
 from intarsia.ops.tracing import transform
 
 
@@ -51,11 +51,12 @@ class ChunkLayout:
         starts = Sequences(self.lengths).starts
         lengths = torch.tensor([self.lengths[n] for n in self.order])
         first = torch.tensor([starts[n] for n in self.order])
-        step = torch.repeat_interleave(torch.arange(len(self.active)), torch.tensor(self.active))
+        active = torch.tensor(self.active)
+        step = torch.repeat_interleave(torch.arange(len(active)), active, output_size=sum(self.active))
         rank = torch.cat([torch.arange(n) for n in self.active])
         offset = step[:, None] * self.size + torch.arange(self.size)
         index = first[rank, None] + offset
-        return torch.where(offset < lengths[rank, None], index, sum(self.lengths)).to(device)
+        return placed(torch.where(offset < lengths[rank, None], index, sum(self.lengths)), device)
 
     def split(self, x: Tensor, segments: Sequence[slice]) -> list[Tensor]:
         """`[B, T, heads, ...]` to `[chunks, heads, size, ...]` for each run of steps."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ShapeError
+from intarsia.ops.tracing import observed
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Sequences:
 
     def cu_seqlens(self, device: torch.device | str = "cpu") -> Tensor:
         """Cumulative lengths, `[count + 1]`, int32."""
-        return torch.tensor([*self.starts, self.total], dtype=torch.int32, device=device)
+        return placed(torch.tensor([*self.starts, self.total], dtype=torch.int32), device)
 
     def positions(self, device: torch.device | str = "cpu") -> Tensor:
         """Each token's place in its own sequence, `[total]`, int64."""
@@ -90,5 +91,13 @@ class Sequences:
 
     def per_token(self, values: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """The value of each token's sequence, `[total]`, int64."""
-        lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.tensor(values, device=device), lengths, output_size=self.total)
+        lengths = placed(torch.tensor(self.lengths), device)
+        return torch.repeat_interleave(placed(torch.tensor(values), device), lengths, output_size=self.total)
+
+
+def placed(values: Tensor, device: torch.device | str) -> Tensor:
+    """Values of the host on a device, which nobody waits for."""
+    if torch.device(device).type != "cuda" or observed():
+        return values.to(device)
+    # From ordinary memory a copy would wait until the GPU has done all before it.
+    return values.pin_memory().to(device, non_blocking=True)

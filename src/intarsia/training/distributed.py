@@ -38,6 +38,16 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def count(self, number: int) -> int:
+        """The sum over all processes of a number of each. The host alone is asked, where the group can talk without
+        GPUs: what they are at is not waited for."""
+        if self.world_size == 1:
+            return number
+        device = torch.device("cpu") if "cpu:" in str(dist.get_backend_config()) else self.device
+        total = torch.tensor(number, device=device)
+        dist.all_reduce(total)
+        return int(total)
+
     def maximum(self, values: Tensor) -> Tensor:
         """The elementwise maximum over all processes, in place."""
         if self.world_size > 1:

@@ -22,7 +22,6 @@ from intarsia.model import LanguageModel
 from intarsia.ops import Sequences
 from intarsia.training.config import Precision
 from intarsia.training.distributed import Processes
-from intarsia.training.precision import autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +211,7 @@ def _score(
     inputs = np.concatenate([split.document(number)[piece.start : piece.stop] for number, piece in pairs])
     targets = np.concatenate([split.targets(number)[piece.start : piece.stop] for number, piece in pairs])
     lengths = tuple(piece.stop - piece.start for piece in pieces)
-    with autocast(precision, device):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         out = model(
             torch.from_numpy(inputs.astype(np.int64))[None].to(device),
             targets=torch.from_numpy(targets.astype(np.int64))[None].to(device),

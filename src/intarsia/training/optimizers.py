@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from intarsia.errors import TrainingError
 from intarsia.model.experts import Experts, Router
 from intarsia.training.config import MuonPrecision, TrainConfig
-from intarsia.training.muon import Muon
-from intarsia.training.newton_schulz import fast_dtype
+from intarsia.training.muon import Muon, fast_dtype
 
 Role = Literal["matrix", "experts", "fused experts", "router", "head", "embedding", "vector"]
 

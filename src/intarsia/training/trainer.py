@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from intarsia.checkpoints.native import save_model
@@ -22,12 +21,11 @@ from intarsia.training.checkpoint import Checkpoints
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import Processes
 from intarsia.training.evaluate import Evaluation, evaluate, first_documents
-from intarsia.training.learner import Learner
+from intarsia.training.learner import Learner, StepResult, all_finite
 from intarsia.training.metrics import Lines, Metrics
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
 from intarsia.training.schedule import stable_until
-from intarsia.training.step import StepResult, all_finite
 
 
 @dataclass
@@ -46,14 +44,21 @@ class Tally:
     line_clipped_heads: int = 0
     loss: float = 0.0
 
-    def add(self, result: StepResult, digest: str, seconds: float) -> None:
+    def done(self, result: StepResult, digest: str) -> None:
+        """Another step is done; what it measured comes later."""
         self.step += 1
         self.tokens += result.tokens
-        self.seconds += seconds
         self.batches = hashlib.sha256((self.batches + digest).encode()).hexdigest()
+
+    def spent(self, seconds: float) -> None:
+        """So long it took."""
+        self.seconds += seconds
+        self.line_seconds += seconds
+
+    def read(self, result: StepResult) -> None:
+        """What a step measured, which may be waited for. In the order of the steps."""
         self.line_nll += result.nll
         self.line_tokens += result.tokens
-        self.line_seconds += seconds
         self.loss = self.line_nll / self.line_tokens
         if result.max_logit is not None:
             self.line_max_logit = max(result.max_logit, self.line_max_logit or result.max_logit)
@@ -101,6 +106,7 @@ class Trainer:
         self.record: dict[str, Any] = {}
         """Of the run, as `config.json` has it and every checkpoint."""
         self.tally = Tally()
+        self._unread: list[StepResult] = []
         self.evaluation: Evaluation | None = None
         self._known_lines: Lines | None = None
 
@@ -146,14 +152,19 @@ class Trainer:
             result = self.learner.step(batch, tally.step)
         except TrainingError as error:
             raise TrainingError(f"{error}. {self._advice()}") from None
-        tally.add(result, batch.digest, time.perf_counter() - began)
+        tally.done(result, batch.digest)
+        self._unread.append(result)
+        is_line = tally.step % self.config.log_every == 0 or tally.step == self.config.steps
+        # A GPU is still at it, and is given the next step before its numbers are waited for.
+        self._read(0 if is_line or self.processes.device.type == "cpu" else 1)
+        tally.spent(time.perf_counter() - began)
         speed = tally.line_tokens / tally.line_seconds
         self.progress.advance(tally.step, {"loss": tally.loss, "tokens/s": speed})
-        if tally.step % self.config.log_every == 0 or tally.step == self.config.steps:
+        if is_line:
             values: dict[str, Any] = {
                 "loss": tally.loss,
                 "gradient_norm": result.gradient_norm,
-                "lr": self.config.lr * result.multiplier,
+                "lr": result.lr,
                 "tokens": tally.tokens,
                 "epoch": self.loader.epochs,
                 "batches": tally.batches,
@@ -165,8 +176,17 @@ class Trainer:
             metrics.write("train", tally.step, values)
             tally.start_line()
 
+    def _read(self, left: int = 0) -> None:
+        """Read what steps measured, of all but the last `left`."""
+        while len(self._unread) > left:
+            try:
+                self.tally.read(self._unread.pop(0))
+            except TrainingError as error:
+                raise TrainingError(f"{error}. {self._advice()}") from None
+
     def _evaluate(self, metrics: Metrics) -> None:
         """Evaluate the model as it is, unless that was done before a checkpoint that the run went on from."""
+        self._read()
         step, heldout = self.tally.step, self.dataset.heldout
         if not heldout.documents or self.config.eval_documents == 0:
             return
@@ -190,6 +210,7 @@ class Trainer:
 
     def _save(self, metrics: Metrics) -> None:
         """Write a checkpoint of this step, unless there is one. The metrics so far are part of it."""
+        self._read()
         step = self.tally.step
         if step == 0 or step == self.checkpoints.latest():
             return
@@ -246,7 +267,7 @@ class Trainer:
 
     def _agreed(self, wish: bool) -> bool:
         """Whether any process wishes so; the same answer in all."""
-        return bool(self.processes.maximum(torch.tensor(float(wish), device=self.processes.device)))
+        return self.processes.count(int(wish)) > 0
 
     def _advice(self) -> str:
         step = self.checkpoints.latest()
