@@ -27,9 +27,9 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
     directory = Path(target)
     if target in presets.names() or (len(directory.parts) == 1 and not directory.exists()):
         return presets.get(target, vocab_size=vocab_size)
-    # What reads directories takes as long to load as all the rest: a preset needs none of it.
+    # What reads directories takes as long to load as all the rest: a preset needs none of it, a run that is finished
+    # not what trains.
     from intarsia.checkpoints.native import load_config
-    from intarsia.training.run_directory import RunDirectory, read_json
 
     if not directory.exists():
         raise ConfigError(
@@ -37,20 +37,23 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
         )
     if vocab_size is not None:
         raise ConfigError("--vocab-size is for presets: a trained model has the vocabulary that it has")
+    place = model_directory(directory)
     with told_plugins(directory):
-        if is_unfinished(directory):
+        if place == directory and is_unfinished(directory):
+            from intarsia.training.run_directory import RunDirectory, read_json
+
             return ModelConfig.from_dict(read_json(RunDirectory(directory).config)["model"])
-        return load_config(model_directory(directory))
+        return load_config(place)
 
 
 @contextmanager
 def told_plugins(directory: Path) -> Iterator[None]:
     """A model whose mixers come from files is not read without these: the error says which they were, and where."""
-    from intarsia.training.run_directory import RunDirectory, read_json
-
     try:
         yield
     except (ConfigError, CheckpointError) as error:
+        from intarsia.training.run_directory import RunDirectory, read_json
+
         for run in (directory, directory / "train", directory.parent):
             if (file := RunDirectory(run).config).is_file():
                 files = (read_json(file).get("fingerprint") or {}).get("files") or {}

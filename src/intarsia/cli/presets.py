@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """List the models that can be built by name.
 
-    With their layers, parameters, and the state that decoding keeps after 64 k tokens.
+    With their layers, parameters, and the state that decoding keeps after 64 k tokens, in bfloat16.
 
     \b
       intarsia presets
@@ -46,13 +46,15 @@ def command(
 
 
 def _rows(vocab_size: int | None) -> list[dict[str, Any]]:
+    import torch
+
     from intarsia.model import presets
     from intarsia.model.language_model import cost_of
 
     rows = []
     for name in presets.names():
         config = presets.get(name, vocab_size)
-        cost = cost_of(config)
+        cost = cost_of(config, torch.bfloat16)
         rows.append(
             {
                 "name": name,
