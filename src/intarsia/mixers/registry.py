@@ -78,6 +78,8 @@ def use_plugins(files: Iterable[str | os.PathLike[str]] | None) -> None:
     """
     before = os.environ.get(VARIABLE, "")
     paths = dict.fromkeys([*plugins(), *(Path(file).absolute() for file in files or ())])
+    if not paths:
+        return
     os.environ[VARIABLE] = os.pathsep.join(map(str, paths))
     try:
         _plugged()
