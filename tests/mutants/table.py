@@ -31,14 +31,14 @@ OPS = _in(
     "src/intarsia/ops",
     (
         "the reference without scale",
-        "reference.py",
+        "linear_reference.py",
         "repeat_interleave(group, dim=2) * call.scale",
         "repeat_interleave(group, dim=2)",
         LINEAR,
     ),
     (
         "the reference erases before the decay",
-        "reference.py",
+        "linear_reference.py",
         'recalled = torch.einsum("bhkv,bhk->bhv", S, k_t)',
         'recalled = torch.einsum("bhkv,bhk->bhv", S_before, k_t)',
         LINEAR,
@@ -169,24 +169,6 @@ LAYERS = _in(
         f"{PROPERTIES} -k rwkv7",
     ),
     (
-        "a fork of a slot without its last inputs",
-        "recurrent.py",
-        "self.room.conv[target] = self.room.conv[source]",
-        "self.room.conv[target] = 0",
-        f"{PROPERTIES} -k pool",
-    ),
-)
-
-MIXERS = _in(
-    "src/intarsia/mixers",
-    (
-        "no negative eigenvalues",
-        "gated_deltanet.py",
-        "self.beta_max = 2 if config.negative_eigenvalues else 1",
-        "self.beta_max = 1",
-        "tests/mixers/test_delta_oracles.py tests/mixers/test_transformers.py",
-    ),
-    (
         "a rotation the other way round",
         "rope.py",
         "torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)",
@@ -196,30 +178,66 @@ MIXERS = _in(
     (
         "angles in float32",
         "rope.py",
-        "angle = positions.to(torch.float64)[:, None, None] * frequency",
-        "angle = positions.to(torch.float32)[:, None, None] * frequency.float()",
+        "angle = positions.to(torch.float64)[..., None, None] * frequency",
+        "angle = positions.to(torch.float32)[..., None, None] * frequency.float()",
         "tests/mixers/test_softmax_oracles.py -k far",
     ),
     (
+        "time steps ten times as large",
+        "gates.py",
+        "dt_bias.uniform_(math.log(1e-3), math.log(1e-1)",
+        "dt_bias.uniform_(math.log(1e-2), math.log(1.0)",
+        "tests/model/test_initialization.py tests/mixers",
+    ),
+    (
+        "a fork of a slot without its last inputs",
+        "recurrent.py",
+        "self.room.conv[target] = self.room.conv[source]",
+        "self.room.conv[target] = 0",
+        f"{PROPERTIES} -k pool",
+    ),
+)
+
+ATTENTION = _in(
+    "src/intarsia/ops",
+    (
         "a window one token too wide",
-        "softmax.py",
+        "attention_torch.py",
         "seen.triu(S - T - window + 1)",
         "seen.triu(S - T - window)",
         "tests/mixers/test_softmax_oracles.py",
     ),
     (
         "few queries without their sink",
-        "softmax.py",
+        "attention_torch.py",
         "weights = torch.cat([logits, sink], dim=-1)",
         "weights = torch.cat([logits, sink - 100], dim=-1)",
         f"{PROPERTIES} -k sinks",
     ),
     (
-        "MLA's absorbed form with another scale",
+        "a forget gate in float32",
+        "attention_gated.py",
+        ".clamp(min=LEAST_LOG_GATE).double()",
+        ".clamp(min=LEAST_LOG_GATE)",
+        f"tests/mixers/test_softmax_oracles.py tests/mixers/test_younger_softmax_oracles.py {PROPERTIES} -k fox",
+    ),
+)
+
+MIXERS = _in(
+    "src/intarsia/mixers",
+    (
+        "MLA with another scale",
         "mla.py",
-        ".unflatten(1, (T, c.num_heads)) * c.key_dim**-0.5",
-        ".unflatten(1, (T, c.num_heads)) * c.nope_dim**-0.5",
+        "scale, largest = c.key_dim**-0.5, None",
+        "scale, largest = c.nope_dim**-0.5, None",
         f"{PROPERTIES} -k mla",
+    ),
+    (
+        "no negative eigenvalues",
+        "gated_deltanet.py",
+        "self.beta_max = 2 if config.negative_eigenvalues else 1",
+        "self.beta_max = 1",
+        "tests/mixers/test_delta_oracles.py tests/mixers/test_transformers.py",
     ),
     (
         "Mamba-2 without its step size at the input",
@@ -257,13 +275,6 @@ MIXERS = _in(
         "tests/mixers/test_dplr_oracles.py",
     ),
     (
-        "a forget gate in float32",
-        "attention_gated.py",
-        ".clamp(min=LEAST_LOG_GATE).double()",
-        ".clamp(min=LEAST_LOG_GATE)",
-        f"tests/mixers/test_softmax_oracles.py tests/mixers/test_younger_softmax_oracles.py {PROPERTIES} -k fox",
-    ),
-    (
         "PaTH without the maps of the own chunk",
         "path.py",
         "own = q @ k.mT - upto_query @ before_key",
@@ -276,13 +287,6 @@ MIXERS = _in(
         "heads_first = [widen(x).transpose(1, 2) for x in (q, k, w, beta)]",
         "heads_first = [widen(x.bfloat16()).to(q.dtype).transpose(1, 2) for x in (q, k, w, beta)]",
         f"{PROPERTIES} -k budget",
-    ),
-    (
-        "time steps ten times as large",
-        "parts.py",
-        "dt_bias.uniform_(math.log(1e-3), math.log(1e-1)",
-        "dt_bias.uniform_(math.log(1e-2), math.log(1.0)",
-        "tests/model/test_initialization.py tests/mixers",
     ),
 )
 
@@ -545,8 +549,8 @@ INFERENCE = _in(
     (
         "a prompt whose pieces forget each other",
         "generate.py",
-        "            states = out.states\n",
-        "",
+        "logits, states = _advance(model, ",
+        "logits, _ = _advance(model, ",
         "tests/inference/test_generate.py",
     ),
 )
@@ -625,4 +629,4 @@ CXX = _in(
     ),
 )
 
-MUTANTS = (*OPS, *LAYERS, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)
+MUTANTS = (*OPS, *LAYERS, *ATTENTION, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
-import torch
 from torch import Tensor, nn
 
-from intarsia.errors import OptionError, ShapeError
+from intarsia.errors import ConfigError, OptionError, ShapeError
 from intarsia.layers.convolution import ShortConvolution
 from intarsia.layers.cost import Cost
 from intarsia.layers.filling import FillsItself, GeneratorOf
+from intarsia.layers.norm import OutputGate
 from intarsia.layers.pools import Pool
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
@@ -25,11 +25,16 @@ __all__ = [
     "Cost",
     "Family",
     "GeneratorOf",
+    "GroupedHeadsConfig",
+    "HeadsConfig",
+    "Layer",
+    "Memory",
     "Mixer",
     "MixerConfig",
     "MixerOutput",
     "NormedConfig",
-    "empty_beside",
+    "check_output_gate",
+    "check_value_heads",
     "positive",
 ]
 
@@ -120,12 +125,6 @@ class Mixer(FillsItself, Generic[S]):
                 raise ShapeError(f"the state is of {state.count} sequences and the input of {count}")
 
 
-def empty_beside(weight: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty tensor where the weight is, in its dtype unless another is said: an ordinary one also where the weight
-    is divided among processes."""
-    return torch.empty(shape, dtype=weight.dtype if dtype is None else dtype, device=weight.device)
-
-
 Family = Literal["additive", "delta", "softmax"]
 
 
@@ -197,8 +196,70 @@ class NormedConfig(MixerConfig):
         return norm_eps if self.norm_eps is None else self.norm_eps
 
 
+@dataclass(frozen=True)
+class HeadsConfig(MixerConfig):
+    """`num_heads` heads, with `head_dim` channels of queries and keys (K) and `head_v_dim` of values (V; K by
+    default)."""
+
+    num_heads: int
+    head_dim: int
+    head_v_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(num_heads=self.num_heads, head_dim=self.head_dim, head_v_dim=self.head_v_dim)
+
+    @property
+    def value_dim(self) -> int:
+        """V."""
+        return self.head_dim if self.head_v_dim is None else self.head_v_dim
+
+
+@dataclass(frozen=True)
+class GroupedHeadsConfig(MixerConfig):
+    """`num_heads` query and key heads of `head_dim` (K), and `num_v_heads` value heads (a multiple; the same number by
+    default) of `head_v_dim` (V; K by default)."""
+
+    num_heads: int
+    head_dim: int
+    num_v_heads: int | None = None
+    head_v_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            num_v_heads=self.num_v_heads,
+            head_v_dim=self.head_v_dim,
+        )
+        check_value_heads(self.value_heads, self.num_heads)
+
+    @property
+    def value_heads(self) -> int:
+        """HV."""
+        return self.num_heads if self.num_v_heads is None else self.num_v_heads
+
+    @property
+    def value_dim(self) -> int:
+        """V."""
+        return self.head_dim if self.head_v_dim is None else self.head_v_dim
+
+
 def positive(**values: int | float | None) -> None:
     """Raise OptionError for the first value that is given and not above zero."""
     for name, value in values.items():
         if value is not None and value <= 0:
             raise OptionError(f"must be positive; got {value}", (name,))
+
+
+def check_value_heads(value_heads: int, num_heads: int) -> None:
+    """Raise ConfigError unless each query-key head has the same number of value heads."""
+    if value_heads % num_heads:
+        raise ConfigError(f"num_v_heads must be a multiple of num_heads={num_heads}; got {value_heads}")
+
+
+def check_output_gate(gate: str) -> None:
+    """Raise ConfigError unless there is such an output gate."""
+    if gate not in get_args(OutputGate):
+        raise ConfigError(f"output_gate must be 'sigmoid', 'swish' or 'none'; got {gate!r}")

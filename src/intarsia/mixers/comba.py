@@ -14,8 +14,15 @@ from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import GroupedHeadsConfig, check_output_gate
+from intarsia.mixers.base import (
+    About,
+    GeneratorOf,
+    GroupedHeadsConfig,
+    Mixer,
+    NormedConfig,
+    check_output_gate,
+    positive,
+)
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen
 

@@ -16,8 +16,7 @@ from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, Layer, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig, check_output_gate
+from intarsia.mixers.base import About, HeadsConfig, Layer, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, gated_delta_rule
 from intarsia.ops.precision import widen
 

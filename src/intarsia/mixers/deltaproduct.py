@@ -15,8 +15,7 @@ from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig, check_output_gate
+from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, gated_delta_rule
 
 

@@ -13,8 +13,7 @@ from intarsia.layers.gates import DecayBias
 from intarsia.layers.norm import GatedNorm
 from intarsia.layers.projections import low_rank
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig
+from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 
 

@@ -16,8 +16,16 @@ from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, low_rank, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, Layer, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig, check_output_gate, check_value_heads
+from intarsia.mixers.base import (
+    About,
+    HeadsConfig,
+    Layer,
+    Mixer,
+    NormedConfig,
+    check_output_gate,
+    check_value_heads,
+    positive,
+)
 from intarsia.ops import Sequences, gated_delta_rule
 
 

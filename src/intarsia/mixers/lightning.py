@@ -14,8 +14,7 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import GatedNorm
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, Mixer, NormedConfig
-from intarsia.mixers.heads import HeadsConfig
+from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import compute_dtype
 

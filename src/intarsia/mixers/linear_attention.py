@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.normalized import normalized_attention
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
-from intarsia.mixers.base import About, Mixer, positive
-from intarsia.mixers.heads import HeadsConfig
+from intarsia.mixers.base import About, HeadsConfig, Mixer, positive
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
 

@@ -12,8 +12,7 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
 from intarsia.layers.rope import positions_of, rotate
-from intarsia.mixers.base import About, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig
+from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, gated_rms_norm, linear_attention
 from intarsia.ops.precision import compute_dtype
 

@@ -16,8 +16,7 @@ from intarsia.layers.filling import FillsItself
 from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayBias
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
-from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
-from intarsia.mixers.heads import HeadsConfig
+from intarsia.mixers.base import About, GeneratorOf, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, dplr_rule
 from intarsia.ops.precision import widen
 
