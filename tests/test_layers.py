@@ -89,6 +89,27 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         walk(module, ())
 
 
+BACKENDS = ("cpu", "torch", "chunked", "fla", "triton")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(PACKAGE).parts[0] in LAYERS[: LAYERS.index("ops")]],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_nothing_above_the_operators_knows_a_backend(path: Path) -> None:
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[1] == "ops" and len(parts) > 2:
+            assert not parts[2].startswith("native"), f"{path.name} imports {module}"
+            assert not parts[2].endswith(tuple(f"_{name}" for name in BACKENDS)), (
+                f"{path.name} imports {module}"
+            )
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "impl" and isinstance(node.value, ast.Constant):
+            assert node.value.value in ("auto", "reference"), f"{path.name}: impl={node.value.value!r}"
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_the_command_line_starts_without_torch(argument: str) -> None:
     code = (

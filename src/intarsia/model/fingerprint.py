@@ -6,7 +6,6 @@ that is found on the disk with another one was made by something else: `changes`
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -20,7 +19,7 @@ import torch
 import intarsia
 from intarsia.mixers.plugins import plugin_mixers
 from intarsia.model.config import ModelConfig
-from intarsia.ops import native
+from intarsia.ops.arithmetic import arithmetic
 from intarsia.sources import digest, find_source, sources_of
 
 LIBRARIES = ("torch", "numpy", "tokenizers")
@@ -132,31 +131,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def arithmetic(device: torch.device | str = "cpu") -> dict[str, str]:
-    """What computes on a device.
-
-    Raises:
-        ConfigError: INTARSIA_CPU_ISA names an instruction set that is not there.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return {"GPU": torch.cuda.get_device_name(device)}
-    if device.type != "cpu":
-        return {"device": device.type}
-    found = {"kernels": "none", "PyTorch": torch.backends.cpu.get_cpu_capability()}
-    if native.is_switched_off():
-        found["kernels"] = native.OFF
-    elif native.missing_reason() is None:
-        file = Path(native.native().__file__ or "")
-        found["kernels"] = f"{native.instruction_set()} {_file_hash(file, file.stat().st_mtime_ns)}"
-    return found
-
-
-@functools.lru_cache(maxsize=8)
-def _file_hash(path: Path, changed: int) -> str:
-    return digest(path.read_bytes())
 
 
 def commits(packages: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from intarsia.ops import (
     latent_attention_torch,
     linear_chunked,
     linear_cpu,
+    linear_fla,
     linear_reference,
     norm_cpu,
     norm_reference,
@@ -33,13 +34,22 @@ from intarsia.ops import (
 )
 from intarsia.ops.choice import Operator, table
 
-_LINEAR = (linear_cpu.IMPLEMENTATION, linear_chunked.IMPLEMENTATION, linear_reference.IMPLEMENTATION)
+_LINEAR = (
+    linear_cpu.IMPLEMENTATION,
+    linear_fla.IMPLEMENTATION,
+    linear_chunked.IMPLEMENTATION,
+    linear_reference.IMPLEMENTATION,
+)
 
 TABLE: Mapping[str, Operator] = table(
     {
         "gated_delta_rule": _LINEAR,
         "linear_attention": _LINEAR,
-        "dplr_rule": (linear_chunked.IMPLEMENTATION, linear_reference.IMPLEMENTATION),
+        "dplr_rule": (
+            linear_fla.IMPLEMENTATION,
+            linear_chunked.IMPLEMENTATION,
+            linear_reference.IMPLEMENTATION,
+        ),
         "decode_step": (
             decode_cpu.IMPLEMENTATION,
             decode_torch.IMPLEMENTATION,
