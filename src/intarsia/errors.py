@@ -65,6 +65,10 @@ class UnsupportedError(IntarsiaError, NotImplementedError):
     """A call that is well-formed but that the requested implementation cannot serve."""
 
 
+class PoolError(IntarsiaError, RuntimeError):
+    """A pool that has no room for what is to be put into it, or that has let go of what is asked for."""
+
+
 class DataError(IntarsiaError, ValueError):
     """A corpus, a tokenizer or a prepared dataset that cannot be used."""
 

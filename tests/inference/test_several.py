@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from intarsia.errors import PoolError, ShapeError, UnsupportedError
 from intarsia.inference import GREEDY, Sampling, generate
 from intarsia.model import InferenceModel, LanguageModel, ModelStates
 from intarsia.ops import Sequences
 from support.small_models import LAYOUTS, SMALLEST, VOCAB, build, preset, recurrent, tokens_of
 
 every_model = pytest.mark.parametrize("name", [*LAYOUTS, *SMALLEST])
-# The pools of states that grow follow.
-every_recurrent_model = pytest.mark.parametrize("name", [n for n in LAYOUTS if recurrent(build(n))])
 PROMPTS = [tokens_of(n, seed=n) for n in (5, 1, 70, 3)]
 
 
@@ -67,11 +66,12 @@ def packed(*pieces: list[int]) -> tuple[torch.Tensor, Sequences]:
     return torch.tensor([[token for piece in pieces for token in piece]]), Sequences(tuple(map(len, pieces)))
 
 
-@every_recurrent_model
+@every_model
 def test_pooled_is_value_and_what_left_comes_back(name: str) -> None:
-    """To the bit: logits of all tokens and of the last, after a fork, and after an eviction."""
+    """Logits of all tokens and of the last, after a fork, and after an eviction: of linear mixers to the bit."""
     model = InferenceModel(model_of(name))
-    pool, slots = model.new_pool(5), [4, 1, 2]
+    exact = recurrent(model.model)
+    pool, slots = model.new_pool(5, 400), [4, 1, 2]
     for slot in slots:
         pool.take(slot)
     states, seed = model.init_states(3), 0
@@ -82,7 +82,10 @@ def test_pooled_is_value_and_what_left_comes_back(name: str) -> None:
         row, seqs = packed(*(tokens_of(n, seed=seed * 10 + i) for i, n in enumerate(lengths)))
         expected = model(row, states, seqs, last_only=last_only)
         got = model(row, pool.view(slots), seqs, last_only=last_only)
-        assert torch.equal(got.logits, expected.logits)
+        if exact:
+            assert torch.equal(got.logits, expected.logits)
+        else:
+            torch.testing.assert_close(got.logits, expected.logits, rtol=1e-6, atol=1e-6)
         assert got.logits.shape == (1, len(lengths) if last_only else sum(lengths), VOCAB)
         states = expected.states
         assert pool.tokens(slots) == states.tokens
@@ -101,7 +104,38 @@ def test_pooled_is_value_and_what_left_comes_back(name: str) -> None:
     slots = [pool.restore(away)[0], slots[3]]
     states = states.select([0, 3])
     go_on(1, 1)
-    assert pool.nbytes == 5 * model.init_states(1).nbytes()
+    if exact:
+        assert pool.nbytes == 5 * model.init_states(1).nbytes()
+
+
+@pytest.mark.parametrize("name", ["kda*3 mla", "gdn kda attention mla"])
+def test_what_cannot_be_leaves_all_layers_of_a_pool_as_they_were(name: str) -> None:
+    """A full pool in the last layer, a roll back that the first cannot do, a row without a token to tell of."""
+    model = InferenceModel(build(name).double())
+    pool = model.new_pool(3, 16)
+    slots = [pool.take(), pool.take()]
+    row, seqs = packed([1, 2, 3], [4])
+    model(row, pool.view(slots), seqs)
+    before = pool.view(slots).snapshot()
+    long = tokens_of(100)
+    row, seqs = packed(long, [1])
+    value = model(torch.tensor([long]), model.init_states(1)).states
+    for error, message, attempt in (
+        (PoolError, "the pool is full", lambda: model(row, pool.view(slots), seqs)),
+        (PoolError, "the pool is full", lambda: pool.restore(value)),
+        (UnsupportedError, "keep the state", lambda: pool.view(slots).truncated((1, 1))),
+        (ShapeError, "has no token", lambda: model(torch.tensor([[1]]), pool.view(slots), Sequences((1, 0)))),
+        (ShapeError, "2 sequences", lambda: model(row, pool.view(slots), Sequences((101,)))),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
+        assert pool.tokens(slots) == (3, 1)
+        assert pool.free_slots == (2,)
+        for layer, kept in zip(pool.view(slots).layers, before.layers, strict=True):
+            for key, tensor in kept.tensors().items():
+                assert torch.equal(layer.tensors()[key], tensor)
+    row, seqs = packed([5], [6])
+    model(row, pool.view(slots), seqs)
 
 
 @every_model

@@ -33,7 +33,7 @@ def in_sequences(case: str, lengths: tuple[int, ...], grad: bool = False) -> Gro
 @every_growing
 def test_a_state_that_went_back_goes_on_as_if_it_had_never_been_further(case: str) -> None:
     mixer, state, wanted = build(case), in_sequences(case, (30, 8, 20)), (11, 8, 1)
-    if state.memory.fixed or state.memory.rewritten:
+    if state.form.fixed or state.form.rewritten:
         with pytest.raises(UnsupportedError, match="keep the state of the place"):
             state.truncated(wanted)
         return
@@ -76,7 +76,7 @@ def test_sequences_apart_share_their_memory(case: str) -> None:
     assert forked.tokens == (8, 8, 30)
     together = GrowingState.concatenate([forked, state])
     assert together.tokens == (8, 8, 30, 30, 8)
-    for name in state.memory.growing:
+    for name in state.form.growing:
         own = state.tensors()[f"{name}.1"].data_ptr()
         for other in (forked.tensors(), together.tensors()):
             assert other[f"{name}.0"].data_ptr() == own
@@ -89,7 +89,7 @@ def test_the_size_is_that_of_the_tokens_of_each_sequence(case: str) -> None:
     state = in_sequences(case, (60, 8, 1))
     assert state.nbytes() == sum(cost.state_bytes(n) for n in (60, 8, 1))
     weight = next(build(case).parameters())
-    assert state.nbytes() == sum(state.memory.nbytes(n, weight) for n in (60, 8, 1))
+    assert state.nbytes() == sum(state.form.nbytes(n, weight) for n in (60, 8, 1))
 
 
 @every_growing
@@ -97,7 +97,7 @@ def test_states_of_different_mixers_do_not_come_together(case: str) -> None:
     state = in_sequences(case, (3,))
     others = [in_sequences(other, (3,)) for other in ("mla", "window")]
     for other in (*others, build("kda").init_state(1)):
-        if isinstance(other, GrowingState) and other.memory == state.memory:
+        if isinstance(other, GrowingState) and other.form == state.form:
             continue
         with pytest.raises(ShapeError, match="different forms"):
             GrowingState.concatenate([state, other])

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from intarsia.errors import ConfigError
-from intarsia.layers.growing_tensor import GrowingTensor
+from intarsia.layers.growing import GrowingTensor
 from intarsia.layers.rope import Yarn, rotate
 from intarsia.mixers import Attention, AttentionConfig, SlidingWindowConfig, config_from_dict, config_to_dict
 from intarsia.ops import softmax_attention
@@ -266,7 +266,7 @@ def test_the_window_state_stays_small() -> None:
     assert state.tokens == (T,)
     assert state.nbytes() == mixer.cost().state_bytes(T) == mixer.cost().state_bytes(20)
     again = state.with_tensors(state.tensors())
-    assert (again.tokens, again.memory.window) == ((T,), 20)
+    assert (again.tokens, again.form.window) == ((T,), 20)
 
 
 def test_options_survive_a_file_and_wrong_ones_are_named() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.layers.growing_tensor import GrowingTensor
+from intarsia.layers.growing import GrowingTensor
 from intarsia.layers.states import State
 from intarsia.mixers import AttentionConfig, ForgettingConfig, MLAConfig, SlidingWindowConfig
 from intarsia.ops import Sequences

@@ -15,10 +15,11 @@ LAYOUTS = [*MIXERS, "kda*3 mla", "gdn*3 mla-rotated", "gdn kda attention mla"]
 
 
 def build(layout: str, seed: int = 0, **changes: object) -> LanguageModel:
+    times = [int(([*name.split("*"), "1"])[1]) for name in layout.split()]
     config = ModelConfig(
         vocab_size=VOCAB,
         d_model=32,
-        depth=max(2, len(layout.split())),
+        depth=max(2, sum(times)),
         layout=layout,
         mixers=MIXERS,
         feed_forward=FeedForwardConfig(d_hidden=48),

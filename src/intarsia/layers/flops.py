@@ -1,4 +1,4 @@
-"""What the exchange between tokens costs in the chunkwise linear rules, from their dimensions."""
+"""What the exchange between tokens costs, from its dimensions: in the chunkwise linear rules, in softmax attention."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def additive_rule_flops(heads: int, key_dim: int, value_dim: int, chunk: int = C
     """FLOPs per token of the chunkwise additive rule, counted as there: the state is read and written,
     `4 K V` a head, and the chunk's scores are made and applied, `C (K + V)`."""
     return heads * (4 * key_dim * value_dim + chunk * (key_dim + value_dim))
+
+
+def softmax_attention_flops(
+    heads: int, key_dim: int, value_dim: int, length: int, window: int | None = None
+) -> float:
+    """FLOPs per token of a sequence: two products with each key that a token sees."""
+    return 2 * heads * (key_dim + value_dim) * keys_seen(length, window)
+
+
+def keys_seen(length: int, window: int | None = None) -> float:
+    """The keys that a token of a sequence of `length` sees, on average: the first tokens see fewer than a window."""
+    full = length if window is None else min(length, window)
+    return full * (length - (full - 1) / 2) / length

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ShapeError
+from intarsia.layers.cost import Entries
 from intarsia.layers.pools import Pool
 from intarsia.layers.states import State
 from intarsia.ops import Sequences, Slots, StatePool
@@ -190,6 +191,10 @@ class RecurrentMemory:
 
     board: tuple[int, int, int]
     conv: tuple[int, int] | None = None
+
+    def entries(self, like: Tensor) -> tuple[Entries, ...]:
+        """Of no token something of its own is kept."""
+        return ()
 
     def new_state(self, count: int, like: Tensor) -> RecurrentState:
         """The state of `count` sequences that have not begun, where the weight `like` is: float32, or float64 as it."""

@@ -79,11 +79,21 @@ class State:
 
         Raises:
             UnsupportedError: this kind of state cannot.
+            ShapeError: a sequence has not seen so many.
+            PoolError: it stands in a pool that has let go of what it would need.
         """
+        self.check_truncated(tokens)
+        raise NotImplementedError
+
+    def check_truncated(self, tokens: Sequence[int]) -> None:
+        """Raise what `truncated` would raise."""
         raise UnsupportedError(
             f"a {self.kind} state keeps no tokens that it could drop: keep the state of the place to go back to, "
             "which is a value"
         )
+
+    def check_room(self, lengths: Sequence[int]) -> None:
+        """Raise PoolError where the next `lengths` tokens of the sequences have no room in the pool that holds them."""
 
     def check_numbers(self, indices: Sequence[int]) -> None:
         """Raise ShapeError unless these are numbers of sequences, one at least."""

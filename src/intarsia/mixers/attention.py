@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.layers.cost import Cost, Entries
+from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.projections import linear
@@ -26,7 +26,7 @@ from intarsia.mixers.base import (
     positive,
 )
 from intarsia.ops import Sequences, softmax_attention
-from intarsia.ops.attention import largest_logit, softmax_attention_flops
+from intarsia.ops.attention import largest_logit
 from intarsia.ops.keys import Keys
 
 QKNorm = Literal["none", "head", "channels"]
@@ -193,9 +193,6 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
         kind = "key-value" if self.window is None else "window"
         return GrowingMemory(kind, {"keys": entry, "values": entry}, window=self.window)
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.k_proj.weight)
-
     def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # With grouped heads a key head serves several queries, so the queries alone are scaled there.
         c = self.config
@@ -208,17 +205,6 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
         if not grouped:
             yield from row_scales(self.k_proj if self.k_norm is None else self.k_norm, share)
 
-    def cost(self) -> Cost:
+    def mixing_flops(self, length: int) -> float:
         c = self.config
-
-        return Cost(
-            parameters=sum(p.numel() for p in self.parameters()),
-            projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            mixing_flops=lambda length: softmax_attention_flops(
-                c.num_heads, c.head_dim, c.head_dim, length, self.window
-            ),
-            fixed_state_bytes=0,
-            entries=(
-                Entries(2 * c.kv_heads * c.head_dim * self.k_proj.weight.element_size(), window=self.window),
-            ),
-        )
+        return softmax_attention_flops(c.num_heads, c.head_dim, c.head_dim, length, self.window)

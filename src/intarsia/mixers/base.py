@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError, OptionError, ShapeError
 from intarsia.layers.convolution import ShortConvolution
-from intarsia.layers.cost import Cost
+from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.norm import OutputGate
 from intarsia.layers.pools import Pool
@@ -47,6 +47,10 @@ Layer = Callable[[Tensor, S | None, Sequences | None], tuple[Tensor, S | None]]
 
 class Memory(Protocol[S]):
     """What a mixer remembers of one sequence, in shapes; dtype and device follow `like`, a weight of the mixer."""
+
+    def entries(self, like: Tensor) -> tuple[Entries, ...]:
+        """What it keeps of the tokens, by kind, besides what has a fixed size."""
+        ...
 
     def new_state(self, count: int, like: Tensor) -> S: ...
 
@@ -109,6 +113,7 @@ class Mixer(FillsItself, Generic[S]):
             projection_flops=2 * sum(weights),
             mixing_flops=self.mixing_flops,
             fixed_state_bytes=self.init_state(1).nbytes(),
+            entries=self.memory.entries(next(self.parameters())),
         )
 
     def check_input(self, x: Tensor, state: S | None, seqs: Sequences | None) -> None:

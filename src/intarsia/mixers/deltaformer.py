@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.layers.cost import Cost, Entries
-from intarsia.layers.flops import CHUNK
+from intarsia.layers.flops import CHUNK, softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences, softmax_attention
-from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import Keys
@@ -190,16 +188,7 @@ class DeltaFormer(Mixer[GrowingState]):
         heads = (self.config.num_heads, self.config.head_dim)
         return GrowingMemory("growing", {"keys": Entry(heads), "erased_values": Entry(heads, "wide")})
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.k_proj.weight)
-
-    def cost(self) -> Cost:
-        H, K, weight = self.config.num_heads, self.config.head_dim, self.k_proj.weight
-        return Cost(
-            parameters=sum(p.numel() for p in self.parameters()),
-            projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            # Twice what attention costs: once to erase and once to read.
-            mixing_flops=lambda length: 2 * softmax_attention_flops(H, K, K, length),
-            fixed_state_bytes=0,
-            entries=(Entries(H * K * (weight.element_size() + compute_dtype(weight).itemsize)),),
-        )
+    def mixing_flops(self, length: int) -> float:
+        H, K = self.config.num_heads, self.config.head_dim
+        # Once to erase and once to read.
+        return 2 * softmax_attention_flops(H, K, K, length)

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import last_tokens, token_before
-from intarsia.layers.cost import Cost, Entries
+from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.projections import linear
 from intarsia.mixers.base import About, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, cumulative_log_gate, softmax_attention
-from intarsia.ops.attention import softmax_attention_flops
 from intarsia.ops.keys import Keys
 from intarsia.ops.precision import widen
 
@@ -131,18 +130,9 @@ class ForgettingAttention(Mixer[GrowingState]):
         shifted = ("shifted_key", "shifted_value") if self.config.kv_shift else ()
         return GrowingMemory("growing", growing, {name: Entry((1, *heads)) for name in shifted})
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.k_proj.weight)
-
-    def cost(self) -> Cost:
-        H, K = self.config.num_heads, self.config.head_dim
-        size = self.k_proj.weight.element_size()
-        return Cost(
-            parameters=sum(p.numel() for p in self.parameters()),
-            projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            mixing_flops=lambda length: softmax_attention_flops(H, K, K, length),
-            fixed_state_bytes=2 * H * K * size if self.config.kv_shift else 0,
-            entries=(Entries(H * (2 * K * size + 8)),),
+    def mixing_flops(self, length: int) -> float:
+        return softmax_attention_flops(
+            self.config.num_heads, self.config.head_dim, self.config.head_dim, length
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.layers.cost import Cost, Entries
+from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
@@ -18,7 +18,7 @@ from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import About, Mixer, MixerConfig, MixerOutput, positive
 from intarsia.ops import Sequences, latent_attention, softmax_attention
-from intarsia.ops.attention import largest_logit, softmax_attention_flops
+from intarsia.ops.attention import largest_logit
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,6 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         where it is rotated."""
         return GrowingMemory("latent", {"latents": Entry((self.config.kv_rank + self.config.rope_dim,))})
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.kv_down_proj.weight)
-
     def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         # The shared key serves all heads and stays: own queries and keys take a root each, shared queries all.
         c = self.config
@@ -154,12 +151,6 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         yield RowScale(self.q_proj.weight, torch.cat([own, shared], dim=1).flatten())
         yield RowScale(self.kv_up_proj.weight, torch.cat([own, values], dim=1).flatten())
 
-    def cost(self) -> Cost:
+    def mixing_flops(self, length: int) -> float:
         c = self.config
-        return Cost(
-            parameters=sum(p.numel() for p in self.parameters()),
-            projection_flops=2 * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)),
-            mixing_flops=lambda length: softmax_attention_flops(c.num_heads, c.key_dim, c.v_dim, length),
-            fixed_state_bytes=0,
-            entries=(Entries((c.kv_rank + c.rope_dim) * self.kv_down_proj.weight.element_size()),),
-        )
+        return softmax_attention_flops(c.num_heads, c.key_dim, c.v_dim, length)

@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution
-from intarsia.layers.cost import Cost, Entries
-from intarsia.layers.flops import CHUNK
+from intarsia.layers.flops import CHUNK, keys_seen
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.layers.projections import linear, low_rank
 from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences, cumulative_log_gate, l2norm
 from intarsia.ops.blockwise import Blockwise, recomputed, strict_inverse
 from intarsia.ops.finite import attended
-from intarsia.ops.precision import compute_dtype, widen, without_autocast
+from intarsia.ops.precision import widen, without_autocast
 
 
 @dataclass(frozen=True)
@@ -236,24 +235,9 @@ class PathAttention(Mixer[GrowingState]):
             fixed["conv"] = Entry((size - 1, channels), "wide")
         return GrowingMemory("growing", growing, fixed, rewritten=("keys",))
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.k_proj.weight)
-
-    def cost(self) -> Cost:
+    def mixing_flops(self, length: int) -> float:
         H, K, C = self.config.num_heads, self.config.head_dim, CHUNK
-        weights = [m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]
-        wide = compute_dtype(self.k_proj.weight).itemsize
         # For each pair of tokens the logit, the output and, once a chunk, the key's map; for each token the
         # chunk's maps: six products of C K, three of C C (the inverse one of them), one of K K.
         pair = 4 * K + 2 * K * K / C
-        return Cost(
-            parameters=sum(p.numel() for p in self.parameters()),
-            projection_flops=2 * sum(weights),
-            mixing_flops=lambda length: (
-                H * (pair * (length + 1) / 2 + min(C, length) * (12 * K + 6 * min(C, length)) + 2 * K * K)
-            ),
-            fixed_state_bytes=self.init_state(1).nbytes(),
-            entries=(
-                Entries(H * (K * (self.k_proj.weight.element_size() + wide) + 8 * self.config.forget_gate)),
-            ),
-        )
+        return H * (pair * keys_seen(length) + min(C, length) * (12 * K + 6 * min(C, length)) + 2 * K * K)

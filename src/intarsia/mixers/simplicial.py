@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
-from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState, each_sequence, laid_out
 from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences
@@ -236,18 +235,5 @@ class SimplicialAttention(Mixer[GrowingState]):
         heads = Entry((self.config.num_heads, self.config.head_dim))
         return GrowingMemory("growing", dict.fromkeys(NAMES, heads), window=self.config.kept)
 
-    def init_state(self, batch_size: int) -> GrowingState:
-        return self.memory.new_state(batch_size, self.k_proj.weight)
-
-    def cost(self) -> Cost:
-        c = self.config
-        parameters = sum(p.numel() for p in self.parameters())
-        return Cost(
-            parameters=parameters,
-            projection_flops=2 * parameters,
-            mixing_flops=lambda length: 4 * c.num_heads * c.head_dim * c.pairs(length),
-            fixed_state_bytes=0,
-            entries=(
-                Entries(4 * c.num_heads * c.head_dim * self.k_proj.weight.element_size(), window=c.kept),
-            ),
-        )
+    def mixing_flops(self, length: int) -> float:
+        return 4 * self.config.num_heads * self.config.head_dim * self.config.pairs(length)

@@ -106,8 +106,13 @@ class LanguageModel(nn.Module):
 
         Raises:
             ShapeError: the arguments do not fit together.
+            PoolError: the states are in pools that have no room. Nothing has been written then.
         """
         self._check(tokens, targets, states, seqs, last_only)
+        # What cannot be is said before a layer's pool has gone on.
+        last = _last_places(seqs) if last_only and seqs is not None else slice(-1, None)
+        if states is not None:
+            states.check_room((tokens.shape[1],) * tokens.shape[0] if seqs is None else seqs.lengths)
         x = self.embed(tokens)
         # A token that is not predicted from moves no expert's bias.
         counted = None if targets is None or self.config.experts is None else targets != IGNORED
@@ -124,9 +129,7 @@ class LanguageModel(nn.Module):
             x = out.y
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
-        if last_only:
-            x = x[:, -1:] if seqs is None else x[:, _last_places(seqs)]
-        x = self.norm(x)
+        x = self.norm(x[:, last] if last_only else x)
         after = None if states is None else ModelStates(tuple(new_states))
         beside = tuple(told) if side else None
         if targets is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from intarsia.errors import ShapeError
+from intarsia.errors import IntarsiaError, ShapeError
 from intarsia.layers.pools import Pool
 from intarsia.layers.states import State
 
@@ -46,8 +46,17 @@ class ModelStates:
 
     def truncated(self, tokens: Sequence[int]) -> ModelStates:
         """The states as they were when each sequence had seen so many `tokens`; UnsupportedError where a layer's
-        state keeps no tokens that it could drop."""
+        state keeps no tokens that it could drop. In pools all layers go back, or none."""
+        for state in self.layers:
+            state.check_truncated(tokens)
         return ModelStates(tuple(state.truncated(tokens) for state in self.layers))
+
+    def check_room(self, lengths: Sequence[int]) -> None:
+        """Raise PoolError where the next `lengths` tokens of the sequences have no room in a layer's pool."""
+        if len(lengths) != self.count:
+            raise ShapeError(f"the states are of {self.count} sequences and the input of {len(lengths)}")
+        for state in self.layers:
+            state.check_room(lengths)
 
     def nbytes(self) -> int:
         """The size of all layers' content in bytes."""
@@ -127,6 +136,15 @@ class ModelPool:
                 f"the states are of {len(states.layers)} layers and the pool of {len(self.layers)}"
             )
         taken = self.layers[0].restore(states.layers[0], slots)
-        for pool, state in zip(self.layers[1:], states.layers[1:], strict=True):
-            pool.restore(state, taken)
+        done = [self.layers[0]]
+        try:
+            for pool, state in zip(self.layers[1:], states.layers[1:], strict=True):
+                pool.restore(state, taken)
+                done.append(pool)
+        except IntarsiaError:
+            # A pool is full: no layer holds the sequences then.
+            for pool in done:
+                for slot in taken:
+                    pool.free(slot)
+            raise
         return taken

@@ -96,19 +96,6 @@ def latent_attention(
     return o
 
 
-def softmax_attention_flops(
-    heads: int, key_dim: int, value_dim: int, length: int, window: int | None = None
-) -> float:
-    """FLOPs per token of a sequence: two products with each key that a token sees."""
-    return 2 * heads * (key_dim + value_dim) * keys_seen(length, window)
-
-
-def keys_seen(length: int, window: int | None = None) -> float:
-    """The keys that a token of a sequence of `length` sees, on average: the first tokens see fewer than a window."""
-    full = length if window is None else min(length, window)
-    return full * (length - (full - 1) / 2) / length
-
-
 @torch.no_grad()
 def largest_logit(
     q: Tensor,

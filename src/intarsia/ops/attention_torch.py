@@ -7,6 +7,7 @@ forget gate no fused kernel serves: blocks of queries make their logits (`attent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
@@ -19,13 +20,16 @@ from intarsia.ops.attention_gated import gated_attention
 from intarsia.ops.blockwise import Blockwise
 from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
-from intarsia.ops.keys import Keys, Paged, lengths_of, right_aligned, row_of
+from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of, right_aligned, row_of
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.uncompiled import Uncompiled
 
 FEW = 8
 """Up to so many queries that follow others are computed without fused kernels where there are sinks; and so many of
-several sequences in pages together."""
+several sequences together."""
+
+SMALL = 1 << 16
+"""So many numbers of each sequence are copied on a CPU to compute several sequences together."""
 
 
 def attention_torch(call: AttentionCall) -> Tensor:
@@ -72,16 +76,19 @@ def by_sequence(
     parts = dict(queries_of(q, seqs))
     outputs: dict[int, Tensor] = {}
     alike: dict[int, list[int]] = {}
-    if together is not None and isinstance(keys, Paged):
-        for n, part in parts.items():
-            if part.shape[1] <= FEW:
-                alike.setdefault(part.shape[1], []).append(n)
+    for n, part in parts.items() if together is not None else ():
+        if part.shape[1] <= FEW:
+            alike.setdefault(part.shape[1], []).append(n)
     lengths = lengths_of(keys)
+    channels = math.prod(entry_of(keys).shape[2:])
     for T, numbers in alike.items():
         sizes = [lengths[n] if reach is None else min(lengths[n], reach + T) for n in numbers]
-        # Room for the longest of each would be mostly empty where one is much longer than the others.
-        if together is not None and len(numbers) > 1 and len(numbers) * max(sizes) <= 2 * sum(sizes):
-            rows = together(numbers, torch.cat([parts[n] for n in numbers]), max(sizes))
+        most = max(sizes)
+        # Room for the longest of each would be mostly empty where one is much longer than the others. And on a CPU the
+        # calls cost more than the copies only as long as these are small.
+        fit = len(numbers) * most <= 2 * sum(sizes) and (q.device.type != "cpu" or most * channels <= SMALL)
+        if together is not None and len(numbers) > 1 and fit:
+            rows = together(numbers, torch.cat([parts[n] for n in numbers]), most)
             outputs.update(zip(numbers, rows.split(1), strict=True))
     found = [outputs[n] if n in outputs else alone(n, part) for n, part in parts.items()]
     return torch.cat(found, dim=0 if seqs is None else 1)
