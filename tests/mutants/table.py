@@ -477,8 +477,40 @@ TRAINING = _in(
     ),
 )
 
+EXAMS = _in(
+    "src/intarsia/tasks",
+    (
+        "answers of a sequence that count as independent",
+        "exam.py",
+        "independent = min(total, share * (1 - share) / scatter) if scatter else total",
+        "independent = total",
+        "tests/tasks/test_exam.py",
+    ),
+    (
+        "answers that are not numbers and are right",
+        "score.py",
+        "right &= ~answers.isnan().any(-1)",
+        "pass",
+        "tests/tasks/test_score.py",
+    ),
+)
+
 LADDER = _in(
     "src/intarsia/ladder",
+    (
+        "the worst rate of an exam",
+        "results.py",
+        "return -score.token_accuracy, -score.sequence_accuracy, self.exam.steps",
+        "return score.token_accuracy, -score.sequence_accuracy, self.exam.steps",
+        "tests/ladder/test_exams.py",
+    ),
+    (
+        "runs that diverged and are left out of an exam",
+        "results.py",
+        "found[run.seed] = (0.0, 0.0)",
+        "pass",
+        "tests/ladder/test_exams.py",
+    ),
     (
         "a biased variance of seeds",
         "statistics.py",
@@ -629,4 +661,4 @@ CXX = _in(
     ),
 )
 
-MUTANTS = (*OPS, *LAYERS, *ATTENTION, *MIXERS, *MODEL, *DATA, *TRAINING, *LADDER, *INFERENCE, *CXX)
+MUTANTS = (*OPS, *LAYERS, *ATTENTION, *MIXERS, *MODEL, *DATA, *TRAINING, *EXAMS, *LADDER, *INFERENCE, *CXX)
