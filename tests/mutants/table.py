@@ -349,6 +349,13 @@ MODEL = _in(
         "tests/model/test_loss.py",
     ),
     (
+        "a compiled graph for each number of packed sequences",
+        "block.py",
+        "seqs.filled_up()",
+        "seqs",
+        "tests/model/test_compiled_blocks.py -k right",
+    ),
+    (
         "a feed-forward without its gate",
         "feed_forward.py",
         "F.silu(self.gate(x)) * self.up(x)",
@@ -455,11 +462,25 @@ TRAINING = _in(
         "tests/training/test_muon.py",
     ),
     (
+        "loads of the last micro-batch alone",
+        "learner.py",
+        "before.merged(told.detached())",
+        "told.detached()",
+        "tests/training/test_learner.py -k routers",
+    ),
+    (
+        "a step that waits for its loss",
+        "learner.py",
+        "return processes.sum(nll), side",
+        "float(nll)\n        return processes.sum(nll), side",
+        "tests/training/test_waiting.py",
+    ),
+    (
         "gradients that are not clipped",
-        "step.py",
+        "learner.py",
         "if config.grad_clip is not None:",
         "if config.grad_clip is None:",
-        "tests/training/test_step.py",
+        "tests/training/test_learner.py",
     ),
     (
         "nats for bits",

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from intarsia.data import TokenDataset
 from intarsia.errors import IntarsiaError
 from intarsia.model import ModelConfig
-from intarsia.training import NoProgress, Parent, TrainConfig, train
-from intarsia.training import loop as training_loop
+from intarsia.training import NoProgress, Parent, TrainConfig, start_or_resume, train
 
 
 class Interrupting(NoProgress):
@@ -35,7 +34,7 @@ def main() -> None:
     jobs = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     # Only the first process shows progress; in the others it is this that takes its place.
-    training_loop.NoProgress = Interrupting  # type: ignore[misc]
+    start_or_resume.NoProgress = Interrupting  # type: ignore[misc]
     if len(jobs) > 1:  # A single run makes the process group itself, from torchrun's environment.
         dist.init_process_group("gloo")
     for job in jobs:

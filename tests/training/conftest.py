@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from intarsia.data import TokenDataset, open_corpus, open_tokenizer, prepare
 from intarsia.mixers import KDAConfig, MLAConfig
 from intarsia.model import ExpertsConfig, FeedForwardConfig, ModelConfig
-from intarsia.training import TrainConfig
+from intarsia.training import TrainConfig, TrainResult, train
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +67,13 @@ def train_config() -> TrainConfig:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+@pytest.fixture
+def run(model_config: ModelConfig, dataset: TokenDataset, directory: Path) -> Callable[..., TrainResult]:
+    """Trains in a directory, this test's own by default."""
+
+    def run(config: TrainConfig, where: Path = directory, **options: Any) -> TrainResult:
+        return train(model_config, config, dataset, None, where, device="cpu", **options)
+
+    return run

@@ -16,19 +16,9 @@ from intarsia.errors import CheckpointError, DataError
 from intarsia.files import is_disk_full, message_of, naming, write_text
 from intarsia.model import LanguageModel
 from intarsia.ops import native
-from intarsia.training import RunDirectory, TrainConfig, read_metrics, train
+from intarsia.training import RunDirectory, TrainConfig, read_metrics
 from intarsia.training.evaluate import Evaluation
 from support.training_runs import Interrupt, Job, assert_same_run, finish, metrics_of, start
-
-
-@pytest.fixture
-def run(model_config, dataset, directory):
-    """Trains in a directory, this test's own by default."""
-
-    def run(config, where=directory, **options):
-        return train(model_config, config, dataset, None, where, device="cpu", **options)
-
-    return run
 
 
 @pytest.fixture

@@ -14,16 +14,6 @@ from support.training_runs import Interrupt, Job, assert_same_run, finish, metri
 
 
 @pytest.fixture
-def run(model_config, dataset, directory):
-    """Trains in a directory, this test's own by default."""
-
-    def run(config, where=directory, **options):
-        return train(model_config, config, dataset, None, where, device="cpu", **options)
-
-    return run
-
-
-@pytest.fixture
 def config(train_config):
     """The learning rate falls over the last two of ten steps."""
     return train_config.replace(steps=10, eval_every=None, checkpoint_every=2, keep_stable=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from intarsia.errors import TrainingError
 from intarsia.model import LanguageModel
 from intarsia.training import TrainConfig
 from intarsia.training.muon import Muon
-from intarsia.training.optimizers import build_optimizers, parameter_roles
+from intarsia.training.optimizers import DECAYED_ROLES, MUON_ROLES, build_optimizers, parameter_roles
 
 
 @pytest.fixture
@@ -81,3 +83,37 @@ def test_a_parameter_that_is_claimed_twice_is_found(model, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "__init__", with_a_thief)
     with pytest.raises(TrainingError, match=r"q_proj.weight is claimed by 2 optimizer groups"):
         build_optimizers(model, TrainConfig(steps=1))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_fused_step_is_a_loop_over_the_parameters(model, train_config, optimizer):
+    """All parameters of a group in a few calls, as each alone in PyTorch's plain loop, or in a Muon of its own."""
+    config = train_config.replace(optimizer=optimizer, lr=1e-2)
+    alone = copy.deepcopy(model)
+    fused = build_optimizers(model, config)
+    roles, plain = parameter_roles(alone), []
+    for name, parameter in alone.named_parameters():
+        decay = 0.1 if roles[name] in DECAYED_ROLES else 0.0
+        if optimizer == "muon" and roles[name] in MUON_ROLES:
+            halves = 2 if roles[name] == "fused experts" else 1
+            options = {"momentum": config.muon_momentum, "weight_decay": decay}
+            plain.append(Muon([{"params": [parameter], "fused": halves}], lr=1e-2, **options))
+        else:
+            options = {"betas": config.adamw_betas, "eps": config.adamw_eps, "weight_decay": decay}
+            plain.append(torch.optim.AdamW([parameter], lr=1e-2, foreach=False, fused=False, **options))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=generator)
+            theirs.grad = ours.grad.clone()
+        fused.set_multiplier(1.0)
+        fused.step()
+        for each in plain:
+            each.step()
+    for (name, ours), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
+        # AdamW rounds some ten times a step, each time by half a unit of what it adds to. Five rounds of Newton–Schulz
+        # multiply what the order of summation changes by their slope at zero, 3.4, each; three steps add up.
+        eps = torch.finfo(torch.float32).eps
+        room = 3 * (10 if roles[name] not in MUON_ROLES or optimizer == "adamw" else 3.4445**5) * eps
+        scale = max(float(theirs.detach().abs().max()), 1e-2)
+        assert (ours - theirs).abs().max() <= room * scale, name

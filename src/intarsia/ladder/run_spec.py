@@ -32,7 +32,7 @@ class TextLesson:
     bytes_per_token: float
     """Of the training text: brings the training loss to bits per byte, by one factor for all arms."""
 
-    modules: ClassVar[tuple[str, ...]] = ("intarsia.training.loop",)
+    modules: ClassVar[tuple[str, ...]] = ("intarsia.training.start_or_resume",)
     """Whose code makes the numbers."""
 
     @property

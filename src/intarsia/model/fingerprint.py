@@ -84,7 +84,7 @@ def fingerprint(
     config: ModelConfig,
     device: torch.device | str = "cpu",
     *,
-    modules: Iterable[str] = ("intarsia.training.loop",),
+    modules: Iterable[str] = ("intarsia.training.start_or_resume",),
 ) -> Fingerprint:
     """The fingerprint of training this model here and now.
 

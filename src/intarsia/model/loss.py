@@ -57,7 +57,7 @@ def chunked_cross_entropy(
         product_dtype(weight),
     )
     if transform() is not None:
-        nll, _ = _forward(*arguments)
+        nll, _ = _likelihoods(*arguments)
     elif torch.compiler.is_compiling() and not is_static(arguments[0].shape[0]):
         # A loop of as many rounds as the tokens make would be another graph for each number of tokens.
         nll, _ = torch.ops.intarsia.cross_entropy(*arguments)
@@ -80,7 +80,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        nll, log_sum = _forward(hidden, weight, targets, ignore_index, chunk_size, dtype)
+        nll, log_sum = _likelihoods(hidden, weight, targets, ignore_index, chunk_size, dtype)
         ctx.save_for_backward(hidden, weight, targets, log_sum)
         ctx.options = ignore_index, chunk_size, dtype
         return nll
@@ -89,11 +89,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_sum = ctx.saved_tensors
-        gradients = _backward(hidden, weight, targets, log_sum, gradient, *ctx.options)
+        gradients = _gradients(hidden, weight, targets, log_sum, gradient, *ctx.options)
         return *gradients, None, None, None, None
 
 
-def _forward(
+def _likelihoods(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The loss of each of N tokens and the logarithm of the sum of its exponentials, `[N]`."""
@@ -110,7 +110,7 @@ def _forward(
     return (log_sum - torch.cat(chosen)).masked_fill(ignored, 0), log_sum
 
 
-def _backward(
+def _gradients(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -147,8 +147,8 @@ _library.define(
     "cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor log_sum, Tensor gradient,"
     f" {_OPTIONS}) -> (Tensor, Tensor)"
 )
-torch.library.impl(_library, "cross_entropy", "CompositeExplicitAutograd")(_forward)
-torch.library.impl(_library, "cross_entropy_backward", "CompositeExplicitAutograd")(_backward)
+torch.library.impl(_library, "cross_entropy", "CompositeExplicitAutograd")(_likelihoods)
+torch.library.impl(_library, "cross_entropy_backward", "CompositeExplicitAutograd")(_gradients)
 
 
 @torch.library.register_fake("intarsia::cross_entropy", lib=_library)

@@ -5,10 +5,10 @@ from intarsia.training.baselines import NGrams
 from intarsia.training.config import TrainConfig
 from intarsia.training.evaluate import Evaluation, evaluate
 from intarsia.training.lineage import Parent
-from intarsia.training.loop import train
 from intarsia.training.metrics import read_metrics
 from intarsia.training.result import TrainResult
 from intarsia.training.run_directory import RunDirectory
+from intarsia.training.start_or_resume import train
 
 __all__ = [
     "Evaluation",

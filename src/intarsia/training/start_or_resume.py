@@ -1,4 +1,5 @@
-"""Training a language model, from its configuration to a directory with the result."""
+"""Training a language model, from its configuration to a directory with the result: whether a run begins, goes on or
+is done already. The loop itself is `Trainer`."""
 
 from __future__ import annotations
 

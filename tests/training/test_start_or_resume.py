@@ -20,16 +20,6 @@ from intarsia.training.muon import Muon
 from support.training_runs import Interrupt, assert_same_run, metrics_of
 
 
-@pytest.fixture
-def run(model_config, dataset, directory):
-    """Trains in a directory, this test's own by default."""
-
-    def run(config, where=directory, **options):
-        return train(model_config, config, dataset, None, where, device="cpu", **options)
-
-    return run
-
-
 def test_a_run_learns_and_leaves_everything_in_its_directory(
     run, model_config, dataset, train_config, directory
 ):
