@@ -147,6 +147,24 @@ def test_pools_of_states_of_a_fixed_size(name: str) -> None:
     assert mixer.new_pool(5).nbytes == mixer.cost().pool_bytes([0, 1, 7, 100, 3], page_size=16)
 
 
+@pytest.mark.parametrize("case", ["attention", "mla", "window", "fox"])
+def test_pools_of_pages(case: str) -> None:
+    """The pages that sequences hold after their tokens, and what has a fixed size beside them."""
+    options = next(config for config in CASES.values() if config.type == case)
+    mixer = options.build(32)
+    lengths = (1, 16, 17, 70)
+    pool = mixer.new_pool(len(lengths), sum(lengths) + 100)
+    slots = [pool.take() for _ in lengths]
+    with torch.no_grad():
+        for slot, length in zip(slots, lengths, strict=True):
+            mixer(torch.randn(1, length, 32), pool.view([slot]))
+    page_size = pool.paging.page_size
+    of_page = sum(x[0].nbytes for x in pool.pages.values())
+    used = next(iter(pool.pages.values())).shape[0] - pool.free_pages
+    fixed = sum(x.nbytes for x in pool.fixed.values())
+    assert used * of_page + fixed == mixer.cost().pool_bytes(lengths, page_size)
+
+
 def test_experts_that_serve_any_of_some_tokens() -> None:
     """Against all choices that two tokens can make of their experts."""
     config = ExpertsConfig(num_experts=5, d_hidden=8, num_active=2)

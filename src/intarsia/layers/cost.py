@@ -23,6 +23,11 @@ class Entries:
         """How many there are after `length` tokens of a sequence."""
         return (length if self.window is None else min(length, self.window)) // self.stride
 
+    def pages(self, length: int, page_size: int) -> int:
+        """How many pages of `page_size` entries hold them. The oldest entries of a window need not begin a page."""
+        made = length // self.stride
+        return -(-made // page_size) - (made - self.kept(length)) // page_size
+
     def read(self, length: int) -> int:
         """How many the last of `length` tokens reads."""
         return self.kept(length) if self.reads is None else min(self.kept(length), self.reads)
@@ -76,5 +81,5 @@ class Cost:
         """Bytes of a pool that holds sequences of these lengths and nothing more: a slot each for what has a fixed
         size, and whole pages of `page_size` entries."""
         sizes = list(lengths)
-        pages = sum(kind.nbytes * -(-kind.kept(n) // page_size) for kind in self.entries for n in sizes)
+        pages = sum(kind.nbytes * kind.pages(n, page_size) for kind in self.entries for n in sizes)
         return len(sizes) * self.fixed_state_bytes + pages * page_size
