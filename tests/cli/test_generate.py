@@ -21,6 +21,19 @@ def test_text_on_stdout_and_speed_on_stderr(cli: Cli, trained: Path) -> None:
     assert done.out.startswith("one two")
     assert "prompt of 8 tokens" in done.err
     assert "tokens/s" in done.err
+    assert "state" in done.err
+
+
+def test_packed_weights(cli: Cli, trained: Path) -> None:
+    plain, narrow = (
+        json.loads(cli("generate", trained, "one", "-n", 3, "--json", *options).out)
+        for options in ([], ["--weights", "bfloat16"])
+    )
+    assert narrow["weight_bytes"] <= plain["weight_bytes"]
+    assert narrow["state_bytes"] == plain["state_bytes"] > 0
+    wrong = cli("generate", trained, "one", "--weights", "int3")
+    assert wrong.status != 0
+    assert "int8, int4; got 'int3'" in wrong.err
 
 
 def test_prompt_from_file_and_stdin_is_the_same(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from intarsia.data import Tokenizer
     from intarsia.inference import Sampling
-    from intarsia.model import LanguageModel
+    from intarsia.model import InferenceModel
 
 
 def command(
@@ -50,6 +50,10 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
     ] = "",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Pack the weights into `bfloat16`, `int8` or `int4`. As they are by default."),
+    ] = None,
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
@@ -68,12 +72,14 @@ def command(
     from intarsia.cli.places import load
     from intarsia.inference import Sampling
     from intarsia.mixers.registry import use_plugins
+    from intarsia.model import InferenceModel
 
     use_plugins(plugin)
     text = read_prompt(prompt, file)
     sampling = Sampling(temperature, top_p, min_p, greedy)
     language_model, tokenizer = load(model, device, dtype)
-    run = Generation(language_model, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
+    ready = InferenceModel(language_model, weights)  # type: ignore[arg-type]
+    run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
     if json:
         pieces = list(run)
         print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
@@ -107,7 +113,7 @@ class Generation:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: InferenceModel,
         tokenizer: Tokenizer,
         prompt: str,
         max_tokens: int,
@@ -117,7 +123,7 @@ class Generation:
     ) -> None:
         from intarsia.inference import generate
 
-        self._tokenizer = tokenizer
+        self._tokenizer, self._model = tokenizer, model
         ids = [tokenizer.separator, *tokenizer.encode(prompt)]
         self._tokens = generate(
             model,
@@ -156,15 +162,20 @@ class Generation:
             "stopped": "length" if self.tokens == self.max_tokens else "end of document",
             "seconds_to_first_token": self._first - self._started,
             "tokens_per_second": (self.tokens - 1) / decoding if decoding > 0 else None,
+            "weight_bytes": self._model.weight_bytes,
+            "state_bytes": self._model.model.cost().state_bytes(self.prompt_tokens + self.tokens),
         }
 
     def summary(self) -> str:
         """The same in a line."""
+        from intarsia.cli.output import size
+
         facts = self.facts()
         speed = facts["tokens_per_second"]
         parts = [
             f"prompt of {self.prompt_tokens} tokens read in {facts['seconds_to_first_token']:.2f} s",
             f"{self.tokens} written" + (f" at {speed:.1f} tokens/s" if speed else ""),
+            f"weights {size(facts['weight_bytes'])}, state {size(facts['state_bytes'])}",
         ]
         if facts["stopped"] != "length":
             parts.append("the model ended the document")

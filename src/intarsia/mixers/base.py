@@ -74,6 +74,8 @@ class Mixer(FillsItself, Generic[S]):
     """The linear maps that write to the residual stream: their initial weights are smaller."""
     side_results: ClassVar[tuple[SideName, ...]] = ()
     """What it can tell beside its output."""
+    reads_weights: ClassVar[tuple[str, ...]] = ()
+    """The linear maps whose weights it reads itself, which therefore cannot be packed for inference."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

@@ -78,6 +78,8 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
     for a few queries.
     """
 
+    reads_weights = ("kv_up_proj",)
+
     def __init__(self, d_model: int, config: MLAConfig) -> None:
         super().__init__(d_model)
         self.config = config

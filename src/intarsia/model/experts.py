@@ -15,11 +15,13 @@ from torch.nn import functional as F
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.packed import Packing, packed
 from intarsia.layers.side import SideName, SideResults
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.grouped import grouped_linear
+from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.precision import product_dtype, without_autocast
 
 
@@ -137,6 +139,12 @@ class Experts(FillsItself):
         y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, D)
         return (y * weights.unsqueeze(-1)).sum(1).to(dtype)
 
+    def packed(self, packing: Packing) -> nn.Module:
+        """The same for inference, with packed weights."""
+        if not packing.packs(self.gate_up):
+            return packed(self, packing)
+        return PackedExperts.of(self, packing)
+
     def _load(self, chosen: Tensor, counted: Tensor | None) -> Tensor:
         """How many tokens the chosen experts `[N, active]` are given, `[E]` float32."""
         served = torch.ones_like(chosen) if counted is None else counted.reshape(-1, 1).expand_as(chosen)
@@ -168,6 +176,44 @@ class Experts(FillsItself):
             2 * working,
             active_share=config.num_active / config.num_experts,
         )
+
+
+class PackedExperts(Experts):
+    """Experts whose weights are packed: of those that are chosen each is read once, without a copy.
+
+    `gate_up` and `down` stand for the weights' shapes; their numbers are NaN.
+    """
+
+    @classmethod
+    def of(cls, experts: Experts, packing: Packing) -> PackedExperts:
+        """The experts of a layer, packed; router and shared gate are shared with it."""
+        made = packed(experts, packing)
+        made.__class__ = cls
+        assert isinstance(made, PackedExperts)
+        made.packed_gate_up, made.packed_down = packing.pack(experts.gate_up), packing.pack(experts.down)
+        made._parameters = dict(experts._parameters)
+        for name, weight in (("gate_up", experts.gate_up), ("down", experts.down)):
+            nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
+            made._parameters[name] = nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
+        return made
+
+    packed_gate_up: PackedWeights
+    packed_down: PackedWeights
+
+    def all_packed(self) -> tuple[PackedWeights, ...]:
+        """Its packed weights."""
+        return self.packed_gate_up, self.packed_down
+
+    def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        (N, D), active = x.shape, self.config.num_active
+        experts = chosen.flatten()
+        h = packed_linear(x.repeat_interleave(active, dim=0), self.packed_gate_up, matrix_of_row=experts)
+        if self.gate_up_bias is not None:
+            h = h + self.gate_up_bias.to(h.dtype)[experts]
+        y = packed_linear(_activate(h, self.config), self.packed_down, matrix_of_row=experts)
+        if self.down_bias is not None:
+            y = y + self.down_bias.to(y.dtype)[experts]
+        return (y.view(N, active, D) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
 
 
 CLAMP, SHARPNESS = 7.0, 1.702

@@ -8,23 +8,58 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from intarsia.layers.packed import PackedLinear, Packing, packed, packed_child
+from intarsia.model.experts import PackedExperts
 from intarsia.model.language_model import LanguageModel, ModelOutput
 from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops import Sequences
+from intarsia.ops.packed_weights import WeightFormat
 
 
 class InferenceModel:
     """What computes the next tokens of a language model, with all that can be made once made at the beginning: the
-    layers' decode steps, which hold copies of weights. When weights of `model` have changed, make another; to train,
-    train `model`.
+    layers' decode steps, which hold copies of weights, and weights that are packed. When weights of the model have
+    changed, make another; to train, train the model.
 
     Runs under `torch.inference_mode()` and in evaluation mode, and leaves the model in the mode that it was in.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model, self.config = model, model.config
+    def __init__(
+        self,
+        model: LanguageModel,
+        weights: WeightFormat | None = None,
+        *,
+        group: int | None = None,
+        zeros: bool = False,
+    ) -> None:
+        """
+        Args:
+            weights: what linear maps and experts are packed into, `"bfloat16"`, `"int8"`, ... ; embedding, norms,
+                router, small gates and all that stays float32 are shared with the model, and with `"int4"` the head is
+                int8. None: as they are. The model itself is not kept: where nobody else has it, its weights go.
+            group, zeros: of the integers, as in `pack_weights`.
+
+        Raises:
+            ConfigError: a format or group that cannot be.
+        """
+        self.config = model.config
         with torch.no_grad():
-            self._layers = tuple(block.mixer.for_inference() for block in model.blocks)  # type: ignore[operator,union-attr]
+            self.model = packed(model, Packing(weights, group, zeros), keep=("head",))
+            # A wrong logit is a wrong token; and the head is read as often as all the rest.
+            head = Packing("int8") if weights == "int4" else Packing(weights, zeros=zeros)
+            self.model._modules["head"] = packed_child(model.head, head)
+            self._layers = tuple(block.mixer.for_inference() for block in self.model.blocks)  # type: ignore[operator,union-attr]
+
+    @property
+    def weight_bytes(self) -> int:
+        """What all weights take, packed ones as they are packed."""
+        found: dict[int, int] = {}
+        for module in self.model.modules():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            found.update({x.data_ptr(): x.untyped_storage().nbytes() for x in own})
+            if isinstance(module, PackedLinear | PackedExperts):
+                found.update({each.data.data_ptr(): each.nbytes for each in module.all_packed()})
+        return sum(found.values())
 
     @property
     def device(self) -> torch.device:

@@ -126,12 +126,9 @@ def pack_weights(
         raise ShapeError(
             f"weights must be floating-point numbers [N, K] or [E, N, K]; got {list(weight.shape)} {weight.dtype}"
         )
-    if format not in get_args(WeightFormat):
-        raise ConfigError(f"weights can be {', '.join(get_args(WeightFormat))}; got {format!r}")
+    check_format(format, group, zeros)
     weight, shape, K = weight.detach(), tuple(weight.shape), weight.shape[-1]
     if format in FLOATING:
-        if group is not None or zeros:
-            raise ConfigError(f"{format} weights have no scales: group and zeros are for int8 and int4")
         return PackedWeights(format, shape, K, weight.to(FLOATING[format]).contiguous(), None, None)
     group = _checked_group(format, K, group)
     rows, each = weight.flatten(0, -2), max(1, _PIECE // K)
@@ -146,6 +143,14 @@ def pack_weights(
         scales.view(*lead, -1),
         offsets.view(*lead, -1) if zeros else None,
     )
+
+
+def check_format(format: str, group: int | None, zeros: bool) -> None:
+    """Raise ConfigError for a format that there is not, or options that it cannot have."""
+    if format not in get_args(WeightFormat):
+        raise ConfigError(f"weights can be {', '.join(get_args(WeightFormat))}; got {format!r}")
+    if format in FLOATING and (group is not None or zeros):
+        raise ConfigError(f"{format} weights have no scales: group and zeros are for int8 and int4")
 
 
 def _checked_group(format: str, K: int, group: int | None) -> int:

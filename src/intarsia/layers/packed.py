@@ -1,0 +1,113 @@
+"""Modules made ready for inference: the same modules with packed weights in place of their linear maps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.ops import PackedWeights, pack_weights, packed_linear
+from intarsia.ops.available import available
+from intarsia.ops.packed_weights import FLOATING, WeightFormat, check_format
+
+M = TypeVar("M", bound=nn.Module)
+
+SMALL = 1 << 16
+"""Linear maps of fewer numbers stay as they are: they lie in the cache, and gates among them are sensitive."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What becomes of weights."""
+
+    format: WeightFormat | None = None
+    """None: float32 and bfloat16 as they are, which copies nothing."""
+    group: int | None = None
+    """How many numbers share a scale; see `pack_weights`."""
+    zeros: bool = False
+    least: int = SMALL
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            check_format(self.format, self.group, self.zeros)
+
+    def packs(self, weight: Tensor) -> bool:
+        """Whether a weight is packed at all: not where it is small or divided among processes; as it is, only where
+        kernels read it."""
+        if type(weight) not in (Tensor, nn.Parameter) or weight.numel() < self.least or weight.is_meta:
+            return False
+        if self.format is None:
+            return weight.is_contiguous() and weight.dtype in FLOATING.values() and _read_as_they_are(weight)
+        return True
+
+    def pack(self, weight: Tensor) -> PackedWeights:
+        """The weight `[N, K]` or `[E, N, K]`, packed."""
+        if self.format is None:
+            name: WeightFormat = "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
+            return pack_weights(weight, name)
+        return pack_weights(weight, self.format, group=self.group, zeros=self.zeros)
+
+
+@runtime_checkable
+class PacksItself(Protocol):
+    """A module with weights of its own that are not in linear maps."""
+
+    def packed(self, packing: Packing) -> nn.Module:
+        """The same, for inference."""
+        ...
+
+
+class PackedLinear(nn.Linear):
+    """A linear map whose weight is packed. There is nothing to train here: its parameter `weight` has the shape, dtype
+    and device of the weight that it stands for, for those who ask, no memory, and NaN for every number."""
+
+    def __init__(self, weights: PackedWeights, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """`dtype` is that of the linear map which it stands for."""
+        nn.Module.__init__(self)
+        self.packed_weights, self.bias = weights, bias  # type: ignore[assignment]
+        self.out_features, self.in_features = weights.shape
+        nothing = torch.full((), torch.nan, dtype=dtype, device=weights.device)
+        self.weight = nn.Parameter(nothing.expand(weights.shape), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return packed_linear(x, self.packed_weights, self.bias)
+
+    def all_packed(self) -> tuple[PackedWeights, ...]:
+        """Its packed weights."""
+        return (self.packed_weights,)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.packed_weights.format}"
+
+
+def packed(module: M, packing: Packing, keep: tuple[str, ...] = ()) -> M:
+    """`module` with packed linear maps. What is not packed, norms and gates for instance, is shared with it.
+
+    `keep` names linear maps that stay. A module lists in `reads_weights` those whose weights it reads itself.
+    """
+    made = copy.copy(module)
+    keep = (*keep, *getattr(module, "reads_weights", ()))
+    made._modules = {
+        name: child if child is None or name in keep else packed_child(child, packing)
+        for name, child in module._modules.items()
+    }
+    return made
+
+
+def packed_child(module: nn.Module, packing: Packing) -> nn.Module:
+    """A module or a linear map, packed."""
+    if isinstance(module, PacksItself):
+        return module.packed(packing)
+    if type(module) is not nn.Linear:
+        return packed(module, packing)
+    if not packing.packs(module.weight):
+        return module
+    return PackedLinear(packing.pack(module.weight), module.bias, module.weight.dtype)
+
+
+def _read_as_they_are(weight: Tensor) -> bool:
+    """Whether something reads these weights faster than PyTorch's own linear map."""
+    return available("packed_linear", weight.device)[0] != "torch"
