@@ -11,7 +11,7 @@ from torch import Tensor
 from intarsia.errors import ConfigError, IntarsiaError, PoolError, ShapeError, UnsupportedError
 from intarsia.layers.growing import GrowingMemory, GrowingState, PagedPool
 from intarsia.mixers import Mixer
-from intarsia.ops import Sequences
+from intarsia.ops import Sequences, native
 from support.device import device
 from support.mixer_cases import CASES, D_MODEL, build
 
@@ -126,6 +126,26 @@ def test_a_batch_goes_on_in_a_pool(case: str, T: int) -> None:
         got, view = mixer(x, pool.view(slots))
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     assert view.tokens == after.tokens == (50 + T, 7 + T, 13 + T)
+
+
+@pytest.mark.skipif(native.missing_reason() is not None, reason="the native kernels are not there")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case", ["attention grouped, partial rope", "window with sinks and biases", "mla rotated"]
+)
+def test_native_kernels_give_the_same_in_pages(case: str, dtype: torch.dtype) -> None:
+    mixer = build(case, dtype).cpu()
+    value, pool = mixer.init_state(3), new_pool(mixer)
+    slots = [pool.take() for _ in range(3)]
+    with torch.no_grad():
+        for number, counts in enumerate([(50, 1, 130), (1, 1, 1), (3, 0, 1), (8, 40, 2), (1, 1, 1)]):
+            x = tokens(sum(counts), number).to("cpu", dtype)
+            expected, value = mixer(x, value, Sequences(counts))
+            got, _ = mixer(x, pool.view(slots), Sequences(counts))
+            if memory_of(mixer).window is None:
+                assert torch.equal(got, expected)
+            else:  # a value has let go of keys that a page still has, and blocks of keys begin elsewhere
+                torch.testing.assert_close(got, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * 4)
 
 
 @every_growing

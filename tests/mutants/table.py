@@ -196,6 +196,20 @@ LAYERS = _in(
         "self.room.conv[target] = 0",
         f"{PROPERTIES} -k pool",
     ),
+    (
+        "pages that are shared and written to",
+        "growing/paging.py",
+        "            if self._users[page] > 1:\n                self._users[page] -= 1",
+        "            if self._users[page] > 2:\n                self._users[page] -= 1",
+        "tests/mixers/test_paged.py",
+    ),
+    (
+        "a window that gives back a page too early",
+        "growing/paging.py",
+        "column = min(self._held_from(end if large else seen) // self.page_size, self._end[slot])",
+        "column = min(self._held_from(end) // self.page_size + 1, self._end[slot])",
+        "tests/mixers/test_paged.py",
+    ),
 )
 
 ATTENTION = _in(
@@ -213,6 +227,13 @@ ATTENTION = _in(
         "weights = torch.cat([logits, sink], dim=-1)",
         "weights = torch.cat([logits, sink - 100], dim=-1)",
         f"{PROPERTIES} -k sinks",
+    ),
+    (
+        "keys of sequences in pages that are aligned to the left",
+        "keys.py",
+        "    places = keys.table.places(numbers, [lengths[n] - size for n in numbers], size)",
+        "    places = keys.table.places(numbers, [0 for n in numbers], size)",
+        "tests/ops/test_attention.py tests/mixers/test_paged.py",
     ),
     (
         "a forget gate in float32",
