@@ -53,7 +53,7 @@ void bind_linear(nb::module_& m) {
          double scale, bool normalize, bool gated, double lower_bound, double beta_scale, const MaybeTensor& z,
          const Tensor& chunk_states, const Tensor& d_o, const MaybeTensor& d_final, const Tensor& d_q,
          const Tensor& d_k, const Tensor& d_v, const MaybeTensor& d_g, const MaybeTensor& d_beta,
-         const MaybeTensor& d_initial, const MaybeTensor& d_A_log, const MaybeTensor& d_dt_bias, const std::string& isa,
+         const MaybeTensor& d_A_log, const MaybeTensor& d_dt_bias, const MaybeTensor& d_initial, const std::string& isa,
          int threads) {
         LinearCall call = linear_call(q, k, v, g, beta, A_log, dt_bias, initial, std::move(edges), scale, normalize,
                                       gated, lower_bound, beta_scale);
@@ -67,8 +67,8 @@ void bind_linear(nb::module_& m) {
       },
       "q"_a, "k"_a, "v"_a, "g"_a.none(), "beta"_a.none(), "A_log"_a.none(), "dt_bias"_a.none(), "initial"_a.none(),
       "edges"_a, "scale"_a, "normalize"_a, "gated"_a, "lower_bound"_a, "beta_scale"_a, "z"_a.none(), "chunk_states"_a,
-      "d_o"_a, "d_final"_a.none(), "d_q"_a, "d_k"_a, "d_v"_a, "d_g"_a.none(), "d_beta"_a.none(), "d_initial"_a.none(),
-      "d_A_log"_a.none(), "d_dt_bias"_a.none(), "isa"_a, "threads"_a);
+      "d_o"_a, "d_final"_a.none(), "d_q"_a, "d_k"_a, "d_v"_a, "d_g"_a.none(), "d_beta"_a.none(), "d_A_log"_a.none(),
+      "d_dt_bias"_a.none(), "d_initial"_a.none(), "isa"_a, "threads"_a);
 }
 
 }  // namespace intarsia

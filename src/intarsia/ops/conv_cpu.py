@@ -17,11 +17,12 @@ from intarsia.ops.native_operator import (
     edges_of,
     implementation,
     refuse,
+    register,
     rows,
 )
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.tracing import apart_from_torch, differentiable_gradients, differentiable_once
+from intarsia.ops.tracing import apart_from_torch
 
 
 def refuse_conv(call: ConvCall) -> str | None:
@@ -53,15 +54,6 @@ def cpu_conv(call: ConvCall) -> tuple[Tensor, Tensor | None]:
     return y, final if output_final_state else None
 
 
-_library = torch.library.Library("intarsia", "FRAGMENT")
-_INPUTS = "Tensor x, Tensor weight, Tensor? initial_state, SymInt[] lengths, bool silu"
-_library.define(f"conv_forward({_INPUTS}, bool output_final_state) -> (Tensor y, Tensor final_state)")
-_library.define(
-    f"conv_backward({_INPUTS}, Tensor d_y, Tensor? d_final_state)"
-    " -> (Tensor d_x, Tensor d_weight, Tensor d_initial_state)"
-)
-
-
 def _outputs(
     x: Tensor, weight: Tensor, lengths: list[int], output_final_state: bool
 ) -> tuple[Tensor, Tensor]:
@@ -75,7 +67,6 @@ def _given(state: Optional) -> Optional:
     return None if state is None or state.numel() == 0 else state
 
 
-@torch.library.impl(_library, "conv_forward", "CPU")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -92,8 +83,7 @@ def _forward(
     return y, final
 
 
-@torch.library.register_fake("intarsia::conv_forward", lib=_library)
-def _forward_fake(
+def _fake(
     x: Tensor,
     weight: Tensor,
     initial_state: Optional,
@@ -104,16 +94,15 @@ def _forward_fake(
     return _outputs(x, weight, lengths, output_final_state)
 
 
-def _gradient_room(x: Tensor, weight: Tensor, initial_state: Optional) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient_room(x: Tensor, weight: Tensor, initial_state: Optional, *_: Any) -> list[Tensor]:
     """Room for the gradients; without an initial state there is none of it."""
-    return (
+    return [
         x.new_empty(x.shape),
         weight.new_empty(weight.shape),
         x.new_empty(0) if initial_state is None else initial_state.new_empty(initial_state.shape),
-    )
+    ]
 
 
-@torch.library.impl(_library, "conv_backward", "CPU")
 def _backward(
     x: Tensor,
     weight: Tensor,
@@ -122,7 +111,7 @@ def _backward(
     silu: bool,
     d_y: Tensor,
     d_final_state: Optional,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     d_x, d_weight, d_initial = room = _gradient_room(x, weight, initial_state)
     d_final = _given(d_final_state)
     native.native().conv_backward(
@@ -133,45 +122,25 @@ def _backward(
     return room
 
 
-@torch.library.register_fake("intarsia::conv_backward", lib=_library)
-def _backward_fake(
-    x: Tensor,
-    weight: Tensor,
-    initial_state: Optional,
-    lengths: list[int],
-    silu: bool,
-    d_y: Tensor,
-    d_final_state: Optional,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradient_room(x, weight, initial_state)
+def _again(
+    x: Tensor, weight: Tensor, state: Optional, lengths: list[int], silu: bool
+) -> tuple[Optional, ...]:
+    seqs = Sequences(tuple(lengths)) if lengths else None
+    return conv_in_torch(ConvCall(x, weight, silu, state, True, seqs))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, initial_state, ctx.lengths, ctx.silu, ctx.final = inputs
-    ctx.save_for_backward(x, weight, initial_state)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, d_y: Optional, d_final: Optional) -> tuple[Optional, ...]:
-    x, weight, initial_state = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        seqs = Sequences(tuple(ctx.lengths)) if ctx.lengths else None
-        again = differentiable_gradients(
-            lambda x, weight, state: conv_in_torch(ConvCall(x, weight, ctx.silu, state, True, seqs)),
-            ctx.saved_tensors,
-            (d_y, d_final if ctx.final else None),
-        )
-        return (*again, None, None, None)
-    d_x, d_weight, d_initial = torch.ops.intarsia.conv_backward(
-        x, weight, initial_state, ctx.lengths, ctx.silu,
-        torch.zeros_like(x) if d_y is None else d_y, d_final if ctx.final else None,
-    )  # fmt: skip
-    return d_x, d_weight, None if initial_state is None else d_initial, None, None, None
-
-
-torch.library.register_autograd(
-    "intarsia::conv_forward", _differentiate, setup_context=_setup_context, lib=_library
+register(
+    "conv",
+    "the short convolution",
+    tensors="Tensor x, Tensor weight, Tensor? initial_state",
+    settings="SymInt[] lengths, bool silu",
+    wanted="bool output_final_state",
+    results="Tensor y, Tensor final_state",
+    run=_forward,
+    fake=_fake,
+    run_backward=_backward,
+    fake_backward=_gradient_room,
+    again=_again,
 )
-differentiable_once(_library, "intarsia::conv_backward", "the short convolution")
 
 IMPLEMENTATION = implementation(cpu_conv, refuse_conv)

@@ -17,10 +17,9 @@ from intarsia.ops.chunked import chunked
 from intarsia.ops.gate import Gate
 from intarsia.ops.linear_call import LinearCall, linear_call
 from intarsia.ops.linear_few import few_tokens
-from intarsia.ops.native_operator import Optional, detached, edges_of, implementation, rows
+from intarsia.ops.native_operator import Optional, detached, edges_of, implementation, register, rows
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.tracing import differentiable_gradients, differentiable_once
 
 
 def refuse(call: LinearCall) -> str | None:
@@ -75,22 +74,9 @@ OptionalTensors = list[Optional]
 CHUNK = 64
 """As in csrc/linear_task.h. For the backward pass the state before each chunk is kept."""
 
-_INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? A_log, Tensor? dt_bias, Tensor? initial_state,"
-    " SymInt[] lengths, float scale, bool normalize, float lower_bound, float beta_max"
-)
-_library = torch.library.Library("intarsia", "FRAGMENT")
-_library.define(
-    f"linear_forward({_INPUTS}, bool output_final_state, bool keep)"
-    " -> (Tensor o, Tensor final_state, Tensor z, Tensor chunk_states)"
-)
-_library.define(
-    f"linear_backward({_INPUTS}, Tensor z, Tensor chunk_states, Tensor d_o, Tensor? d_final_state) -> Tensor[]"
-)
-
 
 class _Inputs(NamedTuple):
-    """What both operators begin with, as `_INPUTS` says it to PyTorch."""
+    """What both operators begin with, as `register` says it to PyTorch."""
 
     q: Tensor
     k: Tensor
@@ -142,7 +128,6 @@ def _outputs(x: _Inputs, output_final_state: bool, keep: bool) -> tuple[Tensor, 
     )
 
 
-@torch.library.impl(_library, "linear_forward", "CPU")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, output_final_state, keep = arguments
     x = _Inputs(*inputs)
@@ -159,8 +144,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return room
 
 
-@torch.library.register_fake("intarsia::linear_forward", lib=_library)
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, output_final_state, keep = arguments
     return _outputs(_Inputs(*inputs), output_final_state, keep)
 
@@ -218,58 +202,47 @@ def _in_torch(x: _Inputs) -> tuple[Tensor, Tensor | None]:
     return chunked(call.plain())
 
 
-@torch.library.impl(_library, "linear_backward", "CPU")
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, z, chunk_states, d_o, d_final_state = arguments
     x = _Inputs(*inputs)
     room = _gradient_room(x)
-    *d_tensors, d_A_log, d_dt_bias, d_initial = room
     native.native().linear_backward(
         *x.for_kernels(),
         *detached((z if z.numel() else None, chunk_states, rows(d_o))),
         None if d_final_state is None else d_final_state.detach().contiguous(),
-        *d_tensors,
-        d_initial,
-        d_A_log,
-        d_dt_bias,
+        *room,
         native.instruction_set(),
         torch.get_num_threads(),
     )
     return _summed(room, x)
 
 
-@torch.library.register_fake("intarsia::linear_backward", lib=_library)
 def _backward_fake(*arguments: Any) -> list[Tensor]:
     x = _Inputs(*arguments[: len(_Inputs._fields)])
     return _summed(_gradient_room(x), x)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.settings, ctx.final = inputs[TENSORS : len(_Inputs._fields)], inputs[len(_Inputs._fields)]
-    _, _, z, chunk_states = output
-    ctx.save_for_backward(*inputs[:TENSORS], z, chunk_states)
-    ctx.set_materialize_grads(False)
+def _again(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+    return _in_torch(_Inputs(*arguments))
 
 
-def _differentiate(ctx: Any, d_o: Optional, d_final: Optional, *_: Any) -> tuple[Optional, ...]:
-    *tensors, z, chunk_states = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        again = differentiable_gradients(
-            lambda *x: _in_torch(_Inputs(*x, *ctx.settings)), tensors, (d_o, d_final if ctx.final else None)
-        )
-        return (*again, *[None] * 7)
-    if d_o is None:
-        d_o = torch.zeros_like(tensors[2])
-    grads = torch.ops.intarsia.linear_backward(
-        *tensors, *ctx.settings, z, chunk_states, d_o, d_final if ctx.final else None
-    )
-    return (*(None if x is None else grad for grad, x in zip(grads, tensors, strict=True)), *[None] * 7)
-
-
-torch.library.register_autograd(
-    "intarsia::linear_forward", _differentiate, setup_context=_setup_context, lib=_library
+register(
+    "linear",
+    "the linear operators",
+    tensors=(
+        "Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? A_log, Tensor? dt_bias, Tensor? initial_state"
+    ),
+    settings="SymInt[] lengths, float scale, bool normalize, float lower_bound, float beta_max",
+    wanted="bool output_final_state, bool keep",
+    results="Tensor o, Tensor final_state",
+    kept="Tensor z, Tensor chunk_states",
+    like=2,
+    run=_forward,
+    fake=_fake,
+    run_backward=_backward,
+    fake_backward=_backward_fake,
+    again=_again,
 )
-differentiable_once(_library, "intarsia::linear_backward", "the linear operators")
 
 
 @register_flop_formula(torch.ops.intarsia.linear_forward)

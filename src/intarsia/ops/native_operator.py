@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.choice import Implementation
 from intarsia.ops.compiler import constant_in_graphs
-from intarsia.ops.tracing import transform
+from intarsia.ops.tracing import differentiable_gradients, differentiable_once, transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 Optional = Tensor | None
+
+_library = torch.library.Library("intarsia", "FRAGMENT")
 
 
 # torch.compile need not trace how a module is looked for.
@@ -63,3 +65,74 @@ def edges_of(lengths: list[int]) -> list[int]:
     for length in lengths:
         edges.append(edges[-1] + length)
     return edges if lengths else []
+
+
+def register(
+    name: str,
+    of: str,
+    *,
+    tensors: str,
+    settings: str,
+    wanted: str = "",
+    results: str,
+    kept: str = "",
+    like: int = 0,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    run_backward: Callable[..., list[Tensor]],
+    fake_backward: Callable[..., list[Tensor]],
+    again: Callable[..., Sequence[Optional]],
+) -> None:
+    """Tell PyTorch of native kernels, forward and backward, as `intarsia::<name>_forward` and `_backward`.
+
+    Args:
+        of: what they compute, in words.
+        tensors, settings, wanted, results, kept: arguments and results of the forward pass, as a schema writes them.
+            What is `wanted` is no business of the backward pass, but the first of it says whether there is a second
+            result; what is `kept` is a result for the backward pass alone.
+        like: which of the tensors has the shape of the first result.
+        run, fake: from `(*tensors, *settings, *wanted)` to `(*results, *kept)`: compute them; make room for them.
+        run_backward, fake_backward: from `(*tensors, *settings, *kept, *gradients of the results)` to the gradients of
+            the tensors, an empty one for a tensor that is None.
+        again: from `(*tensors, *settings)` to the results, in PyTorch's own operations, for second derivatives.
+    """
+    n, s = _count(tensors), _count(settings)
+    gradients = ["Tensor d_0", *(f"Tensor? d_{i}" for i in range(1, _count(results)))]
+    forward, backward = f"{name}_forward", f"{name}_backward"
+    _library.define(f"{forward}({_listed(tensors, settings, wanted)}) -> ({_listed(results, kept)})")
+    _library.define(f"{backward}({_listed(tensors, settings, kept, *gradients)}) -> Tensor[]")
+    for operator, kernel, room in ((forward, run, fake), (backward, run_backward, fake_backward)):
+        torch.library.impl(_library, operator, "CPU")(kernel)
+        torch.library.register_fake(f"intarsia::{operator}", room, lib=_library)
+    call_backward = getattr(torch.ops.intarsia, backward).default
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.settings, ctx.second = inputs[n : n + s], len(inputs) == n + s or inputs[n + s]
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.save_for_backward(*inputs[:n], *outputs[len(gradients) :])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx: Any, *ds: Optional) -> tuple[Optional, ...]:
+        inputs, for_backward = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        d, *others = ds[: len(gradients)]
+        others = [other if ctx.second else None for other in others]
+        rest = [None] * (s + _count(wanted))
+        if torch.is_grad_enabled():
+            found = differentiable_gradients(lambda *x: again(*x, *ctx.settings), inputs, (d, *others))
+            return (*found, *rest)
+        d = torch.zeros_like(inputs[like]) if d is None else d
+        grads = call_backward(*inputs, *ctx.settings, *for_backward, d, *others)
+        return (*(None if x is None else grad for grad, x in zip(grads, inputs, strict=True)), *rest)
+
+    torch.library.register_autograd(
+        f"intarsia::{forward}", differentiate, setup_context=setup_context, lib=_library
+    )
+    differentiable_once(_library, f"intarsia::{backward}", of)
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _count(arguments: str) -> int:
+    return len(arguments.split(",")) if arguments else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,12 +14,13 @@ from intarsia.ops.native_operator import (
     detached,
     implementation,
     refuse,
+    register,
     rows,
 )
-from intarsia.ops.norm_call import NormCall
+from intarsia.ops.norm_call import NormCall, NormGate
 from intarsia.ops.norm_torch import norm_in_torch
 from intarsia.ops.precision import compute_dtype
-from intarsia.ops.tracing import apart_from_torch, differentiable_gradients, differentiable_once
+from intarsia.ops.tracing import apart_from_torch
 
 
 def refuse_norm(call: NormCall) -> str | None:
@@ -56,13 +57,6 @@ def _four(x: Tensor) -> Tensor:
     return x[(None,) * (4 - x.dim())] if x.dim() < 4 else x
 
 
-_library = torch.library.Library("intarsia", "FRAGMENT")
-_INPUTS = "Tensor o, Tensor? z, Tensor weight, float eps, str gate"
-_library.define(f"norm_forward({_INPUTS}) -> Tensor")
-_library.define(f"norm_backward({_INPUTS}, Tensor d_y) -> (Tensor d_o, Tensor d_z, Tensor d_weight)")
-
-
-@torch.library.impl(_library, "norm_forward", "CPU")
 def _forward(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
     y = torch.empty_like(o, memory_format=torch.contiguous_format)
     native.native().norm_forward(
@@ -71,21 +65,17 @@ def _forward(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> T
     return y
 
 
-@torch.library.register_fake("intarsia::norm_forward", lib=_library)
-def _forward_fake(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
+def _fake(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> Tensor:
     return o.new_empty(o.shape)
 
 
-def _gradient_room(o: Tensor, z: Optional, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient_room(o: Tensor, z: Optional, weight: Tensor, *_: Any) -> list[Tensor]:
     """Room for the gradients; without a gate there is none of z."""
     d_z = o.new_empty(0) if z is None else z.new_empty(z.shape)
-    return o.new_empty(o.shape), d_z, weight.new_empty(weight.shape)
+    return [o.new_empty(o.shape), d_z, weight.new_empty(weight.shape)]
 
 
-@torch.library.impl(_library, "norm_backward", "CPU")
-def _backward(
-    o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str, d_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str, d_y: Tensor) -> list[Tensor]:
     d_o, d_z, d_weight = room = _gradient_room(o, z, weight)
     native.native().norm_backward(
         *detached((o, z, weight)), eps, gate, rows(d_y).detach(), d_o, None if z is None else d_z, d_weight,
@@ -94,34 +84,21 @@ def _backward(
     return room
 
 
-@torch.library.register_fake("intarsia::norm_backward", lib=_library)
-def _backward_fake(
-    o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str, d_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradient_room(o, z, weight)
+def _again(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> tuple[Optional, ...]:
+    return (norm_in_torch(NormCall(o, z, weight, eps, None if z is None else cast(NormGate, gate))),)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    o, z, weight, ctx.eps, ctx.gate = inputs
-    ctx.save_for_backward(o, z, weight)
-
-
-def _differentiate(ctx: Any, d_y: Tensor) -> tuple[Optional, ...]:
-    o, z, weight = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        again = differentiable_gradients(
-            lambda o, z, weight: (norm_in_torch(NormCall(o, z, weight, ctx.eps, ctx.gate)),),
-            ctx.saved_tensors,
-            (d_y,),
-        )
-        return (*again, None, None)
-    d_o, d_z, d_weight = torch.ops.intarsia.norm_backward(o, z, weight, ctx.eps, ctx.gate, d_y)
-    return d_o, None if z is None else d_z, d_weight, None, None
-
-
-torch.library.register_autograd(
-    "intarsia::norm_forward", _differentiate, setup_context=_setup_context, lib=_library
+register(
+    "norm",
+    "the gated RMSNorm",
+    tensors="Tensor o, Tensor? z, Tensor weight",
+    settings="float eps, str gate",
+    results="Tensor y",
+    run=_forward,
+    fake=_fake,
+    run_backward=_backward,
+    fake_backward=_gradient_room,
+    again=_again,
 )
-differentiable_once(_library, "intarsia::norm_backward", "the gated RMSNorm")
 
 IMPLEMENTATION = implementation(cpu_norm, refuse_norm)
