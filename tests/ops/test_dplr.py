@@ -329,11 +329,11 @@ def test_arguments_that_do_not_fit_are_named(change: dict[str, Tensor], message:
 
 def test_native_kernels_are_refused_and_explained() -> None:
     inputs = dplr_inputs(T=2)
-    with pytest.raises(UnsupportedError, match="dplr_rule has none; there are auto, chunked, reference"):
+    with pytest.raises(UnsupportedError, match="dplr_rule has none; there are auto, fla, chunked, reference"):
         dplr_rule(**inputs, impl="cpu")
     with pytest.raises(UnsupportedError, match="no Triton kernels"):
         dplr_rule(**inputs, impl="triton")
-    with pytest.raises(ConfigError, match="there are auto, chunked, reference"):
+    with pytest.raises(ConfigError, match="there are auto, fla, chunked, reference"):
         dplr_rule(**inputs, impl="fastest")
     choice = explain(dplr_rule, **inputs)
     assert choice.impl == "chunked"

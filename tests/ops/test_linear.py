@@ -447,7 +447,7 @@ def test_implementations_that_cannot_serve_are_refused() -> None:
     inputs = linear_inputs(T=2)
     with pytest.raises(UnsupportedError, match="no Triton kernels"):
         gated_delta_rule(**inputs, impl="triton")
-    with pytest.raises(ConfigError, match="there are auto, cpu, chunked, reference"):
+    with pytest.raises(ConfigError, match="there are auto, cpu, fla, chunked, reference"):
         gated_delta_rule(**inputs, impl="fastest")
     if not native.missing_reason():
         small = {n: x.to(torch.float8_e5m2) for n, x in inputs.items()}
