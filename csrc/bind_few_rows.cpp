@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "dispatch.h"
+#include "exchange.h"
 #include "few_rows.h"
 
 namespace intarsia {
@@ -78,9 +79,16 @@ void construct(FewRowsMatrices* self, const std::string& format, const Bytes& da
   if (zeros) self->owners.push_back(nb::cast(*zeros));
 }
 
-void product(const FewRowsMatrices& self, const Tensor& x, const Tensor& y, const std::optional<Indices>& matrix_of_row,
-             const MaybeTensor& bias, int threads) {
-  FewRowsCall call{self.form, self.weights, array_of(x), array_of(y), nullptr, nullptr};
+// Called for every layer of every token: the tensors are looked at the quick way, where there is one.
+Array view_of(nb::handle tensor) {
+  Array array;
+  if (!view_tensor(tensor, array)) throw std::invalid_argument("the kernels take plain tensors that they can read");
+  return array;
+}
+
+void product(const FewRowsMatrices& self, nb::handle x, nb::handle y, const std::optional<Indices>& matrix_of_row,
+             nb::handle bias, int threads) {
+  FewRowsCall call{self.form, self.weights, view_of(x), view_of(y), nullptr, nullptr};
   call.form.x = call.x.dtype;
   const int64_t rows = call.x.shape[0];
   if (call.x.dims != 2 || call.y.dims != 2 || call.x.shape[1] != self.form.K || call.y.shape[1] != self.form.N ||
@@ -99,8 +107,8 @@ void product(const FewRowsMatrices& self, const Tensor& x, const Tensor& y, cons
   } else if (matrices != 1) {
     throw std::invalid_argument("there are several matrices: say which a row has");
   }
-  if (bias) {
-    const Array array = array_of(*bias);
+  if (!bias.is_none()) {
+    const Array array = view_of(bias);
     if (array.dtype != Dtype::float32 || array.dims != 1 || array.shape[0] != self.form.N || matrices != 1 ||
         (self.form.N > 1 && array.stride[0] != 1))
       throw std::invalid_argument("bias must be [N] in float32, of one matrix");

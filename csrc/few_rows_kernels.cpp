@@ -133,6 +133,17 @@ INLINE Vec<float> splat_narrow(uint16_t bits) { return splat<float>(widen(bits))
 enum class Scales { none, of_rows, of_groups };
 
 template <class W>
+constexpr int bytes_of = 0;
+template <>
+constexpr int bytes_of<Float32> = 4;
+template <>
+constexpr int bytes_of<Bfloat16> = 2;
+#if defined(__AVX512BF16__)
+template <>
+constexpr int bytes_of<Bfloat16Pairs> = 2;
+#endif
+
+template <class W>
 class Product {
  public:
   explicit Product(const FewRowsForm& form) : form(form) {}
@@ -191,6 +202,15 @@ class Product {
       for (; r < task.rows; r++) tile<1, NR, SCALES>(task, r, n);
   }
 
+  static constexpr int BYTES_OF_STEP = is_int8<W> ? STEP : STEP * bytes_of<W>;
+
+  // The same place of the rows that come next. Rows are often as long as pages of memory, and at their ends the
+  // processor's own prefetching stops.
+  template <int NR, int BYTES>
+  INLINE void fetch_ahead(const char* p) const {
+    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(p + NR * form.row_bytes + line);
+  }
+
   template <int MR, int NR>
   struct Tile {
     const char *x[MR], *w[NR];
@@ -230,6 +250,7 @@ class Product {
   INLINE void steps(const Tile<MR, NR>& t, Vec<float> (&sums)[MR][NR], int64_t begin, int64_t end) const {
     for (int64_t k = begin; k < end; k += STEP)
       for (int j = 0; j < NR; j++) {
+        fetch_ahead<NR, BYTES_OF_STEP>(t.w[j] + k * BYTES_OF_STEP / STEP);
         const W weights = W::unpack(t.w[j], k);
         for (int i = 0; i < MR; i++) weights.add(sums[i][j], t.x[i], k);
       }
@@ -282,6 +303,7 @@ class Product {
     const int64_t count = form.padded() / INT4_BLOCK, of_group = GROUPS > 1 ? 1 : form.group / INT4_BLOCK;
     for (int64_t b = 0, g = 0, done = 0; b < count; b++) {
       for (int j = 0; j < NR; j++) {
+        fetch_ahead<NR, INT4_BLOCK / 2>(t.w[j] + b * (INT4_BLOCK / 2));
         W block = W::unpack(t.w[j] + b * (INT4_BLOCK / 2));
         const uint16_t* scales = weights.scales + (n + j) * form.groups + g;
         Vec<float> part[MR] = {};

@@ -16,7 +16,7 @@ from intarsia.ops.packed_weights import FLOATING, WeightFormat, check_format
 M = TypeVar("M", bound=nn.Module)
 
 SMALL = 1 << 16
-"""Linear maps of fewer numbers stay as they are: they lie in the cache, and gates among them are sensitive."""
+"""Weights of fewer numbers keep their dtype: they lie in the cache, and gates among them are sensitive."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,24 @@ class Packing:
             check_format(self.format, self.group, self.zeros)
 
     def packs(self, weight: Tensor) -> bool:
-        """Whether a weight is packed at all: not where it is small or divided among processes; as it is, only where
-        kernels read it."""
-        if type(weight) not in (Tensor, nn.Parameter) or weight.numel() < self.least or weight.is_meta:
+        """Whether a weight is packed at all: not where it is divided among processes, nor, as it is, where no kernels
+        read it."""
+        if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta:
             return False
-        if self.format is None:
-            return weight.is_contiguous() and weight.dtype in FLOATING.values() and _read_as_they_are(weight)
+        if self.format is None or weight.numel() < self.least:
+            # PyTorch's product of one row takes microseconds in float32 and a tenth of a millisecond in bfloat16.
+            slow = weight.dtype == torch.bfloat16 or weight.numel() >= self.least
+            return (
+                slow
+                and weight.is_contiguous()
+                and weight.dtype in FLOATING.values()
+                and _read_as_they_are(weight)
+            )
         return True
 
     def pack(self, weight: Tensor) -> PackedWeights:
-        """The weight `[N, K]` or `[E, N, K]`, packed."""
-        if self.format is None:
+        """The weight `[N, K]` or `[E, N, K]`, packed; one of fewer than `least` numbers as it is."""
+        if self.format is None or weight.numel() < self.least:
             name: WeightFormat = "bfloat16" if weight.dtype == torch.bfloat16 else "float32"
             return pack_weights(weight, name)
         return pack_weights(weight, self.format, group=self.group, zeros=self.zeros)
@@ -84,14 +91,14 @@ class PackedLinear(nn.Linear):
 
 
 def packed(module: M, packing: Packing, keep: tuple[str, ...] = ()) -> M:
-    """`module` with packed linear maps. What is not packed, norms and gates for instance, is shared with it.
+    """`module` with packed linear maps: modules of its own, whose other parameters are shared with it.
 
     `keep` names linear maps that stay. A module lists in `reads_weights` those whose weights it reads itself.
     """
     made = copy.copy(module)
     keep = (*keep, *getattr(module, "reads_weights", ()))
     made._modules = {
-        name: child if child is None or name in keep else packed_child(child, packing)
+        name: copy.copy(child) if child is None or name in keep else packed_child(child, packing)
         for name, child in module._modules.items()
     }
     return made
@@ -104,7 +111,7 @@ def packed_child(module: nn.Module, packing: Packing) -> nn.Module:
     if type(module) is not nn.Linear:
         return packed(module, packing)
     if not packing.packs(module.weight):
-        return module
+        return copy.copy(module)
     return PackedLinear(packing.pack(module.weight), module.bias, module.weight.dtype)
 
 

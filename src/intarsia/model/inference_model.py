@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -21,7 +18,7 @@ class InferenceModel:
     layers' decode steps, which hold copies of weights, and weights that are packed. When weights of the model have
     changed, make another; to train, train the model.
 
-    Runs under `torch.inference_mode()` and in evaluation mode, and leaves the model in the mode that it was in.
+    Runs under `torch.inference_mode()` and in evaluation mode, whatever mode the model is in.
     """
 
     def __init__(
@@ -48,6 +45,7 @@ class InferenceModel:
             # A wrong logit is a wrong token; and the head is read as often as all the rest.
             head = Packing("int8") if weights == "int4" else Packing(weights, zeros=zeros)
             self.model._modules["head"] = packed_child(model.head, head)
+            self.model.eval()
             self._layers = tuple(block.mixer.for_inference() for block in self.model.blocks)  # type: ignore[operator,union-attr]
 
     @property
@@ -74,7 +72,7 @@ class InferenceModel:
         last_only: bool = True,
     ) -> ModelOutput:
         """The logits of the next tokens and the states after them, as `LanguageModel.forward` gives them."""
-        with torch.inference_mode(), _evaluating(self.model):
+        with torch.inference_mode():
             output: ModelOutput = self.model(
                 tokens, states=states, seqs=seqs, last_only=last_only, layers=self._layers
             )
@@ -87,16 +85,3 @@ class InferenceModel:
     def new_pool(self, slots: int, tokens: int = 0) -> ModelPool:
         """Room for the states of `slots` sequences, which go on in place; see `LanguageModel.new_pool`."""
         return self.model.new_pool(slots, tokens)
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """The model in evaluation mode for so long."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
