@@ -60,7 +60,7 @@ $(DEV_STAMP): $(BUILD_STAMP) $(PACKAGE)
 	@INTARSIA_NATIVE=$${INTARSIA_NATIVE:-required} $(INSTALL) -C cmake.define.INTARSIA_EMULATE_AMX=ON -e '.[dev]'
 	@touch $(DEMO_STAMP) $@
 
-demo: $(DEMO_STAMP)  ## compare three architectures, trained from scratch (5 minutes on 2 cores)
+demo: $(DEMO_STAMP)  ## compare three architectures, trained from scratch (4 minutes on 2 cores)
 	@$(BIN)/intarsia compare examples/demo.toml $(if $(QUICK),--quick --out runs/demo-quick,--out runs/demo)
 
 test: $(DEV_STAMP)  ## the test suite, without what is marked slow

@@ -11,11 +11,12 @@ from intarsia.ops import native
 from intarsia.ops.native_operator import Optional, implementation, refuse, rows
 from intarsia.ops.packed_linear_call import PackedLinearCall
 from intarsia.ops.packed_linear_torch import product
-from intarsia.ops.packed_weights import PackedWeights
+from intarsia.ops.packed_weights import FLOATING, PackedWeights
 from intarsia.ops.tracing import apart_from_torch
 
-FEW = {"float32": 32, "bfloat16": 64, "int8": 64, "int4": 64}
-"""For up to so many rows of one matrix the kernels are faster than PyTorch's products (`benchmarks/products.py`)."""
+FEW = 32
+"""For up to so many rows of one matrix of floating-point numbers the kernels are faster than PyTorch's products; of
+integers for any number, since those would have to be made float32 first (`benchmarks/products.py`)."""
 
 
 def _refuse(call: PackedLinearCall) -> str | None:
@@ -30,7 +31,7 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
     """By the kernels, which read each weight once for all rows; by PyTorch's products where one matrix has so many rows
     that those are faster."""
     x, weights, bias, matrix_of_row, dtype = call
-    if matrix_of_row is None and x.shape[0] > FEW[weights.format]:
+    if matrix_of_row is None and x.shape[0] > FEW and weights.format in FLOATING:
         y = product(x, weights)
         return (y if bias is None else y.float() + bias.float()).to(dtype)
     bias = None if bias is None else bias.float().contiguous()
