@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from intarsia.errors import UnsupportedError
 from intarsia.ops import (
@@ -278,3 +279,21 @@ def test_the_kernels_themselves_refuse_what_has_no_memory() -> None:
         native.native().conv_forward(
             fake, torch.zeros(2, 4), None, [], False, torch.zeros(1, 3, 2), None, native.instruction_set(), 1
         )
+
+
+@every_function
+@every_length
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_activation_checkpointing(function: Function, T: int, again: bool) -> None:
+    x = inputs(function, T)
+
+    def recomputed(*leaves: Tensor) -> Results:
+        results: Results = checkpoint(function, *leaves, use_reentrant=False)
+        return results
+
+    def differentiated(of: Function) -> Tensors:
+        leaves = [t.clone().requires_grad_() for t in x]
+        grads = torch.autograd.grad(loss(of, *leaves), leaves, create_graph=again)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves) if again else grads  # type: ignore[arg-type]
+
+    close(differentiated(recomputed), differentiated(function))

@@ -201,7 +201,8 @@ class _ChannelScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        alpha, *rows_and_columns = ctx.saved_tensors
+        saved = ctx.saved_tensors  # asked for once: activation checkpointing gives them once
+        alpha, *rows_and_columns = saved
         moments = ctx.moments
         rows, columns = rows_and_columns[: len(moments)], rows_and_columns[len(moments) :]
         if torch.is_grad_enabled():
@@ -209,7 +210,7 @@ class _ChannelScores(torch.autograd.Function):
             def plain(alpha: Tensor, *both: Tensor) -> tuple[Tensor, ...]:
                 return _plain_channel_scores(moments, alpha, both[: len(moments)], both[len(moments) :])
 
-            return None, *differentiable_gradients(plain, ctx.saved_tensors, grads)
+            return None, *differentiable_gradients(plain, saved, grads)
         # Forward once more, keeping what each level reads.
         blocks = _Doubling(moments, rows, columns, alpha)
         levels = []

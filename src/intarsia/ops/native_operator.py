@@ -113,7 +113,8 @@ def register(
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, *ds: Optional) -> tuple[Optional, ...]:
-        inputs, for_backward = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # asked for once: activation checkpointing gives them once
+        inputs, for_backward = saved[:n], saved[n:]
         d, *others = ds[: len(gradients)]
         others = [other if ctx.second else None for other in others]
         rest = [None] * (s + _count(wanted))
