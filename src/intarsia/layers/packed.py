@@ -76,8 +76,7 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.packed_weights, self.bias = weights, bias  # type: ignore[assignment]
         self.out_features, self.in_features = weights.shape
-        nothing = torch.full((), torch.nan, dtype=dtype, device=weights.device)
-        self.weight = nn.Parameter(nothing.expand(weights.shape), requires_grad=False)
+        self.weight = stand_in(weights, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return packed_linear(x, self.packed_weights, self.bias)
@@ -88,6 +87,12 @@ class PackedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.packed_weights.format}"
+
+
+def stand_in(weights: PackedWeights, dtype: torch.dtype) -> nn.Parameter:
+    """What has the shape and the device of packed weights, for those who ask, and `dtype`; no memory, and only NaN."""
+    nothing = torch.full((), torch.nan, dtype=dtype, device=weights.device)
+    return nn.Parameter(nothing.expand(weights.shape), requires_grad=False)
 
 
 def packed(module: M, packing: Packing, keep: tuple[str, ...] = ()) -> M:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
-from intarsia.layers.packed import Packing, packed
+from intarsia.layers.packed import Packing, packed, stand_in
 from intarsia.layers.side import SideName, SideResults
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
@@ -191,10 +191,11 @@ class PackedExperts(Experts):
         made.__class__ = cls
         assert isinstance(made, PackedExperts)
         made.packed_gate_up, made.packed_down = packing.pack(experts.gate_up), packing.pack(experts.down)
-        made._parameters = dict(experts._parameters)
-        for name, weight in (("gate_up", experts.gate_up), ("down", experts.down)):
-            nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
-            made._parameters[name] = nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
+        made._parameters = {
+            **experts._parameters,
+            "gate_up": stand_in(made.packed_gate_up, experts.gate_up.dtype),
+            "down": stand_in(made.packed_down, experts.down.dtype),
+        }
         return made
 
     packed_gate_up: PackedWeights

@@ -15,7 +15,7 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.attention_call import AttentionCall, LatentCall
 from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
-from intarsia.ops.native_operator import Optional, implementation, refuse
+from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
 
@@ -57,12 +57,8 @@ def _attend(
     sinks: Tensor | None,
 ) -> Tensor:
     B, T, H = q.shape[:3]
-    rows = q.flatten(0, 1)
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    lengths = [T] * B if seqs is None else seqs.lengths
-    edges = [0]
-    for n in lengths:
-        edges.append(edges[-1] + n)
+    queries = rows(q.flatten(0, 1))
+    lengths = [T] * B if seqs is None else list(seqs.lengths)
     pages, held = None, [0] * len(lengths)
     if isinstance(k, Paged):
         pages, held = k.table.pages.contiguous(), list(k.table.first)
@@ -73,14 +69,14 @@ def _attend(
         keys, values = (list(x[0].split(lengths, dim=1)) for x in (keys, values))
         seen = tuple(lengths)
     sinks = None if sinks is None else sinks.float().contiguous()
-    run = _run if apart_from_torch(rows, *keys, *values, sinks) else torch.ops.intarsia.attend.default
-    o = run(rows, keys, values, pages, edges, list(seen), held, scale, window or 0, sinks)
+    run = _run if apart_from_torch(queries, *keys, *values, sinks) else torch.ops.intarsia.attend.default
+    o = run(queries, keys, values, pages, edges_of(lengths), list(seen), held, scale, window or 0, sinks)
     return o.view(B, T, H, -1)
 
 
 def _tensors(keys: Keys) -> list[Tensor]:
     tensors = [keys.pages] if isinstance(keys, Paged) else list(keys) if isinstance(keys, tuple) else [keys]
-    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+    return [rows(x) for x in tensors]
 
 
 _library = torch.library.Library("intarsia", "FRAGMENT")

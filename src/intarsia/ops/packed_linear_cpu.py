@@ -10,7 +10,7 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.native_operator import Optional, implementation, refuse, rows
 from intarsia.ops.packed_linear_call import PackedLinearCall
-from intarsia.ops.packed_linear_torch import product
+from intarsia.ops.packed_linear_torch import packed_linear_torch
 from intarsia.ops.packed_weights import FLOATING, PackedWeights
 from intarsia.ops.tracing import apart_from_torch
 
@@ -32,8 +32,7 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
     that those are faster."""
     x, weights, bias, matrix_of_row, dtype = call
     if matrix_of_row is None and x.shape[0] > FEW and weights.format in FLOATING:
-        y = product(x, weights)
-        return (y if bias is None else y.float() + bias.float()).to(dtype)
+        return packed_linear_torch(call)
     bias = None if bias is None else bias.float().contiguous()
     if apart_from_torch(x, weights.data, bias, matrix_of_row):
         return _run(_handle(weights), rows(x), bias, matrix_of_row, weights.shape[-2], dtype)
