@@ -140,6 +140,13 @@ def test_the_numbers_of_a_packed_weight_are_not_to_be_read() -> None:
     assert made.head.weight.shape == (1024, 128)
 
 
+def test_groups_are_those_of_all_packed_weights() -> None:
+    made = InferenceModel(small(experts=True), "int8", group=32).model
+    for module in made.modules():
+        if isinstance(module, PackedLinear | PackedExperts):
+            assert {each.group for each in module.all_packed()} == {32}
+
+
 def test_wrong_formats_are_errors() -> None:
     with pytest.raises(ConfigError, match="int3"):
         InferenceModel(small(), "int3")  # type: ignore[arg-type]

@@ -41,9 +41,10 @@ class InferenceModel:
         """
         self.config = model.config
         with torch.no_grad():
-            self.model = packed(model, Packing(weights, group, zeros), keep=("head",))
+            packing = Packing(weights, group, zeros)
+            self.model = packed(model, packing, keep=("head",))
             # A wrong logit is a wrong token; and the head is read as often as all the rest.
-            head = Packing("int8") if weights == "int4" else Packing(weights, zeros=zeros)
+            head = Packing("int8") if weights == "int4" else packing
             self.model._modules["head"] = packed_child(model.head, head)
             self.model.eval()
             self._layers = tuple(block.mixer.for_inference() for block in self.model.blocks)  # type: ignore[operator,union-attr]
