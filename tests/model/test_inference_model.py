@@ -140,6 +140,13 @@ def test_the_numbers_of_a_packed_weight_are_not_to_be_read() -> None:
     assert made.head.weight.shape == (1024, 128)
 
 
+def test_it_evaluates_and_leaves_the_model_in_its_mode() -> None:
+    model = small(experts=True).train()
+    made = InferenceModel(model)
+    assert not any(module.training for module in made.model.modules())
+    assert all(module.training for module in model.modules())
+
+
 def test_groups_are_those_of_all_packed_weights() -> None:
     made = InferenceModel(small(experts=True), "int8", group=32).model
     for module in made.modules():

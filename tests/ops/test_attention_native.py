@@ -161,3 +161,14 @@ def test_compiles() -> None:
 
     compiled = torch.compile(apply, backend="eager", fullgraph=True)
     assert torch.equal(compiled(q, k), apply(q, k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pages_that_a_window_has_left_are_not_asked_for(dtype: torch.dtype) -> None:
+    q = normal(1, 2, 2, 32, seed=0, dtype=dtype)
+    k, v = (normal(1, 40, 2, 32, seed=n, dtype=dtype) for n in (1, 2))
+    expected = softmax_attention(q, k, v, window=10, impl="cpu")
+    # Of pages of 8 the first three hold nothing that the last two queries see.
+    table = BlockTable([[-1, -1, -1, 0, 1]], lengths=[40], page_size=8, first=[24])
+    pages = (Paged(x[0, 24:].unflatten(0, (2, 8)), table) for x in (k, v))
+    assert torch.equal(softmax_attention(q, *pages, window=10, impl="cpu"), expected)
