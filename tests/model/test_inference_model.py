@@ -13,6 +13,7 @@ from intarsia.mixers import KDAConfig, Mixer, MLAConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig
 from intarsia.model.experts import Experts, PackedExperts
+from intarsia.model.loss import IGNORED
 from intarsia.ops.packed_weights import WeightFormat
 from support.mixer_cases import CASES, build
 
@@ -159,3 +160,20 @@ def test_wrong_formats_are_errors() -> None:
         InferenceModel(small(), "int3")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a group of int4"):
         InferenceModel(small(), "int4", group=48)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (3, 7)])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_the_likelihood_of_targets_is_that_of_the_logits(
+    shape: tuple[int, int], weights: WeightFormat
+) -> None:
+    ready = InferenceModel(small(), weights)
+    tokens = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(1))
+    targets = tokens.roll(-1, dims=1)
+    targets[:, -2] = IGNORED
+    with torch.no_grad():
+        nll = ready.model(tokens, targets=targets).nll
+        logits = ready.model(tokens).logits
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(nll, expected.view(shape), atol=1e-5, rtol=1e-5)
+    assert not nll[:, -2].any()

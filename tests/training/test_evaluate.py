@@ -10,7 +10,7 @@ import torch
 
 from intarsia.data import load_tokenizer
 from intarsia.errors import ConfigError, DataError
-from intarsia.model import LanguageModel
+from intarsia.model import InferenceModel, LanguageModel
 from intarsia.training import Evaluation, NGrams, evaluate
 from intarsia.training.evaluate import first_documents
 
@@ -46,6 +46,12 @@ def test_each_document_counts_for_itself(model, dataset, length, batch_tokens):
     assert result.nll.dtype == np.float64
     np.testing.assert_array_equal(result.tokens, split.lengths)
     np.testing.assert_array_equal(result.text_bytes, split.text_bytes)
+
+
+def test_a_model_for_inference(model, dataset):
+    expected = evaluate(model, dataset.heldout, length=64)
+    found = evaluate(InferenceModel(model, "float32"), dataset.heldout, length=64)
+    np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-5)
 
 
 def test_it_is_the_same_each_time_and_leaves_the_model_as_it_was(model, dataset):

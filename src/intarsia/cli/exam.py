@@ -115,7 +115,22 @@ def _parse(text: str) -> Task:
     try:
         return make_task(name, options)
     except ConfigError as error:
-        raise ConfigError(f"--tasks {text}: {error}") from None
+        raise ConfigError(f"--tasks {text}: {error}{_takes(name)}") from None
+
+
+def _takes(name: str) -> str:
+    """How a task is written, if there is one of that name."""
+    from dataclasses import MISSING, fields
+
+    from intarsia.tasks import names, task
+
+    if name not in names():
+        return ""
+    found = [f for f in fields(task(name)) if f.init]
+    needed = [f.name for f in found if f.default is MISSING and f.default_factory is MISSING]
+    others = [f.name for f in found if f.name not in needed]
+    written = name + (":" + ",".join(f"{option}=…" for option in needed) if needed else "")
+    return f"; write {written}" + (f" (and, if you like, {', '.join(others)})" if others else "")
 
 
 def _value(text: str) -> Any:

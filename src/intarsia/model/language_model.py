@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intarsia.errors import ShapeError
 from intarsia.layers.cost import Cost
 from intarsia.layers.norm import RMSNorm
+from intarsia.layers.packed import PackedLinear
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import MixerConfig
@@ -22,7 +23,7 @@ from intarsia.model.config import ModelConfig
 from intarsia.model.cost import LayerCost, ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
-from intarsia.model.loss import IGNORED, chunked_cross_entropy
+from intarsia.model.loss import IGNORED, chunked_cross_entropy, cross_entropy_of
 from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops.sequences import Sequences
 
@@ -134,7 +135,11 @@ class LanguageModel(nn.Module):
         beside = tuple(told) if side else None
         if targets is None:
             return ModelOutput(self._as_float(self.head(x)), None, after, beside)
-        return ModelOutput(None, chunked_cross_entropy(x, self.head.weight, targets), after, beside)
+        if isinstance(self.head, PackedLinear):
+            nll = cross_entropy_of(self.head, x, targets)
+        else:
+            nll = chunked_cross_entropy(x, self.head.weight, targets)
+        return ModelOutput(None, nll, after, beside)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Let torch.compile compute the blocks where gradients are recorded; the backward pass too.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from intarsia.errors import ShapeError
 from intarsia.ops.compiler import is_static
@@ -46,8 +47,7 @@ def chunked_cross_entropy(
             f"hidden [..., D], weight [V, D] and targets [...] do not fit: "
             f"{list(hidden.shape)}, {list(weight.shape)}, {list(targets.shape)}"
         )
-    if chunk_size is None:
-        chunk_size = max(128, 2**22 // weight.shape[0])
+    chunk_size = chunk_size or tokens_at_once(weight.shape[0])
     arguments = (
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -64,6 +64,27 @@ def chunked_cross_entropy(
     else:
         nll = _ChunkedCrossEntropy.apply(*arguments)
     return nll.view(targets.shape)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """How many tokens have about four million logits together; at least 128."""
+    return max(128, 2**22 // vocabulary)
+
+
+@torch.no_grad()
+def cross_entropy_of(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The same, without gradients, under a head that is more than a matrix: one with packed weights.
+
+    Args:
+        head: `[N, D]` to logits `[N, V]`; it is given some tokens at a time.
+    """
+    ignored, rows = targets.flatten() == IGNORED, hidden.flatten(0, -2)
+    wanted = targets.flatten().masked_fill(ignored, 0)
+    found = [
+        F.cross_entropy(head(rows[chunk]).float(), wanted[chunk], reduction="none")
+        for chunk in _chunks(rows, tokens_at_once(head.out_features))
+    ]
+    return torch.cat(found).masked_fill(ignored, 0).view(targets.shape)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -18,7 +18,7 @@ from intarsia.data import Tokenizer, TokenSplit
 from intarsia.data.tokenizer_base import ByteLevelTokenizer
 from intarsia.errors import ConfigError, DataError
 from intarsia.files import write_atomically
-from intarsia.model import LanguageModel
+from intarsia.model import InferenceModel, LanguageModel
 from intarsia.ops import Sequences
 from intarsia.training.config import Precision
 from intarsia.training.distributed import Processes
@@ -111,7 +111,7 @@ def document_numbers(split: TokenSplit, documents: Sequence[int] | None) -> NDAr
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel,
+    model: LanguageModel | InferenceModel,
     split: TokenSplit,
     *,
     length: int,
@@ -129,7 +129,8 @@ def evaluate(
     however often this is called. The model is left in the mode that it was in.
 
     Args:
-        model: on its device; divided among processes or not.
+        model: on its device; divided among processes or not; or one that was made ready for inference, which tells
+            what packed weights cost.
         split: where the documents are.
         length: tokens of a piece.
         documents: the numbers of the documents; all by default.
@@ -143,6 +144,7 @@ def evaluate(
         ConfigError: a number is out of range, or `tokens_per_document` comes without the tokenizer.
         DataError: there are no documents, or one of them is not in the split.
     """
+    model = model.model if isinstance(model, InferenceModel) else model
     processes = processes or Processes(device=next(model.parameters()).device)
     for name, value in (
         ("length", length),
