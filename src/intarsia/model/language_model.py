@@ -109,14 +109,40 @@ class LanguageModel(nn.Module):
             ShapeError: the arguments do not fit together.
             PoolError: the states are in pools that have no room. Nothing has been written then.
         """
-        self._check(tokens, targets, states, seqs, last_only)
+        self._check_targets(tokens, targets, last_only)
+        # A token that is not predicted from moves no expert's bias.
+        counted = None if targets is None or self.config.experts is None else targets != IGNORED
+        x, after, beside = self.hidden(tokens, states, seqs, last_only, side, layers, counted)
+        if targets is None:
+            return ModelOutput(self._as_float(self.head(x)), None, after, beside)
+        if isinstance(self.head, PackedLinear):
+            nll = cross_entropy_of(self.head, x, targets)
+        else:
+            nll = chunked_cross_entropy(x, self.head.weight, targets)
+        return ModelOutput(None, nll, after, beside)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        states: ModelStates | None = None,
+        seqs: Sequences | None = None,
+        last_only: bool = False,
+        side: tuple[SideName, ...] = (),
+        layers: Sequence[Layer[Any]] | None = None,
+        counted: Tensor | None = None,
+    ) -> tuple[Tensor, ModelStates | None, tuple[SideResults, ...] | None]:
+        """What the head is given, `[B, T, D]`; and the states and side results of `forward`, whose arguments and errors
+        these are.
+
+        Args:
+            counted: `[B, T]` bool, which tokens count as load of the experts that serve them; None for all.
+        """
+        self._check(tokens, states, seqs)
         # What cannot be is said before a layer's pool has gone on.
         last = _last_places(seqs) if last_only and seqs is not None else slice(-1, None)
         if states is not None:
             states.check_room((tokens.shape[1],) * tokens.shape[0] if seqs is None else seqs.lengths)
         x = self.embed(tokens)
-        # A token that is not predicted from moves no expert's bias.
-        counted = None if targets is None or self.config.experts is None else targets != IGNORED
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
         told: list[SideResults] = []
@@ -132,14 +158,7 @@ class LanguageModel(nn.Module):
             new_states += [] if out.state is None else [out.state]
         x = self.norm(x[:, last] if last_only else x)
         after = None if states is None else ModelStates(tuple(new_states))
-        beside = tuple(told) if side else None
-        if targets is None:
-            return ModelOutput(self._as_float(self.head(x)), None, after, beside)
-        if isinstance(self.head, PackedLinear):
-            nll = cross_entropy_of(self.head, x, targets)
-        else:
-            nll = chunked_cross_entropy(x, self.head.weight, targets)
-        return ModelOutput(None, nll, after, beside)
+        return x, after, tuple(told) if side else None
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Let torch.compile compute the blocks where gradients are recorded; the backward pass too.
@@ -212,24 +231,20 @@ class LanguageModel(nn.Module):
     def _as_float(logits: Tensor) -> Tensor:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _check(
-        self,
-        tokens: Tensor,
-        targets: Tensor | None,
-        states: ModelStates | None,
-        seqs: Sequences | None,
-        last_only: bool,
-    ) -> None:
+    @staticmethod
+    def _check_targets(tokens: Tensor, targets: Tensor | None, last_only: bool) -> None:
+        if targets is None:
+            return
+        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+            raise ShapeError(
+                f"targets must be {list(tokens.shape)} int64, as the tokens; got {list(targets.shape)} {targets.dtype}"
+            )
+        if last_only:
+            raise ShapeError("last_only is for logits: the targets of all tokens were given")
+
+    def _check(self, tokens: Tensor, states: ModelStates | None, seqs: Sequences | None) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ShapeError(f"tokens must be [B, T] int64; got {list(tokens.shape)} {tokens.dtype}")
-        if targets is not None:
-            if targets.shape != tokens.shape or targets.dtype != torch.int64:
-                raise ShapeError(
-                    f"targets must be {list(tokens.shape)} int64, as the tokens; "
-                    f"got {list(targets.shape)} {targets.dtype}"
-                )
-            if last_only:
-                raise ShapeError("last_only is for logits: the targets of all tokens were given")
         if states is not None and len(states.layers) != len(self.blocks):
             raise ShapeError(
                 f"the states are of {len(states.layers)} layers and the model has {len(self.blocks)}"
