@@ -28,8 +28,8 @@ LAYERS = [
     "jobs",
     "settings",
 ]
-# `__main__.py` is the door to the top floor.
-FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__main__.py"})
+# The doors: to the top floor, and to what is called by the package's own name.
+FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__main__.py", PACKAGE / "__init__.py"})
 
 
 def imports(path: Path) -> Iterator[str]:

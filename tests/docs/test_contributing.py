@@ -51,6 +51,7 @@ def test_the_names_are_there() -> None:
         "TABLE": "ops/table.py",
         "FAMILIES": "model/presets.py",
         "PUBLISHED": "model/published.py",
+        "CHECKPOINTS": "checkpoints/registry.py",
         "TASKS": "tasks/registry.py",
         "ScheduleName": "training/config.py",
         "BOUNDS": "training/config.py",

@@ -98,3 +98,9 @@ def test_the_page_tells_no_mixer_that_is_not_there() -> None:
     assert not gone, (
         f"docs/mixers.md has a row for {gone}, which intarsia.mixers.registry.MIXERS does not name"
     )
+
+
+def test_the_table_of_checkpoints_is_what_the_families_say() -> None:
+    script = runpy.run_path(str(FIGURES / "checkpoints.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert script["with_table"](page) == page, "run docs/figures/checkpoints.py"

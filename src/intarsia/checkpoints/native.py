@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from intarsia.files import (
     write_json,
 )
 from intarsia.model.config import ModelConfig
-from intarsia.model.initialization import init_buffers
+from intarsia.model.initialization import make_unsaved_buffers
 from intarsia.model.language_model import LanguageModel
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
@@ -63,14 +63,14 @@ def save_model(
         tokenizer: written into `tokenizer/` by its `save`. Without one a `tokenizer/` that is there stays.
         extra: JSON-able values to keep with the model; `load_extra` reads them.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _stored(model).items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in stored(model).items()}
     target = Path(directory)
     with directory_atomically(target) as new:
-        _save_tensors(tensors, new / WEIGHTS)
+        write_tensors(tensors, new / WEIGHTS, {"model": FORMAT})
         config = {
             "format": FORMAT,
             "version": VERSION,
-            "dtype": _name_of(model.embed.weight.dtype),
+            "dtype": name_of_dtype(model.embed.weight.dtype),
             "weights": {"file": WEIGHTS, "sha256": sha256(new / WEIGHTS)},
             "model": model.config.to_dict(),
             "extra": dict(extra or {}),
@@ -79,14 +79,14 @@ def save_model(
         if tokenizer is not None:
             (new / TOKENIZER).mkdir()
             tokenizer.save(new / TOKENIZER)
-        _take_over(target, new)
+        take_over(target, new)
 
 
-def _take_over(old: Path, new: Path) -> None:
-    """Give `new` what `old` holds and it does not."""
+def take_over(old: Path, new: Path, unless: Callable[[str], bool] = lambda name: False) -> None:
+    """Give `new` what `old` holds and it does not, unless `unless` holds of the name."""
     for entry in old.iterdir() if old.is_dir() else ():
         place = new / entry.name
-        if place.exists():
+        if place.exists() or unless(entry.name):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, place, symlinks=True, copy_function=link_or_copy)
@@ -94,10 +94,17 @@ def _take_over(old: Path, new: Path) -> None:
             link_or_copy(entry, place)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file, which is not yet of any name that is read.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     try:
         with naming(path):
-            save_file(dict(tensors), path, metadata={"format": "pt", "model": FORMAT})
+            save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         # The library reports what the system said as text: on a full disk "No space left on device (os error 28)".
         number = re.search(r"\(os error (\d+)\)", str(error))
@@ -135,7 +142,7 @@ def load_model(
         )
     with torch.device("meta"):
         model = LanguageModel(config).to(DTYPES[values["dtype"]])
-    expected = _stored(model)
+    expected = stored(model)
     try:
         with safe_open(weights, "pt", device=str(device)) as file:
             _check_tensors(weights, file, expected)
@@ -148,7 +155,7 @@ def load_model(
     tied = {"head.weight": tensors["embed.weight"]} if config.tie_embeddings else {}
     model.load_state_dict({**tensors, **tied}, assign=True)
     model.tie_weights()
-    _make_unsaved_buffers(model, torch.device(device))
+    make_unsaved_buffers(model, torch.device(device))
     return model if dtype is None else model.to(dtype)
 
 
@@ -170,8 +177,8 @@ def load_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(_read_config(directory)["extra"])
 
 
-def _stored(model: LanguageModel) -> dict[str, Tensor]:
-    """The tensors that a file of this model holds."""
+def stored(model: LanguageModel) -> dict[str, Tensor]:
+    """The tensors that a file of this model holds, by name."""
     tensors: dict[str, Tensor] = model.state_dict()
     if model.config.tie_embeddings:
         del tensors["head.weight"]
@@ -233,19 +240,8 @@ def _check_tensors(path: Path, file: Any, expected: Mapping[str, Tensor]) -> Non
         raise CheckpointError(f"{path} does not fit its {CONFIG}, {len(problems)} tensors in all: {shown}")
 
 
-def _make_unsaved_buffers(model: LanguageModel, device: torch.device) -> None:
-    """Give buffers that are in no file memory, and the values of a new model; leave the others alone."""
-    saved = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty_like(buffer, device=device)
-    init_buffers(model)
-    for name, buffer in model.named_buffers():
-        if name in saved:
-            buffer.copy_(saved[name])
-
-
-def _name_of(dtype: torch.dtype) -> str:
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """`"bfloat16"` and so on, as files call it."""
     for name, known in DTYPES.items():
         if known == dtype:
             return name

@@ -36,7 +36,7 @@ class ExpertsConfig:
     """Mixture of experts as in DeepSeek-V3 (section 2.1.2) and Kimi, and with the options of other models.
 
     `num_active` of the `num_experts` SwiGLU experts of width `d_hidden` serve a token, and `num_shared` more
-    serve every token (as one SwiGLU of width `num_shared * d_hidden`).
+    serve every token (as one SwiGLU of width `num_shared * d_hidden`, or `d_shared` where that is given).
 
     Experts are chosen by score plus a bias that load balancing alone moves, by `bias_update_rate` per
     optimizer step. With `num_groups > 1` they come from the `num_active_groups` groups whose two best biased
@@ -67,12 +67,17 @@ class ExpertsConfig:
     shared_gate: bool = False
     biases: bool = False
     activation: ExpertActivation = "swiglu"
+    d_shared: int | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
         counts = ("num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
         check_bounds(self, *counts, least=1)
         check_bounds(self, "num_shared", "bias_update_rate", least=0)
+        if self.d_shared is not None:
+            check_bounds(self, "d_shared", least=1)
+            if not self.num_shared:
+                raise ConfigError("d_shared is the width of the shared experts: num_shared is 0")
         check_bounds(self, "routed_scaling_factor", above=0)
         if self.shared_gate and not self.num_shared:
             raise ConfigError("shared_gate needs shared experts: num_shared is 0")
@@ -87,6 +92,11 @@ class ExpertsConfig:
             raise ConfigError(f"num_active ({self.num_active}) is above the {eligible} eligible experts")
         if self.num_groups > 1 and self.num_experts // self.num_groups < 2:
             raise ConfigError("a group is scored by its two best experts: each needs at least two")
+
+    @property
+    def shared_width(self) -> int:
+        """How wide the shared experts are together."""
+        return self.num_shared * self.d_hidden if self.d_shared is None else self.d_shared
 
 
 @dataclass(frozen=True)

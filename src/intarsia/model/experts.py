@@ -103,7 +103,7 @@ class Experts(FillsItself):
         if config.biases:
             self.gate_up_bias = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden))
             self.down_bias = nn.Parameter(torch.empty(config.num_experts, d_model))
-        self.shared = SwiGLU(d_model, config.num_shared * config.d_hidden) if config.num_shared else None
+        self.shared = SwiGLU(d_model, config.shared_width) if config.num_shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
         self.reset_parameters()
 
@@ -166,8 +166,9 @@ class Experts(FillsItself):
         d_model = self.down.shape[1]
         expert, router = 3 * d_model * config.d_hidden, d_model * config.num_experts
         gate = d_model if config.shared_gate else 0
-        working = (config.num_active + config.num_shared) * expert + router + gate
-        total = (config.num_experts + config.num_shared) * expert + router + gate
+        always = 3 * d_model * config.shared_width + router + gate
+        working = config.num_active * expert + always
+        total = config.num_experts * expert + always
         biases = 2 * config.d_hidden + d_model if config.biases else 0
         router_bias = config.num_experts if config.biases else 0
         return FeedForwardCost(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class InferenceModel:
     def __init__(
         self,
         model: LanguageModel,
-        weights: WeightFormat | None = None,
+        weights: WeightFormat | Packing | None = None,
         *,
         group: int | None = None,
         zeros: bool = False,
@@ -33,7 +35,8 @@ class InferenceModel:
         Args:
             weights: what linear maps and experts are packed into, `"bfloat16"`, `"int8"`, ... ; embedding, norms,
                 router, small gates and all that stays float32 are shared with the model, and with `"int4"` the head is
-                int8. None: as they are. The model itself is not kept: where nobody else has it, its weights go.
+                int8. None: as they are. A `Packing` says all of it. The model itself is not kept: where nobody else has
+                it, its weights go.
             group, zeros: of the integers, as in `pack_weights`.
 
         Raises:
@@ -41,10 +44,14 @@ class InferenceModel:
         """
         self.config = model.config
         with torch.no_grad():
-            packing = Packing(weights, group, zeros)
+            packing = weights if isinstance(weights, Packing) else Packing(weights, group, zeros)
             self.model = packed(model, packing, keep=("head",))
             # A wrong logit is a wrong token; and the head is read as often as all the rest.
-            head = Packing("int8") if weights == "int4" else packing
+            head = (
+                dataclasses.replace(packing, format="int8", group=None, zeros=False)
+                if packing.format == "int4"
+                else packing
+            )
             self.model._modules["head"] = packed_child(model.head, head)
             self.model.eval()
             self._layers = tuple(block.mixer.for_inference() for block in self.model.blocks)  # type: ignore[operator,union-attr]

@@ -112,6 +112,19 @@ def init_buffers(model: nn.Module, unknown: Unknown = "refuse") -> None:
                 raise _unclaimed(module, prefix, next(iter(own)), "init_own_buffers")
 
 
+def make_unsaved_buffers(model: nn.Module, device: torch.device) -> None:
+    """Give buffers of a loaded model that are in no file, and so still on the meta device, memory on `device` and the
+    values of a new model; leave the others alone."""
+    saved = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+    init_buffers(model)
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            buffer.copy_(saved[name])
+
+
 def _fills_buffers(module: nn.Module) -> TypeGuard[FillsBuffers]:
     """Whether the module says what its buffers are, beyond what it has of `FillsItself`."""
     return (

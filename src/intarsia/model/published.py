@@ -1,8 +1,8 @@
 """The shapes of published models, as functions of the vocabulary's size.
 
 Their layers, dimensions, options and, to the last one, parameters are those of the published models. Their weights
-cannot be read yet. What a published model has that is not in a shape (dropout, auxiliary losses, predicting several
-tokens) is left out.
+are read by `intarsia.load`. What a published model has that is not in a shape (dropout, auxiliary losses, predicting
+several tokens) is left out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""What several families call the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from intarsia.checkpoints.options import Options
+from intarsia.checkpoints.rows import Either, Row, either, joined, row, weights
+from intarsia.errors import UnsupportedError
+from intarsia.model.config import ExpertsConfig, ModelConfig
+
+SWIGLU = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+QKVO = {name: name for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+QK_NORMS = {"q_norm": "q_norm", "k_norm": "k_norm"}
+PRE_NORMS = {"mixer_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+
+LINEAR, FULL, SLIDING = "linear_attention", "full_attention", "sliding_attention"
+
+VISION = {"model.visual.": "the vision tower", "visual.": "the vision tower"}
+MTP = {"mtp.": "layers that predict several tokens"}
+
+
+def outside(config: ModelConfig, model: str = "model.", norm: str = "norm") -> Iterator[Row]:
+    """What stands around the layers."""
+    yield from weights({"embed": f"{model}embed_tokens", "norm": f"{model}{norm}"})
+    if not config.tie_embeddings:
+        yield row("head.weight", "lm_head.weight")
+
+
+def experts(
+    config: ExpertsConfig, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> Either:
+    """Routed experts under `experts.`: each with its own matrices, or all of them stacked."""
+    apart: list[Row] = []
+    for e in range(config.num_experts):
+        both = (f"experts.{e}.{gate}.weight", f"experts.{e}.{up}.weight")
+        apart.append(row(f"gate_up[{e}]", both, joined(config.d_hidden, config.d_hidden)))
+        apart.append(row(f"down[{e}]", f"experts.{e}.{down}.weight"))
+    stacked = (row("gate_up", "experts.gate_up_proj"), row("down", "experts.down_proj"))
+    return either(apart, stacked)
+
+
+def layers_by_interval(options: Options, interval: int) -> list[str]:
+    """`layer_types`; where they are not listed, each `full_attention_interval`-th is full attention."""
+    depth = options.get("num_hidden_layers", int)
+    interval = options.get("full_attention_interval", int, interval)
+    kinds: list[str] = options.get("layer_types", list, [])
+    if not kinds:
+        return [LINEAR if (layer + 1) % interval else FULL for layer in range(depth)]
+    if len(kinds) != depth:
+        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
+    return kinds
+
+
+def share_of(rotated: int, dim: int) -> float:
+    """The `partial_rotary_factor` that others, who round down, read as `rotated` of `dim` channels."""
+    share = rotated / dim
+    return share if int(dim * share) == rotated else (rotated + 0.25) / dim
+
+
+def sizes_of(config: ModelConfig) -> dict[str, Any]:
+    """What must stand in `config.json` of every family."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.depth,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+    }
+
+
+def the_experts(config: ModelConfig) -> ExpertsConfig:
+    """The experts of a model that must have some.
+
+    Raises:
+        UnsupportedError: it has none.
+    """
+    if config.experts is None:
+        raise UnsupportedError("the model has no experts")
+    return config.experts

@@ -1,0 +1,201 @@
+"""Opening and writing models, whatever their format."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from intarsia.checkpoints import native
+from intarsia.checkpoints.family import Family, written
+from intarsia.checkpoints.filling import Reader, fill, make_unsaved_buffers, packed_model
+from intarsia.checkpoints.options import Options, Sparse
+from intarsia.checkpoints.places import find_folder
+from intarsia.checkpoints.plan import EMBEDDING, Plan, make_plan
+from intarsia.checkpoints.registry import families, family, family_of
+from intarsia.checkpoints.tensor_folder import TensorFolder
+from intarsia.checkpoints.writing import CONFIG, read_json, save_as
+from intarsia.errors import UnsupportedError
+from intarsia.layers.packed import Packing
+from intarsia.model.config import ModelConfig
+from intarsia.model.inference_model import InferenceModel
+from intarsia.model.language_model import LanguageModel
+from intarsia.ops.packed_weights import WeightFormat
+
+PathOrRepo = str | os.PathLike[str]
+
+
+@overload
+def load(
+    path_or_repo: PathOrRepo,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    weights: None = None,
+    *,
+    group: int | None = None,
+    sparse: Sparse = "refuse",
+    ignore: Iterable[str] = (),
+) -> LanguageModel: ...
+
+
+@overload
+def load(
+    path_or_repo: PathOrRepo,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    weights: WeightFormat,
+    group: int | None = None,
+    sparse: Sparse = "refuse",
+    ignore: Iterable[str] = (),
+) -> InferenceModel: ...
+
+
+def load(
+    path_or_repo: PathOrRepo,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    weights: WeightFormat | None = None,
+    *,
+    group: int | None = None,
+    sparse: Sparse = "refuse",
+    ignore: Iterable[str] = (),
+) -> LanguageModel | InferenceModel:
+    """Open a model: of this package, or of a published family.
+
+    Tensors are read one after the other and cast, or packed, on the way.
+
+    Args:
+        path_or_repo: a folder, or a repository that is in Hugging Face's cache on this machine. There is no download.
+        dtype: of the parameters, except for those that are always float32; None for the embedding's in the file.
+        weights: for inference, what linear maps and experts are packed into, `"int8"`, `"int4"`, ...: the result is
+            an `InferenceModel`, and no part of it was ever there unpacked as a whole. None: a `LanguageModel`, in
+            evaluation mode.
+        group: how many numbers share a scale, as in `pack_weights`.
+        sparse: layers that choose what they attend to are refused where they are not built, or computed as if they
+            chose everything (`"dense"`), which is another model for texts longer than what they choose.
+        ignore: options of `config.json` to pass over though nobody knows what they mean.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not fit; nothing has been read of the weights then.
+        UnsupportedError: the model has a part that is not built; the message names it.
+    """
+    folder = find_folder(path_or_repo)
+    values = read_json(folder / CONFIG)
+    packing = None if weights is None else Packing(weights, group)
+    if values.get("format") == native.FORMAT:
+        model = native.load_model(folder, dtype, device).eval()
+        return model if weights is None else InferenceModel(model, weights, group=group)
+    found, config, left = _translated(values, folder, sparse, frozenset(ignore))
+    tensors = TensorFolder(folder, named=_without_prefix)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    if dtype is None:
+        dtype = tensors.place(EMBEDDING).dtype if EMBEDDING in tensors.names else torch.float32
+    model = model.to(dtype).eval()
+    expected = native.stored(model)
+    plan = make_plan(found, config, tensors, expected)
+    _tell(folder, plan, left)
+    reader, device = Reader(tensors, plan), torch.device(device)
+    if packing is not None:
+        return packed_model(model, reader, expected, packing, device)
+    fill(model, reader, expected, device)
+    make_unsaved_buffers(model, device)
+    return model
+
+
+def load_config(
+    path_or_repo: PathOrRepo, *, sparse: Sparse = "refuse", ignore: Iterable[str] = ()
+) -> ModelConfig:
+    """The configuration of a model that `load` would open. Arguments and errors are those of `load`."""
+    folder = find_folder(path_or_repo)
+    values = read_json(folder / CONFIG)
+    if values.get("format") == native.FORMAT:
+        return native.load_config(folder)
+    return _translated(values, folder, sparse, frozenset(ignore))[1]
+
+
+def save(
+    model: LanguageModel,
+    path: str | os.PathLike[str],
+    family_name: str | None = None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model as a published family has it, so that transformers and others read it.
+
+    Args:
+        path: the folder; what is there is replaced as a whole, or, when anything fails, stays. Other files in it
+            than weights stay.
+        family_name: of `registry.CHECKPOINTS`, or `"intarsia"` for this package's own format; None for the first family
+            that can hold the model.
+        extra: options to write into `config.json` beside those of the model.
+
+    Raises:
+        UnsupportedError: the family, or without one every family, lacks something that the model has.
+    """
+    if family_name == "intarsia":
+        native.save_model(path, model, extra=extra)
+        return
+    save_as(
+        family_that_holds(model.config) if family_name is None else family(family_name), model, path, extra
+    )
+
+
+def family_that_holds(config: ModelConfig) -> Family:
+    """The first family whose words say all of a configuration.
+
+    Raises:
+        UnsupportedError: there is none; the message says what each lacks.
+    """
+    reasons = []
+    for found in families():
+        try:
+            written(found, config)
+        except UnsupportedError as error:
+            reasons.append(str(error))
+        else:
+            return found
+    listed = "".join(f"\n  {reason}" for reason in reasons)
+    raise UnsupportedError(f"no published family has such a model; 'intarsia' holds all of them.{listed}")
+
+
+def _translated(
+    values: Mapping[str, Any], folder: Path, sparse: Sparse, ignored: frozenset[str]
+) -> tuple[Family, ModelConfig, list[str]]:
+    """The family, the configuration, and the parts beside the text model that the options name."""
+    where, left = str(folder / CONFIG), []
+    if isinstance(text := values.get("text_config"), Mapping):
+        left = [name.removesuffix("_config") for name in values if name.endswith("_config") and values[name]]
+        left = [name for name in left if name not in ("text", "quantization")]
+        outer = (
+            {"tie_word_embeddings": values["tie_word_embeddings"]} if "tie_word_embeddings" in values else {}
+        )
+        quantised = {"quantization_config": values.get("quantization_config")}
+        found = family_of(text.get("model_type", values.get("model_type")), where)
+        values = {**quantised, **text, **outer}
+    else:
+        found = family_of(values.get("model_type"), where)
+    options = Options(values, where, ignored, sparse)
+    config = found.read(options)
+    options.only("quantization_config", part="weights of that format")
+    options.finish()
+    return found, config, left
+
+
+def _without_prefix(name: str) -> str:
+    """The name that a tensor has where the text model is alone."""
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("language_model.")
+
+
+def _tell(folder: Path, plan: Plan, left: list[str]) -> None:
+    told = [f"{what} ({count} tensors)" for what, count in plan.left_out.items()]
+    told += [f"its {name} part" for name in left if not any(name in what for what in plan.left_out)]
+    if told:
+        warnings.warn(f"{folder}: the text model is loaded; left out: {', '.join(told)}", stacklevel=3)

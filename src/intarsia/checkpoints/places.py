@@ -1,0 +1,49 @@
+"""Where a checkpoint is: a folder, or a repository that has been downloaded. Nothing is ever fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from intarsia.errors import CheckpointError
+
+
+def find_folder(path_or_repo: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+        path_or_repo: a folder, or `OWNER/NAME` (`OWNER/NAME@REVISION`) of a repository in Hugging Face's cache on this
+            machine.
+
+    Raises:
+        CheckpointError: it is neither; the message says what to download.
+    """
+    folder = Path(path_or_repo).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder} is a file: give the folder that it is in")
+    name = os.fspath(path_or_repo)
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", name)
+    if found is None:
+        raise CheckpointError(f"there is no folder {name}")
+    repository, revision = found[1], found[2] or "main"
+    cached = _cache() / f"models--{repository.replace('/', '--')}"
+    reference = cached / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    snapshot = cached / "snapshots" / commit
+    if snapshot.is_dir() and (snapshot / "config.json").exists():
+        return snapshot
+    of = "" if found[2] is None else f" --revision {revision}"
+    raise CheckpointError(
+        f"there is no folder {name}, and the repository {repository} ({revision}) is not in the cache {cached.parent}. "
+        f"Nothing is downloaded here: fetch it with `hf download {repository}{of}` (of huggingface_hub), or give the "
+        "folder where you have it, its config.json, *.safetensors, their index.json and the tokenizer files"
+    )
+
+
+def _cache() -> Path:
+    """Where huggingface_hub keeps what it downloads."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

@@ -1,0 +1,48 @@
+"""The families of published checkpoints by name."""
+
+from __future__ import annotations
+
+import importlib
+
+from intarsia.checkpoints.family import Family
+from intarsia.errors import UnsupportedError
+
+CHECKPOINTS = (
+    "qwen3_5",
+    "qwen3_5_moe",
+)
+"""By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""
+
+
+def family(name: str) -> Family:
+    """A family by its name.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if name not in CHECKPOINTS:
+        raise UnsupportedError(
+            f"there is no family {name!r} of checkpoints; there are: {', '.join(CHECKPOINTS)}"
+        )
+    found: Family = importlib.import_module(f"intarsia.checkpoints.families.{name}").FAMILY
+    return found
+
+
+def families() -> list[Family]:
+    """All of them."""
+    return [family(name) for name in CHECKPOINTS]
+
+
+def family_of(model_type: object, where: str) -> Family:
+    """The family that reads a `model_type`.
+
+    Raises:
+        UnsupportedError: there is none; the message has those that there are.
+    """
+    for found in families():
+        if model_type in found.model_types:
+            return found
+    known = ", ".join(kind for found in families() for kind in found.model_types)
+    raise UnsupportedError(
+        f"{where} is of the model_type {model_type!r}, which is not read yet; known are: {known}"
+    )

@@ -1,0 +1,109 @@
+"""Each family against transformers' own class: the same weights, read and written, give the same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intarsia.checkpoints.opening import load, save
+from intarsia.checkpoints.registry import CHECKPOINTS
+from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
+
+pytest.importorskip("transformers")
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def their_logits(model: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x).logits.float()
+
+
+def in_pieces(model: Any, x: Tensor, lengths: list[int]) -> Tensor:
+    states, logits = model.init_states(x.shape[0]), []
+    with torch.no_grad():
+        for piece in x.split(lengths, dim=1):
+            output = model(piece, states=states)
+            states = output.states
+            logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+def test_every_family_has_a_case() -> None:
+    assert {case.family for case in CASES} == set(CHECKPOINTS)
+
+
+@each_case
+@pytest.mark.parametrize("runtime", [False, True], ids=["released", "runtime"])
+def test_gives_their_logits(case: Case, runtime: bool, tmp_path: Path) -> None:
+    model = load(their_folder(case, tmp_path, runtime))
+    x = tokens(70)
+    with torch.no_grad():
+        got = model(x).logits
+    expected = their_logits(their_model(case), x)
+    assert expected.std() > 0.05, "the weights are too small to tell anything"
+    close(got, expected)
+    if runtime:
+        return
+    close(in_pieces(model, x, [1, 33, 2, 34]), expected)
+    close(in_pieces(model, x[:, :12], [1] * 12), expected[:, :12])
+
+
+@each_case
+def test_what_is_saved_is_theirs_again(case: Case, tmp_path: Path) -> None:
+    import transformers
+    from safetensors.torch import load_file
+
+    there = their_folder(case, tmp_path / "theirs")
+    model = load(there)
+    save(model, tmp_path / "ours", case.family)
+    theirs, ours = (load_file(tmp_path / x / "model.safetensors") for x in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    again = getattr(transformers, case.model).from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", dtype=torch.float32
+    )
+    close(their_logits(again.eval(), tokens(40)), their_logits(their_model(case), tokens(40)))
+    assert load(tmp_path / "ours").config == model.config
+
+
+@each_case
+def test_bfloat16_keeps_the_budget(case: Case, tmp_path: Path) -> None:
+    """The error against the same rounded weights in float64 is at most twice that of transformers' own bfloat16, and
+    what must be float32 is."""
+    narrow = their_model(case, torch.bfloat16)
+    model, x = load(their_folder(case, tmp_path, dtype=torch.bfloat16)), tokens(40)
+    assert model.embed.weight.dtype == torch.bfloat16
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("A_log", "dt_bias", "router.weight", "router.bias")):
+            assert tensor.dtype == torch.float32, name
+    wide = load(tmp_path, torch.float64)
+    with torch.no_grad():
+        expected = wide(x).logits
+        got = model(x).logits
+    theirs = their_logits(narrow, x).double()
+    error, movement = (y.double() - expected for y in (got, theirs))
+    assert error.square().mean().sqrt() <= 2 * movement.square().mean().sqrt()
+
+
+@each_case
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_is_quantised_on_loading(case: Case, weights: Any, tmp_path: Path) -> None:
+    """Streamed from the file it is to the bit what the loaded model becomes."""
+    from intarsia.model import InferenceModel
+
+    folder = their_folder(case, tmp_path)
+    whole = InferenceModel(load(folder), weights)
+    streamed = load(folder, weights=weights)
+    assert isinstance(streamed, InferenceModel)
+    assert streamed.weight_bytes == whole.weight_bytes
+    assert torch.equal(streamed(tokens(9), last_only=False).logits, whole(tokens(9), last_only=False).logits)  # type: ignore[arg-type]
