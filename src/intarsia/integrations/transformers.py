@@ -21,6 +21,7 @@ from torch import Tensor
 from intarsia.errors import UnsupportedError
 from intarsia.extras import require
 from intarsia.integrations.replacements import Acceleration, Replacement, Replacements
+from intarsia.integrations.transformers_attention import register_attention
 from intarsia.ops import DecodeStep, Sequences, Slots, StatePool, gated_delta_rule
 from intarsia.ops.conv_call import conv_call
 from intarsia.ops.precision import compute_dtype
@@ -69,6 +70,9 @@ def accelerate_transformers() -> Acceleration:
     originals refuse them without flash-linear-attention, or mix them. With a cache, and in the families of `MIXING`,
     the softmax attention of transformers would mix them: that is refused here.
 
+    All models of transformers can have Intarsia's softmax attention from then on, by `attn_implementation="intarsia"`;
+    the name stays, and changes nothing for models that do not ask for it.
+
     Returns:
         An `Acceleration`: `.undo()`, or leaving the `with` block, takes the call back.
 
@@ -76,7 +80,9 @@ def accelerate_transformers() -> Acceleration:
         MissingExtraError: transformers is not installed.
         UnsupportedError: it is older than `OLDEST`, or has none of the families.
     """
-    return Acceleration(_REPLACEMENTS)
+    made = Acceleration(_REPLACEMENTS)
+    register_attention()
+    return made
 
 
 def _replacements() -> dict[str, Replacement]:
