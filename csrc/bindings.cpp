@@ -12,4 +12,5 @@ NB_MODULE(_native, m) {
   intarsia::bind_few_rows(m);
   intarsia::bind_linear(m);
   intarsia::bind_norm(m);
+  intarsia::bind_softmax(m);
 }

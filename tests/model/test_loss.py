@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from intarsia.errors import ShapeError
+from intarsia.model import loss
 from intarsia.model.loss import chunked_cross_entropy
 
 
@@ -107,6 +108,46 @@ def test_no_tensor_of_all_logits():
     assert largest.numel == tokens * vocab, "the instrument sees what it should"
 
 
+def kept_bytes(nll, but):
+    """What the backward pass of `nll` holds, without the tensors of `but`."""
+    saved = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for x in nll.grad_fn.next_functions[0][0].saved_tensors
+    }
+    return sum(size for where, size in saved.items() if where not in {x.data_ptr() for x in but})
+
+
+@pytest.mark.parametrize("limit", ["just enough", "too little"])
+def test_few_logits_are_kept_and_many_computed_again(monkeypatch, limit):
+    tokens, d, vocab = 50, 8, 300
+    hidden, weight, targets = example(tokens, d, vocab, torch.float32)
+    expected = torch.autograd.grad(naive(hidden, weight, targets).sum(), (hidden, weight))
+    monkeypatch.setattr(loss, "KEPT_BYTES", 4 * tokens * vocab - (limit == "too little"))
+    monkeypatch.setattr(loss, "BLOCK", 16 * 64)  # of 16 tokens, and five of the vocabulary
+    nll = chunked_cross_entropy(hidden, weight, targets, chunk_size=16)
+    held = kept_bytes(nll, [hidden, weight, targets])
+    assert held == 4 * tokens * (1 + (vocab if limit == "just enough" else 0))
+    for _ in range(2):  # the second time from the same blocks
+        got = torch.autograd.grad(nll.sum(), (hidden, weight), retain_graph=True)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(chunked_cross_entropy(hidden, weight, targets, chunk_size=16), nll)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50, 64])
+def test_blocks_of_the_vocabulary(monkeypatch, block):
+    monkeypatch.setattr(loss, "BLOCK", 8 * block)
+    test_values_and_gradients(8)
+
+
+@pytest.mark.parametrize("target", [-1, 50])
+def test_a_target_outside_of_the_vocabulary_is_refused(target):
+    hidden, weight, targets = example()
+    targets[3] = target
+    with pytest.raises((IndexError, RuntimeError), match=r"index out of range|out of bounds"):
+        chunked_cross_entropy(hidden, weight, targets)
+
+
 def test_shapes():
     hidden, weight, targets = example(dtype=torch.float32)
     nll = chunked_cross_entropy(hidden[:36].view(2, 18, -1), weight, targets[:36].view(2, 18))
@@ -120,3 +161,6 @@ def test_frozen_weight():
     chunked_cross_entropy(hidden, weight.detach(), targets).sum().backward()
     (expected,) = torch.autograd.grad(naive(hidden, weight, targets).sum(), hidden)
     torch.testing.assert_close(hidden.grad, expected)
+    chunked_cross_entropy(hidden.detach(), weight, targets).sum().backward()
+    (expected,) = torch.autograd.grad(naive(hidden, weight, targets).sum(), weight)
+    torch.testing.assert_close(weight.grad, expected)

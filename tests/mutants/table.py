@@ -356,17 +356,17 @@ MODEL = _in(
         "tests/model/test_language_model.py -k router_bias",
     ),
     (
-        "a loss whose gradient has no target",
+        "a gradient at the target in another block",
         "loss.py",
-        "torch.full_like(grad[:, :1], -1)",
-        "torch.full_like(grad[:, :1], 0)",
+        "targets[rows] - columns.start, gradient[rows]",
+        "targets[rows], gradient[rows]",
         "tests/model/test_loss.py",
     ),
     (
         "ignored tokens that count",
         "loss.py",
-        "(log_sum - torch.cat(chosen)).masked_fill(ignored, 0), log_sum",
-        "(log_sum - torch.cat(chosen)), log_sum",
+        "torch.cat(likelihoods).masked_fill(ignored, 0), torch",
+        "torch.cat(likelihoods), torch",
         "tests/model/test_loss.py",
     ),
     (
@@ -644,6 +644,13 @@ CXX = _in(
         "const R mean = inverse * (sum<R>(along) / R(V));",
         "const R mean = (sum<R>(along) / R(V));",
         "tests/ops/test_gated_norm.py",
+    ),
+    (
+        "a softmax whose gradient has no target",
+        "softmax_kernels.cpp",
+        "(likelihood[0] - R(1)) * gradient",
+        "likelihood[0] * gradient",
+        "tests/ops/test_softmax.py",
     ),
     (
         "a convolution with a tap too few",

@@ -44,6 +44,12 @@ def layer_impl(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from chosen(request.param)
 
 
+@pytest.fixture(scope="module", params=all_of("softmax_gradient"))
+def softmax_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation of the softmax over logits."""
+    yield from chosen(request.param)
+
+
 def chosen(name: str) -> Iterator[str]:
     """The name of an implementation while its instruction set, behind a dash, is forced."""
     name, _, isa = name.partition("-")

@@ -23,11 +23,13 @@ from intarsia.ops import (
     l2norm,
     latent_attention,
     linear_attention,
+    log_sum_exp,
     native,
     pack_weights,
     packed_linear,
     short_convolution,
     softmax_attention,
+    softmax_gradient,
 )
 from intarsia.ops.available import available
 from intarsia.ops.choice import Implementation, table
@@ -61,6 +63,12 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "short_convolution": (short_convolution, (x, weight), {"activation": "silu", **past}),
         "gated_rms_norm": (gated_rms_norm, (v, z, scale), {"eps": 1e-5, "gate": "swish"}),
         "l2norm": (l2norm, (q,), {}),
+        "log_sum_exp": (log_sum_exp, (x[0],), {}),
+        "softmax_gradient": (
+            softmax_gradient,
+            (x[0], x[0].logsumexp(1), torch.arange(-1, 4), z[0, :, 0, 0]),
+            {},
+        ),
         "packed_linear": (packed_linear, (x, pack_weights(normal(7, 6), "float32")), {}),
     }
 

@@ -1,7 +1,8 @@
-"""Cross-entropy that never holds the logits of all tokens."""
+"""Cross-entropy that never holds the logits of many tokens."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,12 +11,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from intarsia.errors import ShapeError
+from intarsia.ops import log_sum_exp, softmax_gradient
 from intarsia.ops.compiler import is_static
 from intarsia.ops.precision import product_dtype, without_autocast
 from intarsia.ops.tracing import differentiable_once, transform
 
 IGNORED = -100
 """The target of a token that has none."""
+
+BLOCK = 2**22
+"""Logits of a block."""
+COLUMNS = 4096
+"""Of a block, at least, where the vocabulary has as many: a product with fewer is slower, and so is adding up the
+weight's gradient over blocks of fewer tokens."""
+KEPT_BYTES = 2**26
+"""Logits that take no more are kept for the backward pass; of more it computes them again."""
 
 
 def chunked_cross_entropy(
@@ -28,16 +38,16 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Negative log-likelihood of each target under `softmax(hidden @ weight.T)`, in nats.
 
-    The logits of `chunk_size` tokens exist at a time, in the forward pass and again in the backward pass,
-    which computes them a second time. Log-softmax, its gradient and the sum of the weight's gradient are
-    float32 (float64 for float64 inputs); the products run in the autocast dtype, if autocast is on.
+    Blocks of logits exist one at a time, about four million numbers in the dtype of the products, and each again in
+    the backward pass: computed a second time, unless all of them take 64 MiB at most, which are kept. Log-softmax and
+    sums over blocks are float32 (float64 for float64 inputs); the products run in the autocast dtype, if autocast is
+    on.
 
     Args:
         hidden: `[..., D]`, any floating dtype.
         weight: `[V, D]`.
         targets: `[...]` int64; `ignore_index` where there is none.
-        chunk_size: tokens per chunk; by default such that a chunk holds about four million logits, and at
-            least 128 tokens.
+        chunk_size: tokens of a block; by default 1024, and more where the vocabulary is small.
 
     Returns:
         `[...]` float32, 0 where the target is ignored. Any function of it can be differentiated, once.
@@ -47,7 +57,8 @@ def chunked_cross_entropy(
             f"hidden [..., D], weight [V, D] and targets [...] do not fit: "
             f"{list(hidden.shape)}, {list(weight.shape)}, {list(targets.shape)}"
         )
-    chunk_size = chunk_size or tokens_at_once(weight.shape[0])
+    if chunk_size is None:
+        chunk_size = BLOCK // min(weight.shape[0], COLUMNS)
     arguments = (
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -62,13 +73,9 @@ def chunked_cross_entropy(
         # A loop of as many rounds as the tokens make would be another graph for each number of tokens.
         nll, _ = torch.ops.intarsia.cross_entropy(*arguments)
     else:
-        nll = _ChunkedCrossEntropy.apply(*arguments)
+        differentiated = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        nll = _ChunkedCrossEntropy.apply(*arguments, differentiated)
     return nll.view(targets.shape)
-
-
-def tokens_at_once(vocabulary: int) -> int:
-    """How many tokens have about four million logits together; at least 128."""
-    return max(128, 2**22 // vocabulary)
 
 
 @torch.no_grad()
@@ -76,13 +83,13 @@ def cross_entropy_of(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor
     """The same, without gradients, under a head that is more than a matrix: one with packed weights.
 
     Args:
-        head: `[N, D]` to logits `[N, V]`; it is given some tokens at a time.
+        head: `[N, D]` to logits `[N, V]`; it is given some tokens at a time, at least 128.
     """
     ignored, rows = targets.flatten() == IGNORED, hidden.flatten(0, -2)
     wanted = targets.flatten().masked_fill(ignored, 0)
     found = [
-        F.cross_entropy(head(rows[chunk]).float(), wanted[chunk], reduction="none")
-        for chunk in _chunks(rows, tokens_at_once(head.out_features))
+        F.cross_entropy(head(rows[part]).float(), wanted[part], reduction="none")
+        for part in _parts(rows.shape[0], max(128, BLOCK // head.out_features))
     ]
     return torch.cat(found).masked_fill(ignored, 0).view(targets.shape)
 
@@ -100,35 +107,58 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         chunk_size: int,
         dtype: torch.dtype,
+        differentiated: bool,
     ) -> Tensor:
-        nll, log_sum = _likelihoods(hidden, weight, targets, ignore_index, chunk_size, dtype)
-        ctx.save_for_backward(hidden, weight, targets, log_sum)
+        few = targets.numel() * weight.shape[0] * dtype.itemsize <= KEPT_BYTES
+        kept: list[Tensor] | None = [] if differentiated and few else None
+        with without_autocast(hidden):
+            # Both passes read them.
+            narrow = hidden.to(dtype), weight.to(dtype)
+        nll, log_sum = _likelihoods(*narrow, targets, ignore_index, chunk_size, dtype, kept)
+        ctx.save_for_backward(*narrow, targets, log_sum, *(kept or ()))
         ctx.options = ignore_index, chunk_size, dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, log_sum = ctx.saved_tensors
-        gradients = _gradients(hidden, weight, targets, log_sum, gradient, *ctx.options)
-        return *gradients, None, None, None, None
+        hidden, weight, targets, log_sum, *kept = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        found = _sums(hidden, weight, targets, log_sum, gradient, *ctx.options, kept=kept, wanted=wanted)
+        gradients = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
+        return *gradients, None, None, None, None, None
 
 
 def _likelihoods(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int, dtype: torch.dtype
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    chunk_size: int,
+    dtype: torch.dtype,
+    kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each of N tokens and the logarithm of the sum of its exponentials, `[N]`."""
+    """The loss of each of N tokens and the logarithm of the sum of its exponentials, `[N]`. The blocks of logits are
+    added to `kept`."""
     ignored = targets == ignore_index
     targets = targets.masked_fill(ignored, 0)
-    log_sums, chosen = [], []
+    # What no block would notice: a target that is not in the vocabulary is refused here, on any device.
+    weight[:, 0].detach().index_select(0, targets)
+    likelihoods, log_sums = [], []
     with without_autocast(hidden):
-        narrow = weight.to(dtype)
-        for rows in _chunks(hidden, chunk_size):
-            logits = _logits(hidden[rows], narrow)
-            chosen.append(logits.gather(1, targets[rows, None]).squeeze(1))
-            log_sums.append(logits.logsumexp(1))
-    log_sum = torch.cat(log_sums)
-    return (log_sum - torch.cat(chosen)).masked_fill(ignored, 0), log_sum
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        for rows in _parts(hidden.shape[0], chunk_size):
+            sums, chosen = [], []
+            for columns in _parts(weight.shape[0], _columns(chunk_size)):
+                logits = hidden[rows] @ weight[columns].T
+                if kept is not None:
+                    kept.append(logits)
+                sums.append(log_sum_exp(logits))
+                chosen.append(_at(logits, targets[rows] - columns.start))
+            log_sums.append(functools.reduce(torch.logaddexp, sums))
+            likelihoods.append(log_sums[-1] - functools.reduce(torch.add, chosen))
+    return torch.cat(likelihoods).masked_fill(ignored, 0), torch.cat(log_sums)
 
 
 def _gradients(
@@ -142,21 +172,50 @@ def _gradients(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `hidden` and `weight`."""
-    ignored = targets == ignore_index
-    targets = targets.masked_fill(ignored, 0)
     with without_autocast(hidden):
-        narrow = weight.to(dtype)
-        gradient = gradient.masked_fill(ignored, 0)[:, None]
-        grad_hidden = hidden.new_empty(hidden.shape)
-        grad_weight = weight.new_zeros(weight.shape, dtype=log_sum.dtype)
-        for rows in _chunks(hidden, chunk_size):
-            # d nll / d logits = softmax(logits) - one_hot(target)
-            grad = _logits(hidden[rows], narrow).sub_(log_sum[rows, None]).exp_()
-            grad.scatter_add_(1, targets[rows, None], torch.full_like(grad[:, :1], -1))
-            narrow_grad = grad.mul_(gradient[rows]).to(dtype)
-            grad_hidden[rows] = (narrow_grad @ narrow).to(hidden.dtype)
-            grad_weight += narrow_grad.T @ hidden[rows].to(dtype)
-    return grad_hidden, grad_weight.to(weight.dtype)
+        narrow = hidden.to(dtype), weight.to(dtype)
+    d_hidden, d_weight = _sums(*narrow, targets, log_sum, gradient, ignore_index, chunk_size, dtype, kept=[])
+    assert d_hidden is not None
+    assert d_weight is not None
+    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
+
+
+def _sums(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_sum: Tensor,
+    gradient: Tensor,
+    ignore_index: int,
+    chunk_size: int,
+    dtype: torch.dtype,
+    *,
+    kept: list[Tensor],
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `hidden` and `weight` that are wanted, which are in `dtype`; float32 (float64 for float64).
+    `kept` are the blocks of logits, if they were."""
+    ignored = targets == ignore_index
+    gradient = gradient.masked_fill(ignored, 0)
+    blocks = iter(kept)
+    d_hidden = hidden.new_zeros(hidden.shape, dtype=log_sum.dtype) if wanted[0] else None
+    d_weight = weight.new_empty(weight.shape, dtype=log_sum.dtype) if wanted[1] else None
+    with without_autocast(hidden):
+        for rows in _parts(hidden.shape[0], chunk_size):
+            for columns in _parts(weight.shape[0], _columns(chunk_size)):
+                logits = next(blocks) if kept else hidden[rows] @ weight[columns].T
+                d_logits = softmax_gradient(
+                    logits, log_sum[rows], targets[rows] - columns.start, gradient[rows]
+                )
+                if d_hidden is not None:
+                    d_hidden[rows] += d_logits @ weight[columns]
+                if d_weight is not None:
+                    part = d_logits.T @ hidden[rows]
+                    if rows.start:
+                        d_weight[columns] += part
+                    else:
+                        d_weight[columns] = part
+    return d_hidden, d_weight
 
 
 _library = torch.library.Library("intarsia", "FRAGMENT")
@@ -176,7 +235,7 @@ torch.library.impl(_library, "cross_entropy_backward", "CompositeExplicitAutogra
 def _fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, chunk_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    result = hidden.new_empty(targets.shape, dtype=_at_least_float32(dtype))
+    result = hidden.new_empty(targets.shape, dtype=torch.promote_types(dtype, torch.float32))
     return result, torch.empty_like(result)
 
 
@@ -201,14 +260,19 @@ torch.library.register_autograd(
 differentiable_once(_library, "intarsia::cross_entropy_backward", "the cross-entropy")
 
 
-def _chunks(hidden: Tensor, chunk_size: int) -> list[slice]:
-    """Of all tokens; one where there is none."""
-    return [slice(start, start + chunk_size) for start in range(0, max(hidden.shape[0], 1), chunk_size)]
+def _parts(size: int, each: int) -> list[slice]:
+    """Of all; one where there is none."""
+    return [slice(start, min(start + each, size)) for start in range(0, max(size, 1), each)]
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return (hidden.to(weight.dtype) @ weight.T).to(_at_least_float32(weight.dtype))
+def _columns(chunk_size: int) -> int:
+    """Of a block with so many tokens."""
+    return max(1, BLOCK // chunk_size)
 
 
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _at(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logit of each row's target, `[N]` float32 (float64 for float64), 0 where it is in no column."""
+    last = logits.shape[1] - 1
+    chosen = logits.gather(1, targets.clamp(0, last)[:, None]).squeeze(1)
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    return chosen.masked_fill((targets < 0) | (targets > last), 0)

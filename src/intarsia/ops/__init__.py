@@ -13,6 +13,7 @@ from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_weights import PackedWeights, pack_weights
 from intarsia.ops.pools import NEW, Slots, StatePool
 from intarsia.ops.sequences import Sequences
+from intarsia.ops.softmax import log_sum_exp, softmax_gradient
 
 __all__ = [
     "NEW",
@@ -32,8 +33,10 @@ __all__ = [
     "l2norm",
     "latent_attention",
     "linear_attention",
+    "log_sum_exp",
     "pack_weights",
     "packed_linear",
     "short_convolution",
     "softmax_attention",
+    "softmax_gradient",
 ]

@@ -19,6 +19,8 @@ from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.norm_call import length_call, norm_call
 from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_linear_call import packed_linear_call
+from intarsia.ops.softmax import log_sum_exp, softmax_gradient
+from intarsia.ops.softmax_call import log_sum_call, softmax_call
 from intarsia.ops.table import TABLE
 
 OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
@@ -31,6 +33,8 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     short_convolution: ("short_convolution", conv_call),
     gated_rms_norm: ("gated_rms_norm", norm_call),
     l2norm: ("l2norm", length_call),
+    log_sum_exp: ("log_sum_exp", log_sum_call),
+    softmax_gradient: ("softmax_gradient", softmax_call),
     packed_linear: ("packed_linear", packed_linear_call),
 }
 """The name of each operator in the table, and what makes a call of its arguments (all but `impl`)."""

@@ -31,6 +31,9 @@ from intarsia.ops import (
     packed_linear_cpu,
     packed_linear_reference,
     packed_linear_torch,
+    softmax_cpu,
+    softmax_reference,
+    softmax_torch,
 )
 from intarsia.ops.choice import Operator, table
 
@@ -81,6 +84,8 @@ TABLE: Mapping[str, Operator] = table(
             packed_linear_reference.IMPLEMENTATION,
         ),
         "l2norm": (norm_torch.OF_LENGTH, norm_reference.OF_LENGTH),
+        "log_sum_exp": (softmax_cpu.LOG_SUM, softmax_torch.LOG_SUM, softmax_reference.LOG_SUM),
+        "softmax_gradient": (softmax_cpu.GRADIENT, softmax_torch.GRADIENT, softmax_reference.GRADIENT),
     },
     not_yet={"triton": "there are no Triton kernels of our own yet"},
 )
