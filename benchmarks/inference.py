@@ -114,12 +114,23 @@ class Llama:
         return self._run("-p", "0", "-n", str(tokens), "-d", str(context), "-r", str(repetitions))
 
     def _run(self, *arguments: str) -> list[float]:
-        command = [str(self.program), "-m", str(self.file), "-t", str(self.threads), "-o", "json", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UnsupportedError(f"{' '.join(command)} failed: {done.stderr.strip()[-400:]}")
-        (result,) = json.loads(done.stdout)
+        (result,) = json.loads(
+            output_of(self.program, "-m", self.file, "-t", self.threads, "-o", "json", *arguments)
+        )
         return [float(speed) for speed in result["samples_ts"]]
+
+
+def output_of(*command: object) -> str:
+    """What a program prints.
+
+    Raises:
+        UnsupportedError: it failed.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UnsupportedError(f"{' '.join(words)} failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
 
 
 def peers_of(
@@ -134,12 +145,12 @@ def peers_of(
         if kind is not None:
             file = folder / f"{kind}.gguf"
             # These are small, and llama.cpp's AMX products of integers cannot take them.
-            kept = [f"--tensor-type={tensor}=bf16" for tensor in ("attn_k_b", "attn_v_b", "ssm_beta")]
-            subprocess.run(
-                [str(llama / "llama-quantize"), *kept, str(plain), str(file), kind, str(threads)],
-                check=True,
-                capture_output=True,
-            )
+            kept = [
+                word
+                for tensor in ("attn_k_b", "attn_v_b", "ssm_beta")
+                for word in ("--tensor-type", f"{tensor}=bf16")
+            ]
+            output_of(llama / "llama-quantize", *kept, plain, file, kind, threads)
         elif name not in PEERS:
             continue
         found[name] = Llama(llama / "llama-bench", file, threads)
