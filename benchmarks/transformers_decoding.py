@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from common import in_turn, machine, median, options_parser, stopwatch, table, write_results
 from intarsia.integrations import accelerate_transformers, prepare_for_inference
+from intarsia.ops.packed_weights import WeightFormat
 
 Row = dict[str, Any]
 WIDTH, LAYERS, VOCABULARY = 1024, 8, 32000
@@ -57,7 +58,8 @@ MODELS: dict[str, tuple[str, str, Row]] = {
          "mlp_layer_types": ["dense"] * LAYERS},
     ),
 }  # fmt: skip
-WAYS = ("plain", "kernels", "bfloat16", "int8", "int4")
+FORMATS: dict[str, WeightFormat | None] = {"bfloat16": None, "int8": "int8", "int4": "int4"}
+WAYS = ("plain", "kernels", *FORMATS)
 
 
 def build(family: str) -> Any:
@@ -109,8 +111,8 @@ def measure(family: str, contexts: list[int], seconds: float) -> list[Row]:
     exact = decode(wide := copy.deepcopy(models["plain"]).float(), filled(wide, PROMPT))
     del wide
     prepared = {}
-    for way in WAYS[2:]:
-        prepared[way] = prepare_for_inference(models[way], None if way == "bfloat16" else way)
+    for way in FORMATS:
+        prepared[way] = prepare_for_inference(models[way], FORMATS[way])
         prepared[way]._replaced.clear()  # the weights as they were go
     gc.collect()
     errors = {}
