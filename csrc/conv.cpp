@@ -49,9 +49,11 @@ Rows rows_of(const Array& x, const Piece& piece, int64_t channel) {
   if (!x) return {};
   return {x.at(piece.row, piece.start, channel), x.stride[1] * size_of(x.dtype), x.dtype};
 }
-Rows state_of(const Array& x, const Piece& piece, int64_t channel) {
+// The state of the piece's sequence, which is in the slot of its number or in that which `slots` say.
+Rows state_of(const Array& x, const std::vector<int64_t>& slots, const Piece& piece, int64_t channel) {
   if (!x) return {};
-  return {x.at(piece.n, 0, channel), x.stride[1] * size_of(x.dtype), x.dtype};
+  const int64_t slot = slots.empty() ? piece.n : slots[size_t(piece.n)];
+  return {x.at(slot, 0, channel), x.stride[1] * size_of(x.dtype), x.dtype};
 }
 
 // The pieces of a batch in one block of channels; `fill` sets what one of the passes alone needs.
@@ -61,7 +63,7 @@ std::vector<ConvRun> runs_of(const ConvCall& call, const Batch& batch, int64_t c
   for (const Piece& piece : batch) {
     ConvRun& run = runs.emplace_back();
     run.first = piece.first, run.last = piece.last, run.tokens = piece.tokens;
-    run.x = rows_of(call.x, piece, channel), run.initial = state_of(call.initial, piece, channel);
+    run.x = rows_of(call.x, piece, channel), run.initial = state_of(call.initial, call.read, piece, channel);
     fill(run, piece);
   }
   return runs;
@@ -97,7 +99,7 @@ void conv_forward(const ConvCall& call, const Array& y, const Array& final, cons
              const int64_t channel = i % blocks * CONV_CHANNELS;
              const auto runs =
                  runs_of(call, batches[size_t(i / blocks)], channel, [&](ConvRun& run, const Piece& piece) {
-                   run.y = rows_of(y, piece, channel), run.final = state_of(final, piece, channel);
+                   run.y = rows_of(y, piece, channel), run.final = state_of(final, call.write, piece, channel);
                  });
              kernels.forward(block_of(call, channel), runs.data(), int64_t(runs.size()), wide, scratch);
            });
@@ -115,8 +117,8 @@ void conv_backward(const ConvCall& call, const ConvGradientArrays& grads, const 
   parallel(int64_t(batches.size()) * blocks, threads, scratch_bytes, [&](int64_t i, char* scratch) {
     const int64_t channel = i % blocks * CONV_CHANNELS;
     const auto runs = runs_of(call, batches[size_t(i / blocks)], channel, [&](ConvRun& run, const Piece& piece) {
-      run.d_y = rows_of(grads.d_y, piece, channel), run.d_final = state_of(grads.d_final, piece, channel);
-      run.d_x = rows_of(grads.x, piece, channel), run.d_initial = state_of(grads.initial, piece, channel);
+      run.d_y = rows_of(grads.d_y, piece, channel), run.d_final = state_of(grads.d_final, {}, piece, channel);
+      run.d_x = rows_of(grads.x, piece, channel), run.d_initial = state_of(grads.initial, {}, piece, channel);
     });
     kernels.backward(block_of(call, channel), runs.data(), int64_t(runs.size()), sums.get() + i * bytes, wide, scratch);
   });

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.errors import ConfigError, IntarsiaError, PoolError, ShapeError, UnsupportedError
+from intarsia.layers.books import Books
 from intarsia.layers.growing import GrowingMemory, GrowingState, PagedPool
 from intarsia.mixers import Mixer
 from intarsia.ops import Sequences, native
@@ -27,7 +28,9 @@ def memory_of(mixer: Mixer) -> GrowingMemory:
 
 
 def new_pool(mixer: Mixer, tokens: int = 1000, page_size: int = 8) -> PagedPool:
-    return memory_of(mixer).new_pool(SLOTS, tokens, next(mixer.parameters()), page_size)
+    pool = mixer.new_pool(SLOTS, tokens, page_size)
+    assert isinstance(pool, PagedPool)
+    return pool
 
 
 def tokens(T: int, seed: int = 0) -> Tensor:
@@ -235,9 +238,9 @@ def test_what_cannot_be_is_named(case: str) -> None:
     with pytest.raises(ConfigError, match="slot 0 holds no sequence"):
         pool.free(0)
     pool.check_integrity()
-    for sizes in ((0, 8, 1), (1, 0, 1), (1, 8, 0)):
-        with pytest.raises(ConfigError, match=r"at least|a pool needs"):
-            PagedPool(memory_of(mixer), sizes[2], sizes[0], sizes[1], next(mixer.parameters()))
+    for pages, page_size, count in ((0, 8, 1), (1, 0, 1), (1, 8, 0)):
+        with pytest.raises(ConfigError, match="a pool needs"):
+            PagedPool(memory_of(mixer), Books(count, page_size), pages, next(mixer.parameters()))
 
 
 @every_growing
@@ -258,6 +261,6 @@ def test_views_come_together_in_their_pool_and_as_values(case: str) -> None:
 @every_growing
 def test_costs_what_it_says(case: str) -> None:
     mixer = build(case, torch.bfloat16)
-    pool = memory_of(mixer).new_pool(2, 0, next(mixer.parameters()), 16)
+    pool = mixer.new_pool(2)
     cost = mixer.cost()
     assert pool.nbytes == cost.pool_bytes([1, 1], page_size=16)

@@ -1,39 +1,49 @@
 """Room for the states of many sequences of one mixer, which go on in place.
 
 A pool has slots, one for each sequence, whose numbers the caller chooses or lets the pool choose; a model's sequence
-has one number in every layer. `Pool.view` gives the sequences of some slots the face of a state, which a mixer takes as
-it takes a value: what it returns is the view after the tokens, and the pool holds them.
+has one number in every layer, since the pools of its layers share their books. `Pool.view` gives the sequences of some
+slots the face of a state, which a mixer takes as it takes a value: what it returns is the view after the tokens, and
+the pool holds them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from intarsia.errors import ConfigError, ShapeError
+import torch
+from torch import Tensor
+
+from intarsia.errors import ConfigError
+from intarsia.layers.batch import Batch, Step, arrival, batch_of
+from intarsia.layers.books import Books
 from intarsia.layers.states import State
+from intarsia.ops import Sequences
 
 S = TypeVar("S", bound=State)
+P = TypeVar("P", bound="PooledState")
 
 
 class Pool(ABC, Generic[S]):
-    """Slots for the sequences of one mixer. Not for several threads at once."""
+    """Slots for the sequences of one mixer. Not for several threads at once.
 
-    def __init__(self, slots: int) -> None:
-        if slots < 1:
-            raise ConfigError(f"a pool needs a slot at least; got {slots}")
-        self._tokens: list[int | None] = [None] * slots
+    What is done with a slot is done in all pools that share the books.
+    """
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        books.join(self)
 
     @property
     def slots(self) -> int:
         """How many there are, taken or free."""
-        return len(self._tokens)
+        return self.books.slots
 
     @property
     def free_slots(self) -> tuple[int, ...]:
         """The numbers of those that hold no sequence."""
-        return tuple(slot for slot, seen in enumerate(self._tokens) if seen is None)
+        return self.books.free_slots
 
     @property
     @abstractmethod
@@ -46,7 +56,7 @@ class Pool(ABC, Generic[S]):
         Raises:
             ConfigError: there is no such slot, or it holds no sequence.
         """
-        return tuple(self._taken(slot) for slot in slots)
+        return self.books.tokens(slots)
 
     def take(self, slot: int | None = None) -> int:
         """Let a sequence begin in a free slot, by default the one with the lowest number, which is returned.
@@ -54,33 +64,36 @@ class Pool(ABC, Generic[S]):
         Raises:
             ConfigError: the slot is taken or does not exist, or none is free.
         """
-        slot = self._free(slot)
-        self._begin(slot)
-        self._tokens[slot] = 0
-        return slot
+        return self.books.take(slot)
 
     def free(self, slot: int) -> None:
         """Let the sequence of a slot go."""
-        self._taken(slot)
-        self._release(slot)
-        self._tokens[slot] = None
+        self.books.free(slot)
 
     def fork(self, source: int, target: int | None = None) -> int:
-        """Let a second sequence go on from where that of `source` stands, in a free slot, whose number is returned."""
-        seen, target = self._taken(source), self._free(target)
-        self._copy(source, target)
-        self._tokens[target] = seen
-        return target
+        """Let a second sequence go on from where that of `source` stands, in a free slot, whose number is returned.
+
+        They share all that they have until one of them goes on: nothing is copied but, then, the last page if it is not
+        full. So a fork that nobody lets go on is a snapshot.
+        """
+        return self.books.fork(source, target)
+
+    def roll_back(self, slot: int, snapshot: int) -> None:
+        """Let the sequence of `slot` stand where that of the slot `snapshot` does, a fork that was made of it before;
+        the fork's slot is free then. Nothing is copied."""
+        self.books.roll_back(slot, snapshot)
 
     def view(self, slots: Sequence[int]) -> S:
         """The sequences of these slots, in this order, as a state for the mixer."""
-        self.tokens(slots)
-        if not slots or len(set(slots)) < len(slots):
-            raise ConfigError(f"a batch is of different slots, one at least; got {list(slots)}")
-        return self._view(tuple(slots))
+        return self.view_of(batch_of(self.books, slots))
+
+    @abstractmethod
+    def view_of(self, batch: Batch) -> S:
+        """The state of a batch."""
 
     def evict(self, slots: Sequence[int]) -> S:
         """The sequences of these slots as a value, and the slots free."""
+        self._check_alone()
         value = self.view(slots).snapshot()
         for slot in slots:
             self.free(slot)
@@ -91,70 +104,95 @@ class Pool(ABC, Generic[S]):
 
         Raises:
             ConfigError: a slot is taken, or too few are free.
+            PoolError: too few pages are free.
             ShapeError: the value is of another mixer, or not of as many sequences.
         """
-        slots = self.free_slots[: state.count] if slots is None else tuple(slots)
-        if len(slots) != state.count:
-            raise ShapeError(
-                f"the state is of {state.count} sequences; {len(slots)} slots are there for them"
-            )
-        if len(set(slots)) < len(slots):
-            raise ConfigError(f"each sequence has a slot of its own; got {list(slots)}")
-        for slot in slots:
-            self._free(slot)
-        self._write(slots, state)
-        for slot, seen in zip(slots, state.tokens, strict=True):
-            self._tokens[slot] = seen
-        return slots
+        self._check_alone()
+        self.check_form(state)
+        step = arrival(self.books, slots, state.tokens)
+        self.put(step, state)
+        return step.before.slots
 
-    def went_on(self, slots: Sequence[int], before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        """Note that sequences which had seen `before` tokens have now seen `after`: for views, before they write.
+    def check_current(self, batch: Batch) -> None:
+        """Raise ConfigError where the batch is of the past in this layer."""
+        if batch.followed is None:
+            batch.check_current()
+        elif batch.followed.is_done(self):
+            raise ConfigError("the view is of sequences that have gone on since: take a new one of the pool")
+
+    def begin(self, batch: Batch, lengths: tuple[int, ...]) -> Step:
+        """Go on by `lengths` tokens of each sequence, which this layer is about to write.
 
         Raises:
-            ConfigError: the sequences have gone on since, so that the view is one of the past.
+            ConfigError: the sequences have gone on since, or have not gone on in all layers before.
+            PoolError: too few pages are free.
         """
-        if tuple(self._tokens[slot] for slot in slots) != before:
-            raise ConfigError("the view is of sequences that have gone on since: take a new one of the pool")
-        for slot, seen in zip(slots, after, strict=True):
-            self._tokens[slot] = seen
+        self.check_current(batch)
+        step = batch.step(lengths)
+        step.begin(self)
+        return step
+
+    def put(self, step: Step, state: S) -> None:
+        """Write a value, whose form has been checked, to the slots that were taken for it by `step`."""
+        step.begin(self)
+        with torch.no_grad():
+            self._write(step, state)
 
     @abstractmethod
-    def _begin(self, slot: int) -> None:
-        """Make the slot that of a sequence that has seen nothing."""
+    def check_form(self, state: S) -> None:
+        """Raise ShapeError unless this is a value that the pool could hold."""
 
     @abstractmethod
-    def _release(self, slot: int) -> None:
-        """Give back what the slot holds."""
+    def clear_row(self, row: int) -> None:
+        """Make the row that of a sequence that has seen nothing."""
 
     @abstractmethod
-    def _copy(self, source: int, target: int) -> None:
-        """Give the free slot `target` what `source` holds."""
+    def _write(self, step: Step, state: S) -> None:
+        """Put a value of as many sequences where the step says."""
 
-    @abstractmethod
-    def _view(self, slots: tuple[int, ...]) -> S:
-        """The state of taken slots."""
+    def _check_alone(self) -> None:
+        if self.books.pools > 1:
+            raise ConfigError(
+                "the sequences are those of several layers: evict and restore them in the model's pool"
+            )
 
-    @abstractmethod
-    def _write(self, slots: tuple[int, ...], state: S) -> None:
-        """Put a value of as many sequences into free slots."""
 
-    def _taken(self, slot: int) -> int:
-        self._check(slot)
-        seen = self._tokens[slot]
-        if seen is None:
-            raise ConfigError(f"slot {slot} holds no sequence")
-        return seen
+class PooledState(State):
+    """Some slots of a pool as a state. What follows it is written to the pool; it is of the past then, and says so."""
 
-    def _free(self, slot: int | None) -> int:
-        if slot is None:
-            if not self.free_slots:
-                raise ConfigError(f"all {self.slots} slots are taken")
-            return self.free_slots[0]
-        self._check(slot)
-        if self._tokens[slot] is not None:
-            raise ConfigError(f"slot {slot} is taken")
-        return slot
+    def __init__(self, pool: Pool[Any], batch: Batch) -> None:
+        self.batch, self.tokens = batch, batch.tokens
+        self._pool = pool
 
-    def _check(self, slot: int) -> None:
-        if not 0 <= slot < self.slots:
-            raise ConfigError(f"there is no slot {slot}: the pool has {self.slots}, counted from 0")
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots of the sequences."""
+        return self.batch.slots
+
+    @property
+    def shared(self) -> object:
+        return self.batch
+
+    def check_current(self) -> None:
+        """Raise ConfigError where the sequences have gone on since."""
+        self._pool.check_current(self.batch)
+
+    def check_room(self, lengths: Sequence[int]) -> None:
+        self.batch.check_room(lengths)
+
+    def positions(self, x: Tensor, seqs: Sequences | None) -> Tensor:
+        if seqs is None and self.alike:
+            return super().positions(x, seqs)
+        lengths = (x.shape[1],) * self.count if seqs is None else seqs.lengths
+        return self.batch.positions(lengths, seqs is not None, x.device)
+
+    def select(self: P, indices: Sequence[int]) -> P:
+        self.check_numbers(indices)
+        selected: P = self._pool.view_of(self.batch.select(indices))
+        return selected
+
+    def recordable(self: P) -> P:
+        return self
+
+    def detach(self: P) -> P:
+        return self

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from intarsia.errors import ShapeError
+from intarsia.layers.batch import Batch, Step
+from intarsia.layers.books import Books
 from intarsia.layers.cost import Entries
-from intarsia.layers.pools import Pool
+from intarsia.layers.pools import Pool, PooledState
 from intarsia.layers.states import State
-from intarsia.ops import Sequences, Slots, StatePool
+from intarsia.ops import InSlots, Sequences, Slots, StatePool
 from intarsia.ops.precision import compute_dtype
 
-Step = Callable[[StatePool, Slots, StatePool], Tensor]
+Decode = Callable[[StatePool, Slots, StatePool], Tensor]
 """Computes tokens of the sequences in the slots of a pool, and writes their states to those of another or the same."""
 
 
@@ -37,13 +39,18 @@ class RecurrentState(State):
         """The tensors in which board and inputs are, of these sequences alone or of a whole pool."""
         return self.board, self.conv
 
+    def begun(self, x: Tensor, seqs: Sequences | None) -> RecurrentState:
+        """The state while the tokens of `x` `[B, T, ...]` (packed by `seqs`) are computed. In a pool, its `board` and
+        `conv` are `InSlots` then, which operators take and return in the place of tensors."""
+        return self
+
     def after(
         self, x: Tensor, seqs: Sequences | None, board: Tensor, conv: Tensor | None = None
     ) -> RecurrentState:
         """The state after the tokens of `x` `[B, T, ...]` (packed by `seqs`), whose content is `board` and `conv`."""
         raise NotImplementedError
 
-    def through(self, lengths: tuple[int, ...], step: Step) -> tuple[Tensor, RecurrentState]:
+    def through(self, lengths: tuple[int, ...], step: Decode) -> tuple[Tensor, RecurrentState]:
         """What `step` gives for the next `lengths` tokens of each sequence, and the state that it wrote."""
         raise NotImplementedError
 
@@ -77,7 +84,7 @@ class RecurrentValue(RecurrentState):
     ) -> RecurrentState:
         return RecurrentValue(board, conv, self.tokens_after(x, seqs))
 
-    def through(self, lengths: tuple[int, ...], step: Step) -> tuple[Tensor, RecurrentState]:
+    def through(self, lengths: tuple[int, ...], step: Decode) -> tuple[Tensor, RecurrentState]:
         pool = StatePool(self.board.contiguous(), None if self.conv is None else self.conv.contiguous())
         following = pool.new_like()
         idle = [n for n, length in enumerate(lengths) if not length]
@@ -90,98 +97,136 @@ class RecurrentValue(RecurrentState):
         return o, RecurrentValue(following.board, following.conv, tokens)
 
 
-class RecurrentSlots(RecurrentState):
-    """Some slots of a pool as a state. What follows it is written to the slots; it is of the past then."""
+class RecurrentSlots(PooledState, RecurrentState):
+    """Some slots of a pool as a state."""
 
-    def __init__(self, pool: RecurrentPool, slots: tuple[int, ...], tokens: tuple[int, ...]) -> None:
-        self.pool, self.slots, self.tokens = pool, slots, tokens
-        self._where = pool.places(slots)
+    def __init__(self, pool: RecurrentPool, batch: Batch) -> None:
+        super().__init__(pool, batch)
+        self.pool = pool
 
     @property
     def board(self) -> Tensor:  # type: ignore[override]
-        return self.pool.room.board[self._where]
+        return self._read(self.pool.room.board)
 
     @property
     def conv(self) -> Tensor | None:  # type: ignore[override]
         conv = self.pool.room.conv
-        return None if conv is None else conv[self._where]
+        return None if conv is None else self._read(conv)
 
     @property
     def held_by(self) -> tuple[Tensor, Tensor | None]:
         return self.pool.room.board, self.pool.room.conv
 
+    def begun(self, x: Tensor, seqs: Sequences | None) -> RecurrentState:
+        lengths = (x.shape[1],) * self.count if seqs is None else seqs.lengths
+        return _GoingOn(self.pool, self.pool.begin(self.batch, lengths))
+
     def after(
         self, x: Tensor, seqs: Sequences | None, board: Tensor, conv: Tensor | None = None
     ) -> RecurrentState:
-        following = self._go_on(self.tokens_after(x, seqs))
-        room = self.pool.room
-        room.board[self._where] = board.detach()
-        if room.conv is not None and conv is not None:
-            room.conv[self._where] = conv.detach()
-        return following
+        return self.begun(x, seqs).after(x, seqs, board, conv)
 
-    def through(self, lengths: tuple[int, ...], step: Step) -> tuple[Tensor, RecurrentState]:
-        following = self._go_on(tuple(seen + n for seen, n in zip(self.tokens, lengths, strict=True)))
-        return step(self.pool.room, _slots(self.slots, lengths), self.pool.room), following
-
-    def _go_on(self, tokens: tuple[int, ...]) -> RecurrentSlots:
-        self.pool.went_on(self.slots, self.tokens, tokens)
-        return RecurrentSlots(self.pool, self.slots, tokens)
+    def through(self, lengths: tuple[int, ...], step: Decode) -> tuple[Tensor, RecurrentState]:
+        going = self.pool.begin(self.batch, lengths)
+        return step(self.pool.room, going.slots(lengths), self.pool.room), RecurrentSlots(
+            self.pool, going.after
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         # Copies: what is made of them are values, which the pool's going on must not change.
         return {name: t.clone() for name, t in super().tensors().items()}
 
-    def recordable(self) -> RecurrentSlots:
-        return self
+    def joined(self, states: Sequence[State]) -> RecurrentState:  # type: ignore[override]
+        there = [state for state in states if isinstance(state, RecurrentSlots) and state.pool is self.pool]
+        batch = self.batch.joined([state.batch for state in there]) if len(there) == len(states) else None
+        if batch is not None:
+            return RecurrentSlots(self.pool, batch)
+        values: list[RecurrentState] = [
+            state.snapshot() if isinstance(state, RecurrentSlots) else cast(RecurrentState, state)
+            for state in states
+        ]
+        return values[0].joined(values)
+
+    def _read(self, room: Tensor) -> Tensor:
+        self.check_current()
+        return room[self.batch.where(room.device)]
+
+
+class _GoingOn(RecurrentState):
+    """Some slots of a pool while tokens are written to it. Board and inputs are said by their place: the operators that
+    can, read and write them there."""
+
+    def __init__(self, pool: RecurrentPool, step: Step) -> None:
+        self.pool, self.step, self.tokens = pool, step, step.before.tokens
+
+    @property
+    def board(self) -> InSlots:  # type: ignore[override]
+        return InSlots(self.pool.room.board, self.step, self.count, self.pool.boards)
+
+    @property
+    def conv(self) -> InSlots | None:  # type: ignore[override]
+        conv = self.pool.room.conv
+        return None if conv is None else InSlots(conv, self.step, self.count)
+
+    def after(
+        self,
+        x: Tensor,
+        seqs: Sequences | None,
+        board: Tensor | InSlots,
+        conv: Tensor | InSlots | None = None,
+    ) -> RecurrentState:
+        room = self.pool.room
+        for to, what in ((room.board, board), (room.conv, conv)):
+            if to is not None and isinstance(what, Tensor):
+                InSlots(to, self.step, self.count).write(what)
+        return RecurrentSlots(self.pool, self.step.after)
 
 
 class RecurrentPool(Pool[RecurrentState]):
-    """The states of many sequences of a linear mixer, a slot each: `room` holds them as the operators take them."""
+    """The states of many sequences of a linear mixer: `room` holds them as the operators take them, in the rows of the
+    books."""
 
-    def __init__(self, room: StatePool) -> None:
-        super().__init__(room.slots)
+    def __init__(self, books: Books, room: StatePool) -> None:
+        super().__init__(books)
         self.room = room
+        self.boards = room if room.conv is None else StatePool(room.board)
+        """The same without the inputs of the convolution."""
 
     @property
     def nbytes(self) -> int:
         return self.room.nbytes
 
-    def places(self, slots: tuple[int, ...]) -> slice | Tensor:
-        """What selects these slots from a tensor of all: where they follow each other a slice, which copies nothing."""
-        if slots == tuple(range(slots[0], slots[0] + len(slots))):
-            return slice(slots[0], slots[0] + len(slots))
-        return torch.tensor(slots, device=self.room.board.device)
+    def view_of(self, batch: Batch) -> RecurrentState:
+        return RecurrentSlots(self, batch)
+
+    def begin(self, batch: Batch, lengths: tuple[int, ...]) -> Step:
+        step = super().begin(batch, lengths)
+        with torch.no_grad():
+            for source, target in step.copies:
+                for x in self._tensors():
+                    x[target] = x[source]
+        return step
 
     @torch.no_grad()
-    def _begin(self, slot: int) -> None:
-        self.room.board[slot] = 0
-        if self.room.conv is not None:
-            self.room.conv[slot] = 0
+    def clear_row(self, row: int) -> None:
+        for x in self._tensors():
+            x[row] = 0
 
-    def _release(self, slot: int) -> None:
-        pass
+    def check_form(self, state: RecurrentState) -> None:
+        if not isinstance(state, RecurrentState):
+            raise ShapeError(f"the pool holds states of a linear mixer; got one of kind {state.kind!r}")
+        board, conv = state.board, state.conv
+        form = StatePool(board.contiguous(), None if conv is None else conv.contiguous()).form
+        if form != self.room.form:
+            raise ShapeError(f"the pool holds states of the form {self.room.form}; got {form}")
 
-    @torch.no_grad()
-    def _copy(self, source: int, target: int) -> None:
-        self.room.board[target] = self.room.board[source]
-        if self.room.conv is not None:
-            self.room.conv[target] = self.room.conv[source]
+    def _write(self, step: Step, state: RecurrentState) -> None:
+        for to, what in ((self.room.board, state.board), (self.room.conv, state.conv)):
+            if to is not None and what is not None:
+                to[step.where(to.device)[1]] = what
 
-    def _view(self, slots: tuple[int, ...]) -> RecurrentState:
-        return RecurrentSlots(self, slots, self.tokens(slots))
-
-    @torch.no_grad()
-    def _write(self, slots: tuple[int, ...], state: RecurrentState) -> None:
-        room, where = self.room, self.places(slots)
-        form = StatePool(
-            state.board.contiguous(), None if state.conv is None else state.conv.contiguous()
-        ).form
-        if form != room.form:
-            raise ShapeError(f"the pool holds states of the form {room.form}; got {form}")
-        room.board[where] = state.board
-        if room.conv is not None and state.conv is not None:
-            room.conv[where] = state.conv
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (self.room.board,) if self.room.conv is None else (self.room.board, self.room.conv)
 
 
 @dataclass(frozen=True)
@@ -200,13 +245,18 @@ class RecurrentMemory:
         """The state of `count` sequences that have not begun, where the weight `like` is: float32, or float64 as it."""
         return RecurrentValue(*self._zeros(count, like), (0,) * count)
 
-    def new_pool(self, slots: int, tokens: int, like: Tensor) -> RecurrentPool:
+    def new_pool(self, books: Books, tokens: int, like: Tensor) -> RecurrentPool:
         """A pool in which no sequence has begun. Its size does not depend on `tokens`."""
-        return RecurrentPool(StatePool(*self._zeros(slots, like)))
+        return RecurrentPool(books, StatePool(*self._zeros(books.slots, like)))
 
     def _zeros(self, count: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
         board = torch.zeros(count, *self.board, dtype=compute_dtype(like), device=like.device)
         return board, None if self.conv is None else board.new_zeros(count, *self.conv)
+
+
+def begun(state: RecurrentState | None, x: Tensor, seqs: Sequences | None) -> RecurrentState | None:
+    """The state while the tokens of `x` `[B, T, ...]` are computed (`RecurrentState.begun`); None without one."""
+    return None if state is None else state.begun(x, seqs)
 
 
 def carried(state: RecurrentState | None, seqs: Sequences | None) -> dict[str, Any]:

@@ -96,10 +96,6 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0, yarn: Yarn | No
 def positions_of(x: Tensor, state: State | None, seqs: Sequences | None) -> Tensor:
     """Positions of the tokens of x `[B, T, D]` in their sequences, behind those that the state has seen: `[T]`, or
     `[B, T]` where sequences have seen different numbers of tokens."""
-    if seqs is not None:
-        positions = seqs.positions(x.device)
-        return positions if state is None else positions + seqs.per_token(state.tokens, x.device)
-    if state is None or len(set(state.tokens)) == 1:
-        seen = 0 if state is None else state.tokens[0]
-        return torch.arange(seen, seen + x.shape[1], device=x.device)
-    return torch.tensor(state.tokens, device=x.device)[:, None] + torch.arange(x.shape[1], device=x.device)
+    if state is not None:
+        return state.positions(x, seqs)
+    return torch.arange(x.shape[1], device=x.device) if seqs is None else seqs.positions(x.device)

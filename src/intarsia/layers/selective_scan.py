@@ -14,6 +14,7 @@ from intarsia.layers.flops import CHUNK
 from intarsia.layers.gates import fill_time_steps
 from intarsia.layers.recurrent import RecurrentState
 from intarsia.ops import Sequences, linear_attention
+from intarsia.ops.pools import gathered
 
 SEGMENT_ELEMENTS = {"cpu": 1 << 20}
 """How many decay factors `[B, T, inner, N]` are made at once, by kind of device: few enough for a CPU's cache. Of
@@ -98,6 +99,7 @@ def selective_scan(
     size = max(1, elements // (B * inner * q.shape[-1] * CHUNK)) * CHUNK
     if size >= T:
         return _segment(write_and_decay, inputs, board, keeps_board, seqs)
+    board = gathered(board)
     boards = None if seqs is None else _BoardsOfSequences(seqs, board)
     outputs = []
     for start, parts in zip(

@@ -33,6 +33,25 @@ class State:
         """The number of sequences."""
         return len(self.tokens)
 
+    @property
+    def shared(self) -> object:
+        """What it has in common with the states of other layers, as a pool's books have it: room for tokens is asked
+        for once in all layers that share the same."""
+        return self
+
+    @property
+    def alike(self) -> bool:
+        """Whether all sequences have seen the same number of tokens."""
+        return len(set(self.tokens)) == 1
+
+    def positions(self, x: Tensor, seqs: Sequences | None) -> Tensor:
+        """Of the next tokens; see `layers.rope.positions_of`."""
+        if seqs is not None:
+            return seqs.positions(x.device) + seqs.per_token(self.tokens, x.device)
+        if self.alike:
+            return torch.arange(self.tokens[0], self.tokens[0] + x.shape[1], device=x.device)
+        return torch.tensor(self.tokens, device=x.device)[:, None] + torch.arange(x.shape[1], device=x.device)
+
     def tensors(self) -> dict[str, Tensor]:
         """The content, by name."""
         raise NotImplementedError

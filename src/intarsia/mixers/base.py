@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError, OptionError, ShapeError
+from intarsia.layers.books import PAGE_SIZE, Books
 from intarsia.layers.convolution import ShortConvolution
 from intarsia.layers.cost import Cost, Entries
 from intarsia.layers.filling import FillsItself, GeneratorOf
@@ -54,7 +55,7 @@ class Memory(Protocol[S]):
 
     def new_state(self, count: int, like: Tensor) -> S: ...
 
-    def new_pool(self, slots: int, tokens: int, like: Tensor) -> Pool[S]: ...
+    def new_pool(self, books: Books, tokens: int, like: Tensor) -> Pool[S]: ...
 
 
 class Mixer(FillsItself, Generic[S]):
@@ -93,10 +94,14 @@ class Mixer(FillsItself, Generic[S]):
         """The state of `batch_size` sequences that have not begun."""
         return self.memory.new_state(batch_size, next(self.parameters()))
 
-    def new_pool(self, slots: int, tokens: int = 0) -> Pool[S]:
+    def new_pool(self, slots: int, tokens: int = 0, page_size: int = PAGE_SIZE) -> Pool[S]:
         """Room for the states of `slots` sequences, which go on in place; and, where states grow, for `tokens` tokens
-        of all of them together."""
-        return self.memory.new_pool(slots, tokens, next(self.parameters()))
+        of all of them together, in pages of `page_size`."""
+        return self.pool_in(Books(slots, page_size), tokens)
+
+    def pool_in(self, books: Books, tokens: int) -> Pool[S]:
+        """The same for a layer that shares its slots and pages with others."""
+        return self.memory.new_pool(books, tokens, next(self.parameters()))
 
     def for_inference(self) -> Layer[S]:
         """What computes the same as the mixer where nothing is trained, with what can be made once made now: another

@@ -15,7 +15,7 @@ from intarsia.layers.decoding import Projected, fused_step
 from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Layer, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, gated_delta_rule
 from intarsia.ops.precision import widen
@@ -92,6 +92,7 @@ class DeltaNet(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
         qkv, _, beta, z = self.project(x)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)

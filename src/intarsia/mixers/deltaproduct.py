@@ -14,7 +14,7 @@ from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, gated_delta_rule
 
@@ -88,6 +88,7 @@ class DeltaProduct(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         (H, K, V), n = self.memory.board, self.config.steps
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)

@@ -14,7 +14,7 @@ from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import (
     About,
     GroupedHeadsConfig,
@@ -89,6 +89,7 @@ class GatedDeltaNet(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         (HV, K, V), H = self.memory.board, self.config.num_heads
         qkv, g, beta, z = self.project(x)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)

@@ -13,7 +13,7 @@ from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, low_rank, split_heads
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, dplr_rule, l2norm
 from intarsia.ops.precision import widen
@@ -89,6 +89,7 @@ class GatedDeltaNet2(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)

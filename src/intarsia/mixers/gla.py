@@ -12,7 +12,7 @@ from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import DecayBias
 from intarsia.layers.norm import GatedNorm
 from intarsia.layers.projections import low_rank
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 
@@ -78,6 +78,7 @@ class GatedLinearAttention(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
         q, k = self.q_proj(x).unflatten(-1, (H, K)), self.k_proj(x).unflatten(-1, (H, K))
         v = self.v_proj(x).unflatten(-1, (H, V))

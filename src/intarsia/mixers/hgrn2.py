@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import RMSNorm
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
@@ -80,6 +80,7 @@ class HGRN2(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
         q = F.silu(self.q_proj(x)).unflatten(-1, (H, K))
         k, g = forget_gate(self.forget_proj(x).unflatten(-1, (H, K)), self.config.lower_bound or 0.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import GatedNorm
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import compute_dtype
@@ -83,6 +83,7 @@ class LightningAttention(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         heads = (self.config.num_heads, -1)
         q, k, v = (F.silu(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         o, board = linear_attention(q, k, v, -self.rates(x), scale=1.0, **carried(state, seqs))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.normalized import normalized_attention
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, positive
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen
@@ -64,6 +64,7 @@ class LinearAttention(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         heads = (self.config.num_heads, -1)
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         o, board = normalized_attention(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.layers.convolution import ShortConvolution, inputs_kept
 from intarsia.layers.flops import additive_rule_flops
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, following
 from intarsia.layers.selective_scan import ChannelRates, StepProjection, selective_scan
 from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences
@@ -90,6 +90,7 @@ class Mamba(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         z = self.output_gate_proj(x)
         v, inputs = self.conv(self.v_proj(x), None if state is None else state.conv, seqs)
         # The recurrence works in float32: next to its decay factors, these are small.

@@ -16,7 +16,7 @@ from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import fill_time_steps
 from intarsia.layers.projections import split_heads
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
@@ -141,6 +141,7 @@ class Mamba2(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         (HV, K, V), H = self.memory.board, self.config.num_groups
         vkq = torch.cat([self.v_proj(x), self.k_proj(x), self.q_proj(x)], dim=-1)
         vkq, inputs = self.conv(vkq, None if state is None else state.conv, seqs)

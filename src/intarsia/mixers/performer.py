@@ -13,7 +13,7 @@ from intarsia.errors import ConfigError
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.normalized import normalized_attention
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, positive
 from intarsia.ops import Sequences
 from intarsia.ops.precision import widen, without_autocast
@@ -106,6 +106,7 @@ class Performer(KeepsFloat32, Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         heads = (self.config.num_heads, -1)
         q, k, v = (proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         exponent = self._exponents(q)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, gated_rms_norm, linear_attention
@@ -85,6 +85,7 @@ class RetNet(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
         positions, theta = positions_of(x, state, seqs), self.config.rotation_theta
         q, k = (rotate(p(x).unflatten(-1, (H, K)), positions, theta) for p in (self.q_proj, self.k_proj))

@@ -15,9 +15,10 @@ from intarsia.layers.convolution import last_tokens, token_before
 from intarsia.layers.filling import FillsItself
 from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayBias
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, GeneratorOf, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, dplr_rule
+from intarsia.ops.pools import gathered
 from intarsia.ops.precision import widen
 
 
@@ -151,8 +152,10 @@ class RWKV7(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         H, K, V = self.memory.board
-        before = token_before(x, None if state is None else state.conv, seqs) - x
+        first = None if state is None else gathered(state.conv)
+        before = token_before(x, first, seqs) - x
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
         r, k = self.r_proj(x_r).unflatten(-1, (H, K)), self.k_proj(x_k).unflatten(-1, (H, K))
         v = self.v_proj(x_v).unflatten(-1, (H, V))
@@ -175,7 +178,7 @@ class RWKV7(Mixer[RecurrentState]):
         bonus = (widen(r) * self.bonus * written).sum(-1, keepdim=True) * v
         gated = (self.norm(o) + bonus) * self.output_gate_proj(x_g).unflatten(-1, (H, V))
         y = self.o_proj(gated.flatten(-2).to(o.dtype))
-        last = None if state is None or state.conv is None else last_tokens(x, state.conv, seqs)
+        last = None if first is None else last_tokens(x, first, seqs)
         return y, following(state, x, seqs, board, last)
 
     @property

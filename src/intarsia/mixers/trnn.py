@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import DecayBias
-from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, carried, following
+from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, Mixer, MixerConfig, positive
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
@@ -70,6 +70,7 @@ class TRNN(Mixer[RecurrentState]):
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
+        state = begun(state, x, seqs)
         z = self.v_proj(x)
         f = self.decay(self.decay_proj(x))
         # 1 - f as a sigmoid of its own: where little is forgotten the difference would lose the little.

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from intarsia.layers.books import PAGE_SIZE
 from intarsia.layers.packed import PackedLinear, Packing, packed, packed_child
 from intarsia.model.experts import PackedExperts
 from intarsia.model.language_model import LanguageModel, ModelOutput
@@ -90,6 +91,6 @@ class InferenceModel:
         """The states of `batch_size` sequences that have not begun."""
         return self.model.init_states(batch_size)
 
-    def new_pool(self, slots: int, tokens: int = 0) -> ModelPool:
+    def new_pool(self, slots: int, tokens: int = 0, page_size: int = PAGE_SIZE) -> ModelPool:
         """Room for the states of `slots` sequences, which go on in place; see `LanguageModel.new_pool`."""
-        return self.model.new_pool(slots, tokens)
+        return self.model.new_pool(slots, tokens, page_size)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ShapeError
+from intarsia.layers.books import PAGE_SIZE, Books
 from intarsia.layers.cost import Cost
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.packed import PackedLinear
@@ -185,10 +186,14 @@ class LanguageModel(nn.Module):
         """The states of `batch_size` sequences that have not begun."""
         return ModelStates(tuple(cast(Block, block).mixer.init_state(batch_size) for block in self.blocks))
 
-    def new_pool(self, slots: int, tokens: int = 0) -> ModelPool:
+    def new_pool(self, slots: int, tokens: int = 0, page_size: int = PAGE_SIZE) -> ModelPool:
         """Room for the states of `slots` sequences, which go on in place; and, in layers whose states grow, for
-        `tokens` tokens of all of them together."""
-        return ModelPool(tuple(cast(Block, block).mixer.new_pool(slots, tokens) for block in self.blocks))
+        `tokens` tokens of all of them together, in pages of `page_size`. Layers that keep the same tokens share a page
+        table."""
+        books = Books(slots, page_size)
+        return ModelPool(
+            books, tuple(cast(Block, block).mixer.pool_in(books, tokens) for block in self.blocks)
+        )
 
     def cost(self) -> ModelCost:
         """Parameters, FLOPs and state bytes, from the dimensions alone."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from intarsia.errors import IntarsiaError, ShapeError
+from intarsia.errors import ShapeError
+from intarsia.layers.batch import arrival, batch_of
+from intarsia.layers.books import Books
 from intarsia.layers.pools import Pool
 from intarsia.layers.states import State
 
@@ -20,8 +22,9 @@ class ModelStates:
     layers: tuple[State, ...]
 
     def __post_init__(self) -> None:
-        seen = sorted({state.tokens for state in self.layers})
-        if len(seen) != 1:
+        first = self.layers[0].tokens
+        if any(state.tokens is not first and state.tokens != first for state in self.layers):
+            seen = sorted({state.tokens for state in self.layers})
             raise ShapeError(f"the states of a model must have seen the same tokens; got counts {seen}")
 
     @property
@@ -55,7 +58,7 @@ class ModelStates:
         """Raise PoolError where the next `lengths` tokens of the sequences have no room in a layer's pool."""
         if len(lengths) != self.count:
             raise ShapeError(f"the states are of {self.count} sequences and the input of {len(lengths)}")
-        for state in self.layers:
+        for state in {id(state.shared): state for state in self.layers}.values():
             state.check_room(lengths)
 
     def nbytes(self) -> int:
@@ -77,20 +80,20 @@ class ModelStates:
 
 class ModelPool:
     """Room for the states of many sequences of a model, which go on in place. A sequence has one slot, of the same
-    number in the pools of all layers. Not for several threads at once."""
+    number in the pools of all layers, which share their books. Not for several threads at once."""
 
-    def __init__(self, layers: tuple[Pool[Any], ...]) -> None:
-        self.layers = layers
+    def __init__(self, books: Books, layers: tuple[Pool[Any], ...]) -> None:
+        self.books, self.layers = books, layers
 
     @property
     def slots(self) -> int:
         """How many there are, taken or free."""
-        return self.layers[0].slots
+        return self.books.slots
 
     @property
     def free_slots(self) -> tuple[int, ...]:
         """The numbers of those that hold no sequence."""
-        return self.layers[0].free_slots
+        return self.books.free_slots
 
     @property
     def nbytes(self) -> int:
@@ -99,52 +102,48 @@ class ModelPool:
 
     def tokens(self, slots: Sequence[int]) -> tuple[int, ...]:
         """How many tokens the sequences in these slots have seen."""
-        return self.layers[0].tokens(slots)
+        return self.books.tokens(slots)
 
     def take(self, slot: int | None = None) -> int:
         """Let a sequence begin in a free slot, by default the one with the lowest number, which is returned."""
-        slot = self.layers[0].take(slot)
-        for pool in self.layers[1:]:
-            pool.take(slot)
-        return slot
+        return self.books.take(slot)
 
     def free(self, slot: int) -> None:
         """Let the sequence of a slot go."""
-        for pool in self.layers:
-            pool.free(slot)
+        self.books.free(slot)
 
     def fork(self, source: int, target: int | None = None) -> int:
-        """Let a second sequence go on from where that of `source` stands, in a free slot, whose number is returned."""
-        target = self.layers[0].fork(source, target)
-        for pool in self.layers[1:]:
-            pool.fork(source, target)
-        return target
+        """Let a second sequence go on from where that of `source` stands, in a free slot, whose number is returned; a
+        snapshot, as long as nobody lets it go on. See `Pool.fork`."""
+        return self.books.fork(source, target)
+
+    def roll_back(self, slot: int, snapshot: int) -> None:
+        """Let the sequence of `slot` stand where that of the slot `snapshot` does, a fork that was made of it before;
+        the fork's slot is free then. Nothing is copied."""
+        self.books.roll_back(slot, snapshot)
 
     def view(self, slots: Sequence[int]) -> ModelStates:
         """The sequences of these slots, in this order, as states for the model, which goes on in the slots. What it
         returns are their states after it; these are of the past then."""
-        return ModelStates(tuple(pool.view(slots) for pool in self.layers))
+        batch = batch_of(self.books, slots)
+        return ModelStates(tuple(pool.view_of(batch) for pool in self.layers))
 
     def evict(self, slots: Sequence[int]) -> ModelStates:
         """The sequences of these slots as values, and the slots free."""
-        return ModelStates(tuple(pool.evict(slots) for pool in self.layers))
+        values = self.view(slots).snapshot()
+        for slot in slots:
+            self.books.free(slot)
+        return values
 
     def restore(self, states: ModelStates, slots: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Put the sequences of values into free slots, whose numbers are returned."""
+        """Put the sequences of values into free slots, whose numbers are returned. Errors as `Pool.restore`."""
         if len(states.layers) != len(self.layers):
             raise ShapeError(
                 f"the states are of {len(states.layers)} layers and the pool of {len(self.layers)}"
             )
-        taken = self.layers[0].restore(states.layers[0], slots)
-        done = [self.layers[0]]
-        try:
-            for pool, state in zip(self.layers[1:], states.layers[1:], strict=True):
-                pool.restore(state, taken)
-                done.append(pool)
-        except IntarsiaError:
-            # A pool is full: no layer holds the sequences then.
-            for pool in done:
-                for slot in taken:
-                    pool.free(slot)
-            raise
-        return taken
+        for pool, state in zip(self.layers, states.layers, strict=True):
+            pool.check_form(state)
+        step = arrival(self.books, slots, states.tokens)
+        for pool, state in zip(self.layers, states.layers, strict=True):
+            pool.put(step, state)
+        return step.before.slots

@@ -11,7 +11,7 @@ from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_weights import PackedWeights, pack_weights
-from intarsia.ops.pools import NEW, Slots, StatePool
+from intarsia.ops.pools import NEW, InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
 
@@ -20,6 +20,7 @@ __all__ = [
     "BlockTable",
     "DecodeStep",
     "Gate",
+    "InSlots",
     "PackedWeights",
     "Paged",
     "Sequences",

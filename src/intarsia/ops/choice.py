@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.ops.pools import InSlots
 
 AUTO = "auto"
 
@@ -37,6 +40,8 @@ class Implementation:
     """Is told the refusal where `impl="auto"` would have chosen it."""
     yields: Callable[[Any], str | None] = serves_all
     """Why `impl="auto"` leaves a call that it can serve to the next one, or None."""
+    in_slots: Callable[[Any, InSlots], Tensor | None] | None = None
+    """Runs a call without initial state on states where they stand, and returns the outputs; None where it cannot."""
 
 
 @dataclass(frozen=True)

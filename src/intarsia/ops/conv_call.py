@@ -24,6 +24,20 @@ class ConvCall(NamedTuple):
     seqs: Sequences | None
 
     @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """`(N, W - 1, D)`."""
+        return self.sequences, self.weight.shape[1] - 1, self.x.shape[2]
+
+    def after(self, state: Tensor) -> ConvCall:
+        """The same call behind this state, with the one that follows."""
+        return self._replace(initial_state=state, output_final_state=True)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each sequence has."""
+        return (self.x.shape[1],) * self.x.shape[0] if self.seqs is None else self.seqs.lengths
+
+    @property
     def sequences(self) -> int:
         return self.x.shape[0] if self.seqs is None else self.seqs.count
 
@@ -54,10 +68,7 @@ def conv_call(
         raise ShapeError(
             f"cu_seqlens describes one row of {seqs.total} tokens (B == 1); x is {list(x.shape)}"
         )
-    count = x.shape[0] if seqs is None else seqs.count
-    past = weight.shape[1] - 1
-    if initial_state is not None and initial_state.shape != (count, past, x.shape[2]):
-        raise ShapeError(
-            f"initial_state must be {[count, past, x.shape[2]]}; got {list(initial_state.shape)}"
-        )
-    return ConvCall(x, weight, activation == "silu", initial_state, output_final_state, seqs)
+    call = ConvCall(x, weight, activation == "silu", initial_state, output_final_state, seqs)
+    if initial_state is not None and initial_state.shape != call.state_shape:
+        raise ShapeError(f"initial_state must be {list(call.state_shape)}; got {list(initial_state.shape)}")
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.conv_call import ConvCall
 from intarsia.ops.conv_torch import conv_in_torch
+from intarsia.ops.decode_call import FEW
 from intarsia.ops.native_operator import (
     DTYPES,
     Optional,
@@ -20,6 +22,7 @@ from intarsia.ops.native_operator import (
     register,
     rows,
 )
+from intarsia.ops.pools import InSlots
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
@@ -52,6 +55,22 @@ def cpu_conv(call: ConvCall) -> tuple[Tensor, Tensor | None]:
         output_final_state,
     )
     return y, final if output_final_state else None
+
+
+def conv_in_slots(call: ConvCall, held: InSlots) -> Tensor | None:
+    """The outputs of a call of few tokens of each sequence, whose last inputs are read and written where they are held;
+    None of other calls."""
+    lengths, x, weight, room = call.lengths, call.x, call.weight, held.room
+    if max(lengths) > FEW or room.dtype != compute_dtype(x) or not apart_from_torch(x, weight, room):
+        return None
+    slots = held.places.slots(lengths)
+    y = x.new_empty(x.shape)
+    native.native().conv_forward(
+        *detached((rows(x), (weight if weight.dtype in DTYPES else weight.to(room.dtype)).contiguous())),
+        _given(room), [] if call.seqs is None else edges_of(list(slots.lengths)), call.silu, y, _given(room),
+        native.instruction_set(), torch.get_num_threads(), slots.read, slots.write,
+    )  # fmt: skip
+    return y
 
 
 def _outputs(
@@ -143,4 +162,4 @@ register(
     again=_again,
 )
 
-IMPLEMENTATION = implementation(cpu_conv, refuse_conv)
+IMPLEMENTATION = replace(implementation(cpu_conv, refuse_conv), in_slots=conv_in_slots)

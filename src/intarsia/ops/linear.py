@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from intarsia.errors import ShapeError
 from intarsia.ops.gate import Gate
 from intarsia.ops.linear_call import LinearCall, delta_call, linear_call
+from intarsia.ops.pools import InSlots, apart
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.table import run
+from intarsia.ops.table import run, run_in_slots
+
+Final = Any
+"""The final state: a tensor, None where it is not asked for, or the `InSlots` that were given."""
 
 
 def gated_delta_rule(
@@ -18,14 +25,14 @@ def gated_delta_rule(
     beta: Tensor | None = None,
     *,
     scale: float | None = None,
-    initial_state: Tensor | None = None,
+    initial_state: Tensor | InSlots | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
     normalize: bool = False,
     gate: Gate | None = None,
     beta_max: float | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Final]:
     """The delta rule with decay: erase along the key, then write.
 
         S_t = (I - beta_t k_t k_tᵀ) Diag(exp g_t) S_{t-1} + beta_t k_t v_tᵀ        o_t = S_tᵀ q_t · scale
@@ -42,7 +49,8 @@ def gated_delta_rule(
             `[B, T, HV, K]`.
         beta: write strength `[B, T, HV]`, in [0, 1] (or [0, 2]); None means 1.
         scale: of the queries; `K ** -0.5` by default.
-        initial_state: `[N, HV, K, V]`, N = B or the number of packed sequences; zero by default.
+        initial_state: `[N, HV, K, V]`, N = B or the number of packed sequences; zero by default. `InSlots`, they are
+            updated in place and returned as the final state.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: `[N + 1]` cumulative lengths of the sequences packed into one row (`B == 1`), or a
             `Sequences`, which spares reading the lengths back from the device. A sequence may be empty.
@@ -60,11 +68,12 @@ def gated_delta_rule(
         ShapeError: arguments that do not fit together.
         UnsupportedError: a named implementation that cannot serve the call.
     """
+    state, held = apart(initial_state)
     call = delta_call(
-        q, k, v, g, beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+        q, k, v, g, beta, scale=scale, initial_state=state, output_final_state=output_final_state,
         cu_seqlens=cu_seqlens, normalize=normalize, gate=gate, beta_max=beta_max,
     )  # fmt: skip
-    return _run("gated_delta_rule", call, impl)
+    return _run("gated_delta_rule", call, held, impl)
 
 
 def linear_attention(
@@ -74,13 +83,13 @@ def linear_attention(
     g: Tensor | None = None,
     *,
     scale: float | None = None,
-    initial_state: Tensor | None = None,
+    initial_state: Tensor | InSlots | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
     normalize: bool = False,
     gate: Gate | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Final]:
     """The additive rule with decay: only write.
 
         S_t = Diag(exp g_t) S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t · scale
@@ -89,11 +98,12 @@ def linear_attention(
     with a fixed `g` `[HV]` RetNet and Lightning Attention, with `[B, T, HV]` Mamba-2, with `[B, T, HV, K]`
     gated linear attention. Arguments, results and errors are those of `gated_delta_rule`.
     """
+    state, held = apart(initial_state)
     call = linear_call(
-        q, k, v, g, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+        q, k, v, g, scale=scale, initial_state=state, output_final_state=output_final_state,
         cu_seqlens=cu_seqlens, normalize=normalize, gate=gate,
     )  # fmt: skip
-    return _run("linear_attention", call, impl)
+    return _run("linear_attention", call, held, impl)
 
 
 def dplr_rule(
@@ -105,11 +115,11 @@ def dplr_rule(
     g: Tensor | None = None,
     *,
     scale: float | None = None,
-    initial_state: Tensor | None = None,
+    initial_state: Tensor | InSlots | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | Sequences | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Final]:
     """The general rule, whose transition is diagonal plus low rank: erase along `a` what `b` reads.
 
         S_t = (Diag(exp g_t) - a_t b_tᵀ) S_{t-1} + k_t v_tᵀ        o_t = S_tᵀ q_t · scale
@@ -138,13 +148,20 @@ def dplr_rule(
         ShapeError: arguments that do not fit together.
         UnsupportedError: a named implementation that cannot serve the call.
     """
+    state, held = apart(initial_state)
     call = linear_call(
-        q, k, v, g, None, a, b, scale=scale, initial_state=initial_state,
+        q, k, v, g, None, a, b, scale=scale, initial_state=state,
         output_final_state=output_final_state, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    return _run("dplr_rule", call, impl)
+    return _run("dplr_rule", call, held, impl)
 
 
-def _run(operator: str, call: LinearCall, impl: str) -> tuple[Tensor, Tensor | None]:
-    o, state = run(operator, call, impl)
-    return o, state
+def _run(operator: str, call: LinearCall, held: InSlots | None, impl: str) -> tuple[Tensor, Final]:
+    if held is None:
+        o, state = run(operator, call, impl)
+        return o, state
+    if held.shape != call.state_shape:
+        raise ShapeError(
+            f"initial_state must be [N, HV, K, V] = {list(call.state_shape)}; got {list(held.shape)}"
+        )
+    return run_in_slots(operator, call, held, impl), held

@@ -68,6 +68,15 @@ class LinearCall:
             beta = self.beta_max * torch.sigmoid(beta.to(dtype))
         return replace(self, q=q, k=k, g=g, beta=beta, normalize=False, gate=None, beta_max=None)
 
+    def after(self, state: Tensor) -> LinearCall:
+        """The same call behind this state, with the one that follows."""
+        return replace(self, initial_state=state, output_final_state=True)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each sequence has."""
+        return (self.q.shape[1],) * self.q.shape[0] if self.seqs is None else self.seqs.lengths
+
     @property
     def shared_dtype(self) -> torch.dtype:
         """The dtype of q, k and v, or the compute dtype where they differ or the CPU kernels do not read them."""

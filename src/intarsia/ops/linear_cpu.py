@@ -6,6 +6,7 @@ into the form that they take, their results are allocated, and autograd and torc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from intarsia.ops import native, native_operator
 from intarsia.ops.chunked import chunked
 from intarsia.ops.gate import Gate
 from intarsia.ops.linear_call import LinearCall, linear_call
-from intarsia.ops.linear_few import few_tokens
+from intarsia.ops.linear_few import few_in_slots, few_tokens
 from intarsia.ops.native_operator import Optional, detached, edges_of, implementation, register, rows
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
@@ -262,4 +263,4 @@ def _backward_flops(*shapes: Any, **_: Any) -> int:
     return 2 * _forward_flops(*shapes)
 
 
-IMPLEMENTATION = implementation(cpu, refuse)
+IMPLEMENTATION = replace(implementation(cpu, refuse), in_slots=few_in_slots)

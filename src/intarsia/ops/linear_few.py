@@ -18,7 +18,7 @@ from intarsia.ops.decode_call import FEW, StepForm, StepRows
 from intarsia.ops.decode_cpu import NativeStep
 from intarsia.ops.linear_call import Decay, LinearCall
 from intarsia.ops.native_operator import DTYPES
-from intarsia.ops.pools import Slots, StatePool
+from intarsia.ops.pools import InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
 
@@ -31,13 +31,8 @@ def few_tokens(call: LinearCall, many: Many) -> tuple[Tensor, Tensor] | None:
     Of packed sequences those with few tokens come here and the rest go to `many`, so that what a sequence gives does
     not depend on the others.
     """
-    state, gate = call.initial_state, call.gate
-    if state is None or not (
-        call.output_final_state
-        and apart_from_torch(
-            call.q, call.k, call.v, call.g, call.beta, state, *((gate.A_log, gate.dt_bias) if gate else ())
-        )
-    ):
+    state = call.initial_state
+    if state is None or not (call.output_final_state and _apart(call, state)):
         return None
     if call.seqs is None:
         return None if call.q.shape[1] > FEW else _step_through(call)
@@ -58,6 +53,23 @@ def few_tokens(call: LinearCall, many: Many) -> tuple[Tensor, Tensor] | None:
     return o, final
 
 
+def few_in_slots(call: LinearCall, held: InSlots) -> Tensor | None:
+    """`o` of a call all of whose sequences have few tokens, with their states where they are held, read once and
+    written once; None of other calls."""
+    lengths = call.lengths
+    if held.pool is None or max(lengths) > FEW or not _apart(call, held.room):
+        return None
+    v_dtype, call = call.v.dtype, call.of_one_dtype()
+    if held.room.dtype != call.compute_dtype:
+        return None
+    return _stepped(call, held.pool, held.pool, held.places.slots(lengths)).to(v_dtype)
+
+
+def _apart(call: LinearCall, state: Tensor) -> bool:
+    gate = () if call.gate is None else (call.gate.A_log, call.gate.dt_bias)
+    return apart_from_torch(call.q, call.k, call.v, call.g, call.beta, state, *gate)
+
+
 def _of_sequences(call: LinearCall, state: Tensor, numbers: list[int], rows: Tensor) -> LinearCall:
     """The call for some of its packed sequences, whose tokens are these rows."""
     assert call.seqs is not None
@@ -76,19 +88,24 @@ def _of_sequences(call: LinearCall, state: Tensor, numbers: list[int], rows: Ten
 def _step_through(call: LinearCall) -> tuple[Tensor, Tensor]:
     state = call.initial_state
     assert state is not None
+    pool = StatePool(state.detach().to(call.compute_dtype).contiguous(), None)
+    following = pool.new_like()
+    lengths = call.lengths
+    if not all(lengths):
+        idle = [n for n, length in enumerate(lengths) if not length]
+        following.board[idle] = pool.board[idle]
+    if not any(lengths):
+        return call.v.new_empty(call.v.shape), following.board
+    return _stepped(call, pool, following, _slots(lengths)), following.board
+
+
+def _stepped(call: LinearCall, pool: StatePool, into: StatePool, slots: Slots) -> Tensor:
+    """The outputs of the sequences in these slots; their states are written to `into`."""
     if call.gate is not None:
         call = call.plain()
     (B, T, H, K), (HV, V) = call.q.shape, call.v.shape[2:]
     form = (H, K, HV, V, call.decay, call.rule == "delta", call.scale, call.normalize, call.beta_max)
     step = _step(native.instruction_set(), *form)
-    pool = StatePool(state.detach().to(call.compute_dtype).contiguous(), None)
-    following = pool.new_like()
-    lengths = (T,) * B if call.seqs is None else call.seqs.lengths
-    if not all(lengths):
-        idle = [n for n, length in enumerate(lengths) if not length]
-        following.board[idle] = pool.board[idle]
-    if T == 0:
-        return call.v.new_empty(call.v.shape), following.board
     g, beta = (None if x is None else _readable(x, call.compute_dtype) for x in (call.g, call.beta))
     arguments = (
         torch.cat([x.detach().reshape(B * T, -1) for x in (call.q, call.k, call.v)], dim=-1),
@@ -97,13 +114,13 @@ def _step_through(call: LinearCall) -> tuple[Tensor, Tensor]:
         None,
         None,
         pool,
-        following,
-        _slots(lengths),
+        into,
+        slots,
     )
     o = step.attempt(*arguments)
     if o is None:  # a tensor with gaps, or one that autograd has marked
         o = step.run(StepRows(*arguments))
-    return o.view(B, T, HV, V), following.board
+    return o.view(B, T, HV, V)
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +61,54 @@ class StatePool:
         for name, tensor in (("board", board), ("conv", conv)):
             if tensor is not None and not tensor.is_contiguous():
                 raise ShapeError(f"{name} must be contiguous: slots lie behind each other")
+
+
+class Places(Protocol):
+    """Where the states of a batch stand in a room, and where what follows them belongs."""
+
+    def where(self, device: torch.device) -> tuple[slice | Tensor, slice | Tensor]:
+        """What selects the slots to read and the slots to write."""
+        ...
+
+    def slots(self, lengths: tuple[int, ...]) -> Slots:
+        """The same for the sequences that bring tokens, `lengths` of them."""
+        ...
+
+
+class InSlots:
+    """The states of N sequences in the slots of a room. An operator that is given this as `initial_state` reads them
+    there, writes the states that follow to the slots where they belong, and returns it as the final state.
+
+    Attributes:
+        room: `[slots, ...]`, of which a slot is what one sequence has in an `initial_state`.
+        places: which slots, of each sequence.
+        shape: of all N together.
+        pool: the room as the decode step takes it, where it is one of boards.
+    """
+
+    def __init__(self, room: Tensor, places: Places, count: int, pool: StatePool | None = None) -> None:
+        self.room, self.places, self.pool = room, places, pool
+        self.shape = (count, *room.shape[1:])
+
+    def gathered(self) -> Tensor:
+        """The states in a tensor: a copy, or a view that must not outlive what is written."""
+        read = self.room[self.places.where(self.room.device)[0]]
+        return read.clone() if torch.is_grad_enabled() else read
+
+    @torch.no_grad()
+    def write(self, states: Tensor) -> None:
+        """Put the states of all sequences where they belong."""
+        self.room[self.places.where(self.room.device)[1]] = states.detach().to(self.room.dtype)
+
+
+def apart(state: Tensor | InSlots | None) -> tuple[Tensor | None, InSlots | None]:
+    """A state that is a tensor, and one that is held in slots."""
+    return (None, state) if isinstance(state, InSlots) else (state, None)
+
+
+def gathered(state: Tensor | InSlots | None) -> Tensor | None:
+    """A state as a tensor, wherever it is."""
+    return state.gathered() if isinstance(state, InSlots) else state
 
 
 class Slots:

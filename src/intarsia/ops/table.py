@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from intarsia.ops import (
     attention_cpu,
     attention_reference,
@@ -36,6 +38,7 @@ from intarsia.ops import (
     softmax_torch,
 )
 from intarsia.ops.choice import Operator, table
+from intarsia.ops.pools import InSlots
 
 _LINEAR = (
     linear_cpu.IMPLEMENTATION,
@@ -99,3 +102,14 @@ def run(operator: str, call: Any, impl: str) -> Any:
         UnsupportedError: the named implementation cannot serve this call.
     """
     return TABLE[operator].choose(call, impl).run(call)
+
+
+def run_in_slots(operator: str, call: Any, held: InSlots, impl: str) -> Tensor:
+    """The outputs of a call, which has no initial state of its own, for sequences whose states are `held`; these are
+    updated. Where no implementation can do that in place, they are gathered and written back. Errors as `run`."""
+    chosen = TABLE[operator].choose(call, impl)
+    if chosen.in_slots is not None and (o := chosen.in_slots(call, held)) is not None:
+        return o
+    o, final = chosen.run(call.after(held.gathered()))
+    held.write(final)
+    return o

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from intarsia.layers.books import Books
 from intarsia.layers.growing.form import GrowingForm
 from intarsia.layers.growing.paged import PagedPool
 from intarsia.layers.growing.state import GrowingState
 from intarsia.layers.growing.tensor import GrowingTensor
 from intarsia.layers.growing.value import GrowingValue, Rows
-
-PAGE_SIZE = 16
-"""The tokens of a page, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,10 @@ class GrowingMemory(GrowingForm):
         fixed = {name: entry.new_zeros(like, count) for name, entry in self.fixed.items()}
         return GrowingValue(self, growing, fixed, (0,) * count)
 
-    def new_pool(self, slots: int, tokens: int, like: Tensor, page_size: int = PAGE_SIZE) -> PagedPool:
+    def new_pool(self, books: Books, tokens: int, like: Tensor) -> PagedPool:
         """A pool in which no sequence has begun: for `tokens` tokens of all sequences together, however they are
-        divided among them; of a window for no more than `slots` windows."""
-        pages = tokens // page_size + slots
+        divided among them; of a window for no more than a window of each slot."""
+        pages = tokens // books.page_size + books.slots
         if self.window is not None:
-            pages = min(pages, slots * (self.window // page_size + 3))
-        return PagedPool(self, slots, pages, page_size, like)
+            pages = min(pages, books.slots * (self.window // books.page_size + 3))
+        return PagedPool(self, books, pages, like)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
+from intarsia.layers.batch import Batch, Step
+from intarsia.layers.books import Books
 from intarsia.layers.growing.form import GrowingForm
-from intarsia.layers.growing.paging import Paging
 from intarsia.layers.growing.state import GrowingState, Growth
 from intarsia.layers.growing.tensor import GrowingTensor
 from intarsia.layers.growing.value import GrowingValue, Rows
-from intarsia.layers.pools import Pool
+from intarsia.layers.pools import Pool, PooledState
 from intarsia.layers.states import State
 from intarsia.ops.keys import Keys, Paged, row_of
 from intarsia.ops.sequences import Sequences
@@ -25,16 +26,18 @@ class PagedPool(Pool[GrowingState]):
     Attributes:
         form: what is kept.
         pages: of each name that grows, `[pages, page_size, ...]`.
-        fixed: of each other name, `[slots, ...]`.
-        paging: which pages belong to which sequence.
+        fixed: of each other name, `[slots, ...]`, in the rows of the books.
+        paging: which pages belong to which sequence; layers that keep the same tokens share it.
     """
 
-    def __init__(self, form: GrowingForm, slots: int, pages: int, page_size: int, like: Tensor) -> None:
-        super().__init__(slots)
+    def __init__(self, form: GrowingForm, books: Books, pages: int, like: Tensor) -> None:
+        super().__init__(books)
         self.form = form
-        self.paging = Paging(pages, page_size, slots, form.window)
-        self.pages = {name: entry.new_zeros(like, pages, page_size) for name, entry in form.growing.items()}
-        self.fixed = {name: entry.new_zeros(like, slots) for name, entry in form.fixed.items()}
+        self.paging = books.paging(pages, form.window, bool(form.rewritten))
+        size = books.page_size
+        self.pages = {name: entry.new_zeros(like, pages, size) for name, entry in form.growing.items()}
+        self.fixed = {name: entry.new_zeros(like, books.slots) for name, entry in form.fixed.items()}
+        self.device = like.device
 
     @property
     def nbytes(self) -> int:
@@ -51,40 +54,43 @@ class PagedPool(Pool[GrowingState]):
             if self.paging.own(slot):
                 raise ConfigError(f"slot {slot} is free and holds pages {self.paging.own(slot)}")
         self.paging.check_integrity()
+        self.books.rows.check_integrity()
 
-    def _begin(self, slot: int) -> None:
+    @torch.no_grad()
+    def clear_row(self, row: int) -> None:
+        for x in self.fixed.values():
+            x[row] = 0
+
+    def view_of(self, batch: Batch) -> GrowingState:
+        return PagedState(self, batch)
+
+    def begin(self, batch: Batch, lengths: tuple[int, ...]) -> Step:
+        step = super().begin(batch, lengths)
         with torch.no_grad():
-            for x in self.fixed.values():
-                x[slot] = 0
+            for tensors, copies in (
+                (self.pages, step.pages(self.paging, self.device).copies), (self.fixed, step.copies),
+            ):  # fmt: skip
+                for x in tensors.values():
+                    for source, target in copies:
+                        x[target] = x[source]
+        return step
 
-    def _release(self, slot: int) -> None:
-        self.paging.release(slot)
+    def _write(self, step: Step, state: GrowingState) -> None:
+        table, tokens = step.pages(self.paging, self.device).table, state.tokens
+        for n, row in enumerate(step.write):
+            of_sequence = state.select([n]).tensors()
+            begin = 0 if self.form.window is None else max(tokens[n] - self.form.window, 0)
+            places = table.places([n], [begin], tokens[n] - begin)[0]
+            for name, pages in self.pages.items():
+                pages.flatten(0, 1)[places] = of_sequence[name][0]
+            for name, fixed in self.fixed.items():
+                fixed[row] = of_sequence[name][0]
 
-    def _copy(self, source: int, target: int) -> None:
-        self.paging.share(source, target)
-        with torch.no_grad():
-            for x in self.fixed.values():
-                x[target] = x[source]
-
-    def _view(self, slots: tuple[int, ...]) -> GrowingState:
-        return PagedState(self, slots, self.tokens(slots))
-
-    def _write(self, slots: tuple[int, ...], state: GrowingState) -> None:
+    def check_form(self, state: GrowingState) -> None:
         value = state.value() if isinstance(state, GrowingState) else state
         if not isinstance(value, GrowingValue):
             raise ShapeError(f"the pool is of a softmax mixer; got a state of kind {state.kind!r}")
         self._check_form(value)
-        none = (0,) * len(slots)
-        step = self.paging.step(slots, none, state.tokens)
-        with torch.no_grad():
-            for n, (slot, tokens) in enumerate(zip(slots, state.tokens, strict=True)):
-                of_sequence = value.select([n]).tensors()
-                begin = 0 if self.form.window is None else max(tokens - self.form.window, 0)
-                for name, pages in self.pages.items():
-                    places = step.table.places([n], [begin], tokens - begin)[0]
-                    pages.flatten(0, 1)[places.to(pages.device)] = of_sequence[name][0]
-                for name, fixed in self.fixed.items():
-                    fixed[slot] = of_sequence[name][0]
 
     def _check_form(self, value: GrowingValue) -> None:
         content = value.select([0]).tensors()
@@ -103,12 +109,12 @@ class PagedPool(Pool[GrowingState]):
             )
 
 
-class PagedState(GrowingState):
-    """The sequences of some slots of a pool as a state. What follows it is written to the pool; it is of the past then,
-    and says so."""
+class PagedState(PooledState, GrowingState):
+    """The sequences of some slots of a pool as a state."""
 
-    def __init__(self, pool: PagedPool, slots: tuple[int, ...], tokens: tuple[int, ...]) -> None:
-        self.pool, self.slots, self.tokens = pool, slots, tokens
+    def __init__(self, pool: PagedPool, batch: Batch) -> None:
+        super().__init__(pool, batch)
+        self.pool = pool
 
     @property
     def form(self) -> GrowingForm:  # type: ignore[override]
@@ -117,18 +123,10 @@ class PagedState(GrowingState):
     def grow(self, x: Tensor, seqs: Sequences | None) -> Growth:
         return _PagedGrowth(self, x, seqs)
 
-    def check_room(self, lengths: Sequence[int]) -> None:
-        self.check_current()
-        self.pool.paging.check_room(self.slots, self.tokens, lengths, bool(self.form.rewritten))
-
-    def check_current(self) -> None:
-        """Raise ConfigError where the sequences have gone on since."""
-        self.pool.went_on(self.slots, self.tokens, self.tokens)
-
     def held(self, name: str) -> Paged:
         """The entries of that name."""
         self.check_current()
-        return Paged(self.pool.pages[name], self.pool.paging.table(self.slots, self.tokens))
+        return Paged(self.pool.pages[name], self.batch.table(self.pool.paging))
 
     def last(self, name: str) -> Tensor:
         held = self.held(name)
@@ -141,16 +139,16 @@ class PagedState(GrowingState):
 
     def fixed(self, name: str) -> Tensor:
         self.check_current()
-        return self.pool.fixed[name][list(self.slots)]
+        # A copy: the rows are about to be written.
+        return self.pool.fixed[name][self.batch.where(self.pool.device)].clone()
 
     def value(self) -> GrowingValue:
         window = self.form.window
-        alike = len(set(self.tokens)) == 1
 
         def rows(name: str) -> Rows:
             held = self.held(name)
             found = [row_of(held, n, window) for n in range(self.count)]
-            return tuple(GrowingTensor(x, window) for x in ([torch.cat(found)] if alike else found))
+            return tuple(GrowingTensor(x, window) for x in ([torch.cat(found)] if self.alike else found))
 
         growing = {name: rows(name) for name in self.pool.pages}
         return GrowingValue(
@@ -175,28 +173,10 @@ class PagedState(GrowingState):
         kept = sum(seen if window is None else min(seen, window) for seen in self.tokens)
         return kept * of_token + self.count * of_sequence
 
-    def recordable(self) -> PagedState:
-        return self
-
-    def detach(self) -> PagedState:
-        return self
-
-    def select(self, indices: Sequence[int]) -> PagedState:
-        self.check_numbers(indices)
-        if len(set(indices)) < len(indices):
-            raise ConfigError(
-                "two views of one slot would write to the same pages: fork the sequence in the pool"
-            )
-        return PagedState(
-            self.pool, tuple(self.slots[i] for i in indices), tuple(self.tokens[i] for i in indices)
-        )
-
     def joined(self, states: Sequence[State]) -> GrowingState:  # type: ignore[override]
         there = [state for state in states if isinstance(state, PagedState) and state.pool is self.pool]
-        slots = tuple(slot for state in there for slot in state.slots)
-        if len(there) < len(states) or len(set(slots)) < len(slots):
-            return self.value().joined(states)
-        return PagedState(self.pool, slots, tuple(seen for state in there for seen in state.tokens))
+        batch = self.batch.joined([state.batch for state in there]) if len(there) == len(states) else None
+        return self.value().joined(states) if batch is None else PagedState(self.pool, batch)
 
     def check_truncated(self, tokens: Sequence[int]) -> None:
         super().check_truncated(tokens)
@@ -205,70 +185,60 @@ class PagedState(GrowingState):
             self.pool.paging.check_shorter(slot, n)
 
     def truncated(self, tokens: Sequence[int]) -> PagedState:
-        """The view after the sequences went back, in the pool."""
+        """The view after the sequences went back, in the pool, and in all that share its books."""
         self.check_truncated(tokens)
-        for slot, n in zip(self.slots, tokens, strict=True):
-            self.pool.paging.shorten(slot, n)
-        self.pool.went_on(self.slots, self.tokens, tuple(tokens))
-        return PagedState(self.pool, self.slots, tuple(tokens))
+        return PagedState(self.pool, self.batch.back_to(tokens))
 
 
 class _PagedGrowth(Growth):
     """Some sequences of a pool while tokens are written to it."""
 
     def __init__(self, state: PagedState, x: Tensor, seqs: Sequences | None) -> None:
-        self._state, self._pool = state, state.pool
+        self._state, self._pool, self._seqs = state, state.pool, seqs
         self._lengths = (x.shape[1],) * state.count if seqs is None else seqs.lengths
-        self._seqs, self._tokens = seqs, state.tokens_after(x, seqs)
         state.check_current()
         paging = self._pool.paging
         # More tokens than fit beside a window look at copies of what was there, and at each other where they are.
         self._beside: dict[str, list[Tensor]] | None = None
-        if any(map(paging.is_large, self._lengths)):
+        if paging.window is not None and paging.is_large(max(self._lengths)):
             self._beside = {
                 name: [row_of(state.held(name), n, paging.window) for n in range(state.count)]
                 for name in self._pool.pages
             }
-        self._step = paging.step(
-            state.slots, state.tokens, self._lengths, rewrites=bool(state.form.rewritten)
-        )
-        self._pool.went_on(state.slots, state.tokens, self._tokens)
-        with torch.no_grad():
-            for pages in self._pool.pages.values():
-                for source, target in self._step.copies:
-                    pages[target] = pages[source]
+        self._step = self._pool.begin(state.batch, self._lengths)
+        self._pages = self._step.pages(paging, self._pool.device)
 
     def append(self, **entries: Tensor) -> tuple[Keys, ...]:
         return tuple(self._append(name, each) for name, each in entries.items())
 
     def _append(self, name: str, entries: Tensor) -> Keys:
-        pages, step = self._pool.pages[name], self._step
+        pages, step = self._pool.pages[name], self._pages
         flat = entries.detach().flatten(0, 1)
         if step.kept is not None:
-            flat = flat[step.kept.to(flat.device)]
+            flat = flat[step.kept]
         with torch.no_grad():
-            pages.flatten(0, 1).index_copy_(0, step.places.to(pages.device), flat.to(pages.dtype))
-        if self._beside is None:
-            return Paged(pages, step.table)
-        parts = entries.split(1) if self._seqs is None else entries.split(self._lengths, dim=1)
-        both = zip(self._beside[name], parts, strict=True)
-        return tuple(torch.cat([old, part.to(old.dtype)], dim=1) for old, part in both)
+            pages.flatten(0, 1).index_copy_(0, step.places, flat.to(pages.dtype))
+        if self._beside is not None:
+            parts = entries.split(1) if self._seqs is None else entries.split(self._lengths, dim=1)
+            both = zip(self._beside[name], parts, strict=True)
+            return tuple(torch.cat([old, part.to(old.dtype)], dim=1) for old, part in both)
+        return Paged(pages, step.table)
 
     def before(self, name: str) -> Keys:
-        return Paged(self._pool.pages[name], self._pool.paging.table(self._state.slots, self._state.tokens))
+        return Paged(self._pool.pages[name], self._state.batch.table(self._pool.paging))
 
     def rewrite(self, name: str, rows: Sequence[Tensor | None]) -> None:
         pages = self._pool.pages[name]
         with torch.no_grad():
             for n, row in enumerate(rows):
                 if row is not None:
-                    places = self._step.table.places([n], [0], row.shape[1])[0].to(pages.device)
+                    places = self._pages.table.places([n], [0], row.shape[1])[0]
                     pages.flatten(0, 1).index_copy_(0, places, row[0].detach().to(pages.dtype))
 
     def fix(self, name: str, content: Tensor) -> None:
         fixed = self._pool.fixed[name]
         with torch.no_grad():
-            fixed[list(self._state.slots)] = content.detach().to(fixed.dtype)
+            fixed[self._step.where(self._pool.device)[1]] = content.detach().to(fixed.dtype)
 
     def end(self) -> GrowingState:
-        return PagedState(self._pool, self._state.slots, self._tokens)
+        return PagedState(self._pool, self._step.after)

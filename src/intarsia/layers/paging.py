@@ -14,13 +14,14 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, PoolError
 from intarsia.ops.keys import BlockTable
+from intarsia.ops.sequences import placed
 
 FIRST_COLUMNS = 16
 """The pages of a sequence for which the table has room at first."""
 
 
 @dataclass(frozen=True)
-class Step:
+class PageStep:
     """Where new tokens of some sequences go."""
 
     table: BlockTable
@@ -31,6 +32,11 @@ class Step:
     """Which of the new tokens are written, `[kept]`; None: all. What a window has left behind already is not."""
     copies: tuple[tuple[int, int], ...]
     """The pages to copy before anything is written: from one, to another."""
+
+    def to(self, device: torch.device) -> PageStep:
+        """The same on another device."""
+        kept = None if self.kept is None else placed(self.kept, device)
+        return PageStep(self.table.to(device), placed(self.places, device), kept, self.copies)
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,22 @@ class Paging:
     Attributes:
         pages, page_size: how many pages there are, and the tokens that fit in one.
         window: of how many tokens a sequence keeps entries, the newest among them; None: all.
+        rewrites: whether every token writes entries of all tokens anew.
     """
 
-    def __init__(self, pages: int, page_size: int, slots: int, window: int | None = None) -> None:
+    def __init__(
+        self, pages: int, page_size: int, slots: int, window: int | None = None, rewrites: bool = False
+    ) -> None:
         if min(pages, page_size, slots) < 1:
             raise ConfigError(
                 f"a pool needs a page, room in it and a slot; got {pages} pages of {page_size} and {slots} slots"
             )
-        self.pages, self.page_size, self.window = pages, page_size, window
+        self.pages, self.page_size, self.window, self.rewrites = pages, page_size, window, rewrites
         self._free = list(range(pages - 1, -1, -1))
         self._users = [0] * pages
+        self._shared_users = 0  # how many more sequences hold pages than there are pages held
+        # What the next step was found to do when its room was asked for; of no use when anything has changed.
+        self._planned: tuple[tuple[Sequence[int], ...], list[_Plan]] | None = None
         # A row for each slot; its pages stand from `_first` to `_end`, and of its entries those from `_begin` on.
         self._table = torch.full((slots, FIRST_COLUMNS), -1, dtype=torch.int64)
         self._first, self._end, self._begin = [0] * slots, [0] * slots, [0] * slots
@@ -74,57 +86,62 @@ class Paging:
         """The pages of a slot's sequence."""
         return self._table[slot, self._first[slot] : self._end[slot]].tolist()
 
-    def table(self, slots: Sequence[int], tokens: Sequence[int]) -> BlockTable:
-        """Where the entries of sequences of so many tokens lie."""
-        return self._table_of(slots, tokens, [self._held_from(n) for n in tokens])
+    def pages_of(self, slots: Sequence[int]) -> Tensor:
+        """The pages that sequences have now, `[N, most]`; -1 where there is none."""
+        return self._table[list(slots), : max(self._end[slot] for slot in slots)]
 
-    def check_room(
-        self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int], rewrites: bool = False
-    ) -> None:
+    def table(self, pages: Tensor, tokens: Sequence[int]) -> BlockTable:
+        """Where the entries of sequences of so many tokens lie, which have these `pages`."""
+        first = None if self.window is None else [self._held_from(n) for n in tokens]
+        return BlockTable(pages, tokens, self.page_size, first)
+
+    def check_room(self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int]) -> None:
         """Raise PoolError unless the next `lengths` tokens of sequences that have seen `before` find room."""
-        self._plan(slots, before, lengths, rewrites)
+        self._plan(slots, before, lengths)
 
-    def step(
-        self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int], rewrites: bool = False
-    ) -> Step:
+    def step(self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int]) -> PageStep:
         """Take the pages that the next `lengths` tokens of sequences need which have seen `before`.
-
-        Args:
-            rewrites: whether entries of all tokens are written anew.
 
         Raises:
             PoolError: there are not so many pages. None has been taken then.
         """
-        plans = self._plan(slots, before, lengths, rewrites)
+        plans = self._plan(slots, before, lengths)
+        self._planned = None
         copies: list[tuple[int, int]] = []
         for plan in plans:
             self._let_go(plan.slot, plan.column)
         for plan, n in zip(plans, lengths, strict=True):
-            copies += self._separate(plan.slot, plan.shared)
+            if plan.shared:
+                copies += self._separate(plan.slot, plan.shared)
             if n:
                 self._extend(plan.slot, plan.start, self._pages_for(plan.end))
         starts, after = [plan.start for plan in plans], [plan.end for plan in plans]
         # The first of the new tokens sees more than the last, unless it looks elsewhere.
-        first = [
-            self._held_from(seen + (n if self.is_large(n) else min(n, 1)))
-            for seen, n in zip(before, lengths, strict=True)
-        ]
+        first = None
+        if self.window is not None:
+            first = [
+                self._held_from(seen + (n if self.is_large(n) else min(n, 1)))
+                for seen, n in zip(before, lengths, strict=True)
+            ]
         kept = None
         if starts != list(before):
             rows = zip(starts, before, lengths, strict=True)
             kept = torch.cat([torch.arange(n) >= start - seen for start, seen, n in rows]).nonzero().flatten()
-        table = self._table_of(slots, after, first)
-        return Step(table, self._places(slots, starts, after), kept, tuple(copies))
+        table = BlockTable(self.pages_of(slots), after, self.page_size, first)
+        return PageStep(table, self._places(slots, starts, after), kept, tuple(copies))
 
     def release(self, slot: int) -> None:
         """Give back all pages of a slot's sequence."""
+        self._planned = None
         self._drop(slot, self._first[slot], self._end[slot])
         self._first[slot] = self._end[slot] = self._begin[slot] = 0
 
     def share(self, source: int, target: int) -> None:
         """Let the sequence of the empty slot `target` have the pages of that of `source` as well."""
+        self._planned = None
         for page in self.own(source):
             self._users[page] += 1
+            self._shared_users += 1
         self._table[target] = self._table[source]
         for of_slot in (self._first, self._end, self._begin):
             of_slot[target] = of_slot[source]
@@ -141,6 +158,7 @@ class Paging:
     def shorten(self, slot: int, tokens: int) -> None:
         """Give back the pages behind the first `tokens` tokens. Errors as `check_shorter`."""
         self.check_shorter(slot, tokens)
+        self._planned = None
         if not tokens:
             return self.release(slot)
         end = max(self._pages_for(tokens), self._first[slot])
@@ -158,6 +176,10 @@ class Paging:
         for page, (counted, noted) in enumerate(zip(users, self._users, strict=True)):
             if counted != noted:
                 raise PoolError(f"page {page} is held by {counted} sequences and counted for {noted}")
+        if self._shared_users != sum(max(counted - 1, 0) for counted in users):
+            raise PoolError(
+                f"{self._shared_users} users of shared pages are counted; the pages are held {users} times"
+            )
         free = sorted(self._free)
         if free != [page for page, counted in enumerate(users) if not counted]:
             raise PoolError("the free pages are not those that no sequence holds")
@@ -173,10 +195,11 @@ class Paging:
         """The first token of which a sequence of `tokens` keeps entries."""
         return 0 if self.window is None else max(tokens - self.window, 0)
 
-    def _plan(
-        self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int], rewrites: bool
-    ) -> list[_Plan]:
+    def _plan(self, slots: Sequence[int], before: Sequence[int], lengths: Sequence[int]) -> list[_Plan]:
         """What each sequence that brings tokens does; PoolError where there are too few pages for it."""
+        key = (slots, before, lengths)
+        if self._planned is not None and self._planned[0] == key:
+            return self._planned[1]
         plans, wanted = [], 0
         for slot, seen, n in zip(slots, before, lengths, strict=True):
             large, end = self.is_large(n), seen + n
@@ -184,25 +207,27 @@ class Paging:
             # What the last step left may be needed to go back behind it, so one token less is let go.
             column = min(self._held_from(end if large else seen) // self.page_size, self._end[slot])
             column = max(column, self._first[slot]) if n else self._first[slot]
-            shared = self._shared(slot, max(column, 0 if rewrites else start // self.page_size)) if n else []
+            shared = (
+                self._shared(slot, max(column, 0 if self.rewrites else start // self.page_size)) if n else []
+            )
             taken = max(self._end[slot], start // self.page_size)
             wanted += max(self._pages_for(end) - taken, 0) * (n > 0) + len(shared)
-            let_go = self._table[slot, self._first[slot] : column].tolist()
-            wanted -= sum(self._users[page] == 1 for page in let_go)
+            if column > self._first[slot]:
+                let_go = self._table[slot, self._first[slot] : column].tolist()
+                wanted -= sum(self._users[page] == 1 for page in let_go)
             plans.append(_Plan(slot, start, end, column, shared))
         if wanted > self.free_pages:
             raise PoolError(
                 f"the pool is full: {len(slots)} sequences need {wanted} more pages of {self.page_size} tokens, and "
                 f"{self.free_pages} of {self.pages} are free. Free or evict sequences, or make the pool larger"
             )
+        self._planned = key, plans
         return plans
-
-    def _table_of(self, slots: Sequence[int], tokens: Sequence[int], first: Sequence[int]) -> BlockTable:
-        most = max(self._end[slot] for slot in slots)
-        return BlockTable(self._table[list(slots), :most], tokens, self.page_size, first)
 
     def _shared(self, slot: int, column: int) -> list[int]:
         """The columns from this one on in which a slot has pages that other sequences have as well."""
+        if not self._shared_users:
+            return []
         pages = self._table[slot, column : self._end[slot]].tolist()
         return [column + i for i, page in enumerate(pages) if self._users[page] > 1]
 
@@ -213,6 +238,7 @@ class Paging:
             page = int(self._table[slot, column])
             if self._users[page] > 1:
                 self._users[page] -= 1
+                self._shared_users -= 1
                 own = self._take()
                 self._table[slot, column] = own
                 copies.append((page, own))
@@ -245,13 +271,18 @@ class Paging:
     def _drop(self, slot: int, begin: int, end: int) -> None:
         for page in self._table[slot, begin:end].tolist():
             self._users[page] -= 1
-            if not self._users[page]:
+            if self._users[page]:
+                self._shared_users -= 1
+            else:
                 self._free.append(page)
         self._table[slot, begin:end] = -1
 
     def _places(self, slots: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> Tensor:
         counts = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)])
-        total = int(counts.sum())
+        total = sum(ends) - sum(starts)
+        if total == len(starts) and bool((counts == 1).all()):
+            entries, rows = torch.tensor(starts), torch.tensor(list(slots))
+            return self._table[rows, entries // self.page_size] * self.page_size + entries % self.page_size
         first = torch.repeat_interleave(
             torch.tensor(starts) - torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]]), counts
         )
