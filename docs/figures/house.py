@@ -70,6 +70,7 @@ FLOORS = (
     ),
     Floor("tasks", ("exams: examples from a seed, scores",)),
     Floor("data", ("corpora, tokenizers, packing",)),
+    Floor("integrations", ("other libraries' interfaces",)),
     Floor("checkpoints", ("models on disk",)),
     Floor(
         "model",
@@ -84,7 +85,6 @@ FLOORS = (
             Stop("model/block.py", "the same"),
         ),
     ),
-    Floor("integrations", ("other libraries' interfaces",)),
     Floor(
         "mixers",
         ("a token mixer in a file: its equation", "and the code of it"),

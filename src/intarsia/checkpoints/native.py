@@ -70,6 +70,8 @@ def save_model(
         config = {
             "format": FORMAT,
             "version": VERSION,
+            "model_type": FORMAT,  # by which transformers knows it: intarsia.integrations.huggingface
+            "architectures": ["IntarsiaForCausalLM"],
             "dtype": name_of_dtype(model.embed.weight.dtype),
             "weights": {"file": WEIGHTS, "sha256": sha256(new / WEIGHTS)},
             "model": model.config.to_dict(),

@@ -1,5 +1,6 @@
-"""Other libraries' interfaces over Intarsia's operators: `fla`, the functions of flash-linear-attention by name, and
-what puts the operators inside other libraries' models. Nothing is imported before it is asked for."""
+"""Other libraries' interfaces over Intarsia's operators and models: `fla`, the functions of flash-linear-attention by
+name; what puts the operators inside other libraries' models; and `huggingface`, our models as models of transformers.
+Nothing is imported before it is asked for."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,6 +19,16 @@ def low_rank(d_in: int, d_out: int, rank: int | None, bias: bool = False) -> nn.
     if rank is None:
         return linear(d_in, d_out, bias)
     return nn.Sequential(linear(d_in, rank), linear(rank, d_out, bias))
+
+
+def weight_of(module: nn.Module, d_in: int) -> Tensor:
+    """The matrix `[d_out, d_in]` of a linear map without bias. Where another library has put something else in its
+    place, as adapters do, that is what it does to unit vectors."""
+    if type(module) is nn.Linear:
+        return module.weight
+    known = next(module.parameters())
+    transposed: Tensor = module(torch.eye(d_in, dtype=known.dtype, device=known.device))
+    return transposed.mT
 
 
 def split_heads(x: Tensor, *shapes: tuple[int, int]) -> tuple[Tensor, ...]:

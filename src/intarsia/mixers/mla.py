@@ -13,6 +13,7 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
+from intarsia.layers.projections import weight_of
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
@@ -125,7 +126,7 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
             grown = state.grow(x, seqs)
             (read,) = grown.append(latents=latents)
             state = grown.end()
-            up = self.kv_up_proj.weight.unflatten(0, (c.num_heads, -1))
+            up = weight_of(self.kv_up_proj, c.kv_rank).unflatten(0, (c.num_heads, -1))
             o = latent_attention(q, read, up, scale=scale, cu_seqlens=seqs)
         y = self.o_proj(o.flatten(-2))
         return (y, state, SideResults(largest)) if side else (y, state)
