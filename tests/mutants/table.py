@@ -155,6 +155,13 @@ PROPERTIES = "tests/mixers/test_properties.py"
 LAYERS = _in(
     "src/intarsia/layers",
     (
+        "a micro-batch's gradient in place of the sum",
+        "narrow.py",
+        "            gradient.add_(part)",
+        "            gradient.copy_(part)",
+        "tests/training/test_narrow.py",
+    ),
+    (
         "a state one token behind",
         "recurrent.py",
         "return RecurrentValue(board, conv, self.tokens_after(x, seqs))",
@@ -488,6 +495,13 @@ TRAINING = _in(
         "before.merged(told.detached())",
         "told.detached()",
         "tests/training/test_learner.py -k routers",
+    ),
+    (
+        "copies of weights that are made once",
+        "learner.py",
+        "            self._narrowed.refresh()\n",
+        "",
+        "tests/training/test_narrow.py",
     ),
     (
         "a step that waits for its loss",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from intarsia.errors import ShapeError
 from intarsia.layers.books import PAGE_SIZE, Books
 from intarsia.layers.cost import Cost
+from intarsia.layers.narrow import NarrowLinear
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.packed import PackedLinear
 from intarsia.layers.side import SideName, SideResults
@@ -119,7 +120,8 @@ class LanguageModel(nn.Module):
         if isinstance(self.head, PackedLinear):
             nll = cross_entropy_of(self.head, x, targets)
         else:
-            nll = chunked_cross_entropy(x, self.head.weight, targets)
+            narrow = self.head.narrow if isinstance(self.head, NarrowLinear) else None
+            nll = chunked_cross_entropy(x, self.head.weight, targets, narrow=narrow)
         return ModelOutput(None, nll, after, beside)
 
     def hidden(

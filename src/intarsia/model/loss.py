@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from intarsia.errors import ShapeError
+from intarsia.layers.narrow import NarrowWeight
 from intarsia.ops import log_sum_exp, softmax_gradient
 from intarsia.ops.compiler import is_static
 from intarsia.ops.precision import product_dtype, without_autocast
@@ -35,6 +36,7 @@ def chunked_cross_entropy(
     *,
     ignore_index: int = IGNORED,
     chunk_size: int | None = None,
+    narrow: NarrowWeight | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each target under `softmax(hidden @ weight.T)`, in nats.
 
@@ -48,6 +50,8 @@ def chunked_cross_entropy(
         weight: `[V, D]`.
         targets: `[...]` int64; `ignore_index` where there is none.
         chunk_size: tokens of a block; by default 1024, and more where the vocabulary is small.
+        narrow: of the weight. Its copy is read where that has the dtype of the products, and the weight's gradient is
+            added to `weight.grad` itself then.
 
     Returns:
         `[...]` float32, 0 where the target is ignored. Any function of it can be differentiated, once.
@@ -74,7 +78,8 @@ def chunked_cross_entropy(
         nll, _ = torch.ops.intarsia.cross_entropy(*arguments)
     else:
         differentiated = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-        nll = _ChunkedCrossEntropy.apply(*arguments, differentiated)
+        narrow = None if narrow is None or narrow.copy.dtype != arguments[-1] else narrow
+        nll = _ChunkedCrossEntropy.apply(*arguments, differentiated, narrow)
     return nll.view(targets.shape)
 
 
@@ -108,15 +113,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype,
         differentiated: bool,
+        narrow: NarrowWeight | None,
     ) -> Tensor:
         few = targets.numel() * weight.shape[0] * dtype.itemsize <= KEPT_BYTES
         kept: list[Tensor] | None = [] if differentiated and few else None
         with without_autocast(hidden):
             # Both passes read them.
-            narrow = hidden.to(dtype), weight.to(dtype)
-        nll, log_sum = _likelihoods(*narrow, targets, ignore_index, chunk_size, dtype, kept)
-        ctx.save_for_backward(*narrow, targets, log_sum, *(kept or ()))
+            factors = hidden.to(dtype), weight.to(dtype) if narrow is None else narrow.copy
+        nll, log_sum = _likelihoods(*factors, targets, ignore_index, chunk_size, dtype, kept)
+        ctx.save_for_backward(*factors, targets, log_sum, *(kept or ()))
         ctx.options = ignore_index, chunk_size, dtype
+        ctx.narrow = narrow
         ctx.dtypes = hidden.dtype, weight.dtype
         return nll
 
@@ -124,10 +131,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_sum, *kept = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        found = _sums(hidden, weight, targets, log_sum, gradient, *ctx.options, kept=kept, wanted=wanted)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        d_hidden = hidden.new_zeros(hidden.shape, dtype=log_sum.dtype) if of_hidden else None
+        d_weight, new = None, True
+        if of_weight and ctx.narrow is not None:
+            d_weight, new = ctx.narrow.gradient()
+        elif of_weight:
+            d_weight = weight.new_empty(weight.shape, dtype=log_sum.dtype)
+        _add_gradients(
+            d_hidden, d_weight, hidden, weight, targets, log_sum, gradient, *ctx.options, kept=kept, new=new
+        )
+        found = d_hidden, None if ctx.narrow is not None else d_weight
         gradients = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _likelihoods(
@@ -174,13 +190,16 @@ def _gradients(
     """The gradients of `hidden` and `weight`."""
     with without_autocast(hidden):
         narrow = hidden.to(dtype), weight.to(dtype)
-    d_hidden, d_weight = _sums(*narrow, targets, log_sum, gradient, ignore_index, chunk_size, dtype, kept=[])
-    assert d_hidden is not None
-    assert d_weight is not None
+    d_hidden, d_weight = (x.new_zeros(x.shape, dtype=log_sum.dtype) for x in narrow)
+    _add_gradients(
+        d_hidden, d_weight, *narrow, targets, log_sum, gradient, ignore_index, chunk_size, dtype, kept=[]
+    )
     return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype)
 
 
-def _sums(
+def _add_gradients(
+    d_hidden: Tensor | None,
+    d_weight: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -191,15 +210,13 @@ def _sums(
     dtype: torch.dtype,
     *,
     kept: list[Tensor],
-    wanted: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `hidden` and `weight` that are wanted, which are in `dtype`; float32 (float64 for float64).
-    `kept` are the blocks of logits, if they were."""
+    new: bool = False,
+) -> None:
+    """Add the gradients of `hidden` and `weight`, which are in `dtype`, to those that are given. `kept` are the blocks
+    of logits, if they were; `new` says that `d_weight` holds no numbers yet."""
     ignored = targets == ignore_index
     gradient = gradient.masked_fill(ignored, 0)
     blocks = iter(kept)
-    d_hidden = hidden.new_zeros(hidden.shape, dtype=log_sum.dtype) if wanted[0] else None
-    d_weight = weight.new_empty(weight.shape, dtype=log_sum.dtype) if wanted[1] else None
     with without_autocast(hidden):
         for rows in _parts(hidden.shape[0], chunk_size):
             for columns in _parts(weight.shape[0], _columns(chunk_size)):
@@ -211,11 +228,10 @@ def _sums(
                     d_hidden[rows] += d_logits @ weight[columns]
                 if d_weight is not None:
                     part = d_logits.T @ hidden[rows]
-                    if rows.start:
-                        d_weight[columns] += part
-                    else:
+                    if new and not rows.start:
                         d_weight[columns] = part
-    return d_hidden, d_weight
+                    else:
+                        d_weight[columns] += part
 
 
 _library = torch.library.Library("intarsia", "FRAGMENT")

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from intarsia.data import Batch
 from intarsia.errors import TrainingError
+from intarsia.layers.narrow import Narrowed
 from intarsia.layers.side import SideName, SideResults
 from intarsia.model import LanguageModel, ModelConfig
 from intarsia.model.loss import IGNORED
@@ -152,6 +154,10 @@ class Learner:
     def _gradients(self, batch: Batch, tokens: int) -> tuple[Tensor, list[SideResults]]:
         """Compute them; the sum of the likelihoods over all processes, and the side results of this one's rows."""
         config, processes, device = self.config, self.processes, self.processes.device
+        model = self.model
+        if self._narrowed is not None:
+            model = self._narrowed.of(model).train()
+            self._narrowed.refresh()
         wanted: tuple[SideName, ...] = ("load", "loss")
         if config.qk_clip is not None:
             wanted += ("largest_logits",)
@@ -164,13 +170,20 @@ class Learner:
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
             told_why = telling_what_cannot_be_compiled() if config.compile else nullcontext()
             with bf16, _outputs_are_not_changed(), told_why:
-                out = self.model(inputs[:, part], targets=targets[:, part], seqs=seqs, side=wanted)
+                out = model(inputs[:, part], targets=targets[:, part], seqs=seqs, side=wanted)
             losses = [told.loss for told in out.side if told.loss is not None]
             # FSDP averages gradients over processes where their sum is meant.
             (sum(losses, out.nll.sum()) * (processes.world_size / tokens)).backward()
             nll += out.nll.detach().double().sum()
             side = [before.merged(told.detached()) for before, told in zip(side, out.side, strict=True)]
         return processes.sum(nll), side
+
+    @cached_property
+    def _narrowed(self) -> Narrowed | None:
+        """What casts weights once a step. It is left to autocast where parameters come and go (FSDP), and where casts
+        are in compiled graphs."""
+        left = self.config.precision != "bf16" or self.processes.world_size > 1 or self.config.compile
+        return None if left else Narrowed(torch.bfloat16)
 
 
 def micro_batches(batch: Batch, length: int, rows: int | None) -> Iterator[tuple[slice, Sequences]]:
