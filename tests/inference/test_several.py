@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -157,3 +158,48 @@ def test_threads_on_one_prefix_give_what_one_gives(name: str) -> None:
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["kda*3 mla", "gdn kda attention mla", "window"])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_texts_go_on_in_a_pool_as_from_values(
+    name: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens, also where the pool was too small; and where some end, their pages are free for the others."""
+    model = InferenceModel(build(name).double())
+    sampling = Sampling(temperature=1.2)
+    expected = list(
+        generate(
+            model, PROMPTS, max_tokens=30, sampling=sampling, states=model.init_states(4), prefill_chunk=chunk
+        )
+    )
+    made: list[int] = []
+    new_pool = InferenceModel.new_pool
+
+    def counted(self: InferenceModel, slots: int, tokens: int = 0) -> Any:
+        made.append(slots)
+        return new_pool(self, slots, tokens)
+
+    monkeypatch.setattr(InferenceModel, "new_pool", counted)
+    assert list(generate(model, PROMPTS, max_tokens=30, sampling=sampling, prefill_chunk=chunk)) == expected
+    assert made == [4]
+    monkeypatch.setattr(sys.modules[generate.__module__], "AHEAD", 1)
+    assert list(generate(model, PROMPTS, max_tokens=30, sampling=sampling, prefill_chunk=chunk)) == expected
+    assert len(made) > 2
+
+
+def test_texts_go_on_in_the_pool_that_is_given() -> None:
+    model = InferenceModel(build("kda gla attention").double())
+    pool, prefixes = model.new_pool(3, 500), [tokens_of(40), tokens_of(3)]
+    slots = [pool.take(2), pool.take(0)]
+    row, seqs = packed(*prefixes)
+    value = model(row, model.init_states(2), seqs).states
+    model(row, pool.view(slots), seqs)
+    texts: dict[str, list[tuple[int, int]]] = {}
+    for how, states in (("value", value), ("pool", pool.view(slots))):
+        texts[how] = list(
+            generate(model, [[5], [7]], max_tokens=9, seed=3, stop={4, 9, 30, 31}, states=states)
+        )
+    assert texts["pool"] == texts["value"]
+    assert value.tokens == (40, 3)
+    assert all(seen > before for seen, before in zip(pool.tokens(slots), (40, 3), strict=True))

@@ -118,6 +118,29 @@ def test_a_fork_copies_nothing_but_a_page(case: str) -> None:
         assert torch.equal(x, before_[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in RECURRENT])
+@torch.no_grad()
+def test_what_stands_in_free_places_is_not_looked_at(case: str, dtype: torch.dtype) -> None:
+    """A pool's memory holds whatever was there before it was the pool's."""
+    mixer = build(case, dtype)
+    pool, other = mixer.new_pool(3, 600), mixer.new_pool(3, 600)
+    slots = [pool.take() for _ in range(3)]
+    assert [other.take() for _ in range(3)] == slots
+    assert isinstance(pool, PagedPool)
+    assert isinstance(other, PagedPool)
+    for pages in other.pages.values():
+        pages.fill_(float("nan"))
+    for pages in pool.pages.values():
+        pages.zero_()
+    for number, lengths in enumerate([(0, 3, 1), (5, 1, 70), (1, 1, 1), (2, 40, 1), (1, 1, 1)]):
+        x = inputs(sum(lengths), number, dtype)
+        expected, got = (mixer(x, each.view(slots), Sequences(lengths))[0] for each in (pool, other))
+        assert torch.equal(got, expected)
+    for name, tensor in pool.view(slots).tensors().items():
+        assert torch.equal(other.view(slots).tensors()[name], tensor)
+
+
 LARGE = {
     "kda": {"num_heads": 2, "head_dim": 128, "head_v_dim": 128},
     "gdn": {"num_heads": 2, "head_dim": 128, "num_v_heads": 2, "head_v_dim": 128},

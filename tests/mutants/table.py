@@ -637,8 +637,8 @@ INFERENCE = _in(
     (
         "a prompt whose pieces forget each other",
         "generate.py",
-        "logits, states = _advance(model, ",
-        "logits, _ = _advance(model, ",
+        "        self.states = out.states\n",
+        "        self.states = self.states.snapshot()\n",
         "tests/inference/test_generate.py",
     ),
 )

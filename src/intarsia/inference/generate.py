@@ -1,8 +1,8 @@
 """Generation: the prompt is read in one pass (or in chunks), then one token at a time with the state.
 
-The state is a value: it goes into the model and a new one comes out. So a long prompt is read once, and
-each further token costs the same in every linear layer, however long the text has become. Several prompts of different
-lengths go through the model together, packed in one row.
+So a long prompt is read once, and each further token costs the same in every linear layer, however long the text has
+become. Several prompts of different lengths go through the model together, packed in one row. States that are given are
+values: they go into the model and new ones come out. Those of texts that begin go on in place, in a pool.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, cast, overload
 
 import torch
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, PoolError
 from intarsia.inference.sampling import Sampler, Sampling
 from intarsia.ops.sequences import Sequences
 
 if TYPE_CHECKING:
     from intarsia.data.tokenizer import Tokenizer
     from intarsia.model import InferenceModel, LanguageModel, ModelStates
+
+AHEAD = 4096
+"""For how many tokens behind its prompt a text has room at first."""
 
 
 @overload
@@ -181,10 +184,9 @@ def _steps(
     """A text that has been read gives a token while others, which are longer, are still being read."""
     if max_tokens == 0:
         return
-    if states is None:
-        states = model.init_states(len(texts))
+    memory = _Memory(states) if states is not None else _begin(model, texts, max_tokens)
     while True:
-        logits, states = _advance(model, [text.take(chunk) for text in texts], states)
+        logits = memory.advance(model, [text.take(chunk) for text in texts])
         going_on = []
         for n, text in enumerate(texts):
             if text.wants_a_token:
@@ -199,19 +201,62 @@ def _steps(
         if not going_on:
             return
         if len(going_on) < len(texts):
-            states, texts = states.select(going_on), [texts[n] for n in going_on]
+            memory.keep(going_on)
+            texts = [texts[n] for n in going_on]
 
 
-def _advance(
-    model: InferenceModel, pieces: list[list[int]], states: ModelStates
-) -> tuple[torch.Tensor, ModelStates]:
-    """Feed some tokens of each sequence; the `[sequences, vocab]` logits after the last of each, and the new states."""
-    row = torch.tensor([[token for piece in pieces for token in piece]], device=model.device)
-    seqs = None if len(pieces) == 1 else Sequences(tuple(len(piece) for piece in pieces))
-    out = model(row, states, seqs)
-    assert out.logits is not None
-    assert out.states is not None
-    return out.logits[0], out.states
+class _Memory:
+    """What the model remembers of the texts, as values: those that it begins with stay what they are."""
+
+    def __init__(self, states: ModelStates) -> None:
+        self.states = states
+
+    def keep(self, numbers: list[int]) -> None:
+        """Let the texts go but for those of these numbers."""
+        self.states = self.states.select(numbers)
+
+    def advance(self, model: InferenceModel, pieces: list[list[int]]) -> torch.Tensor:
+        """Feed some tokens of each text; the `[texts, vocab]` logits after the last of each."""
+        row = torch.tensor([[token for piece in pieces for token in piece]], device=model.device)
+        seqs = None if len(pieces) == 1 else Sequences(tuple(len(piece) for piece in pieces))
+        out = model(row, self.states, seqs)
+        assert out.logits is not None
+        assert out.states is not None
+        self.states = out.states
+        return out.logits[0]
+
+
+class _OwnPool(_Memory):
+    """The same in a pool that nobody else has, in place. It is for `ahead` tokens more than the prompts have, and takes
+    twice the room when it is full: most texts end long before the most tokens that they may have."""
+
+    def __init__(self, model: InferenceModel, prompts: list[int], ahead: int) -> None:
+        self._pool = model.new_pool(len(prompts), sum(prompts) + ahead * len(prompts))
+        super().__init__(self._pool.view([self._pool.take() for _ in prompts]))
+        self._slots = list(range(len(prompts)))
+
+    def keep(self, numbers: list[int]) -> None:
+        super().keep(numbers)
+        for slot in set(self._slots) - {self._slots[n] for n in numbers}:
+            self._pool.free(slot)
+        self._slots = [self._slots[n] for n in numbers]
+
+    def advance(self, model: InferenceModel, pieces: list[list[int]]) -> torch.Tensor:
+        lengths = tuple(len(piece) for piece in pieces)
+        try:
+            self.states.check_room(lengths)
+        except PoolError:
+            self._pool = model.new_pool(len(pieces), 2 * (sum(self.states.tokens) + sum(lengths)))
+            self._slots = list(self._pool.restore(self.states.snapshot()))
+            self.states = self._pool.view(self._slots)
+        return super().advance(model, pieces)
+
+
+def _begin(model: InferenceModel, texts: list[_Text], max_tokens: int) -> _Memory:
+    """The memory of texts that begin. Off the CPU attention reads pages by copying them, so values serve it better."""
+    if model.device.type != "cpu":
+        return _Memory(model.init_states(len(texts)))
+    return _OwnPool(model, [len(text.ids) for text in texts], min(max_tokens, AHEAD))
 
 
 def _holds_sequences(prompt: object) -> bool:

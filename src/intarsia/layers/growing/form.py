@@ -27,6 +27,10 @@ class Entry:
             return weight.dtype
         return compute_dtype(weight) if self.dtype == "wide" else self.dtype
 
+    def new_empty(self, like: Tensor, *leading: int) -> Tensor:
+        """The same with whatever stands in memory, which takes none before something is written."""
+        return torch.empty(*leading, *self.shape, dtype=self.dtype_beside(like), device=like.device)
+
     def new_zeros(self, like: Tensor, *leading: int) -> Tensor:
         """Zeros `[*leading, *shape]` beside a weight: an ordinary tensor also where the weight is divided among
         processes."""

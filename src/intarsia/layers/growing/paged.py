@@ -35,7 +35,7 @@ class PagedPool(Pool[GrowingState]):
         self.form = form
         self.paging = books.paging(pages, form.window, bool(form.rewritten))
         size = books.page_size
-        self.pages = {name: entry.new_zeros(like, pages, size) for name, entry in form.growing.items()}
+        self.pages = {name: entry.new_empty(like, pages, size) for name, entry in form.growing.items()}
         self.fixed = {name: entry.new_zeros(like, books.slots) for name, entry in form.fixed.items()}
         self.device = like.device
 
@@ -198,9 +198,11 @@ class _PagedGrowth(Growth):
         self._lengths = (x.shape[1],) * state.count if seqs is None else seqs.lengths
         state.check_current()
         paging = self._pool.paging
+        # Sequences that begin look at their own tokens, as they come.
+        self._fresh = not any(state.tokens)
         # More tokens than fit beside a window look at copies of what was there, and at each other where they are.
         self._beside: dict[str, list[Tensor]] | None = None
-        if paging.window is not None and paging.is_large(max(self._lengths)):
+        if paging.window is not None and paging.is_large(max(self._lengths)) and not self._fresh:
             self._beside = {
                 name: [row_of(state.held(name), n, paging.window) for n in range(state.count)]
                 for name in self._pool.pages
@@ -218,8 +220,12 @@ class _PagedGrowth(Growth):
             flat = flat[step.kept]
         with torch.no_grad():
             pages.flatten(0, 1).index_copy_(0, step.places, flat.to(pages.dtype))
-        if self._beside is not None:
+        if self._fresh and (self._seqs is None or self._seqs.count == 1):
+            return entries
+        if self._fresh or self._beside is not None:
             parts = entries.split(1) if self._seqs is None else entries.split(self._lengths, dim=1)
+            if self._beside is None:
+                return tuple(parts)
             both = zip(self._beside[name], parts, strict=True)
             return tuple(torch.cat([old, part.to(old.dtype)], dim=1) for old, part in both)
         return Paged(pages, step.table)
