@@ -27,6 +27,8 @@ class Case:
     config: str
     model: str
     options: dict[str, Any] = field(hash=False)
+    renamed: tuple[tuple[str, str], ...] = ()
+    """What transformers writes under names that no release has: a pattern, and what stands for it there."""
 
     def __str__(self) -> str:
         return f"{self.family}-{self.variant}"
@@ -44,6 +46,28 @@ QWEN_EXPERTS = {
     "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 28,
 }  # fmt: skip
 
+LATENT = {
+    **COMMON, "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "kv_lora_rank": 11,
+    "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 12, "intermediate_size": 52,
+    "moe_intermediate_size": 12, "num_experts_per_tok": 3,
+}  # fmt: skip
+KIMI = {
+    **LATENT, "num_hidden_layers": 4, "layer_types": [LINEAR, FULL, LINEAR, FULL], "linear_num_heads": 3,
+    "linear_head_dim": 8, "num_local_experts": 6, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
+}  # fmt: skip
+DENSE_KIMI = ((r"layers\.0\.block_sparse_moe", "layers.0.mlp"),)
+DEEPSEEK = {
+    **LATENT, "num_hidden_layers": 3, "n_routed_experts": 6, "n_shared_experts": 2, "n_group": 3, "topk_group": 2,
+    "first_k_dense_replace": 2, "routed_scaling_factor": 1.7,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}  # fmt: skip
+OLMO = {
+    **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 52,
+    "layer_types": [LINEAR, FULL, LINEAR], "num_hidden_layers": 3, "linear_num_key_heads": 3,
+    "linear_num_value_heads": 3, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+}  # fmt: skip
+OLMO_NORMS = ((r"layers\.1\.feedforward_layer_norm", "layers.1.post_attention_layernorm"),)
+
 CASES = [
     Case(
         "qwen3_5", "tied", "Qwen3_5TextConfig", "Qwen3_5ForCausalLM",
@@ -54,6 +78,43 @@ CASES = [
         {**QWEN, "intermediate_size": 52, "attention_bias": True, "linear_conv_kernel_dim": 3},
     ),
     Case("qwen3_5_moe", "", "Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM", {**QWEN, **QWEN_EXPERTS}),
+    Case(
+        "kimi_linear", "grouped", "KimiLinearConfig", "KimiLinearForCausalLM", {**KIMI, "n_group": 3, "topk_group": 2},
+        DENSE_KIMI,
+    ),
+    Case(
+        "kimi_linear", "low", "KimiLinearConfig", "KimiLinearForCausalLM",
+        {**KIMI, "q_lora_rank": 9, "norm_topk_prob": False}, DENSE_KIMI,
+    ),
+    Case("qwen3_next", "", "Qwen3NextConfig", "Qwen3NextForCausalLM", {**QWEN, **QWEN_EXPERTS}),
+    Case(
+        "qwen3_next", "dense", "Qwen3NextConfig", "Qwen3NextForCausalLM",
+        {**QWEN, **QWEN_EXPERTS, "mlp_only_layers": [0, 1], "intermediate_size": 44, "norm_topk_prob": False},
+    ),
+    Case(
+        "gpt_oss", "", "GptOssConfig", "GptOssForCausalLM",
+        {
+            **COMMON, "hidden_size": 40, "intermediate_size": 28, "num_hidden_layers": 4, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 5, "num_experts_per_tok": 3,
+            "sliding_window": 13,
+        },
+    ),
+    Case("deepseek_v3", "low", "DeepseekV3Config", "DeepseekV3ForCausalLM", {**DEEPSEEK, "q_lora_rank": 9}),
+    Case(
+        "deepseek_v3", "moonlight", "DeepseekV3Config", "DeepseekV3ForCausalLM",
+        {
+            **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    Case(
+        "olmo_hybrid", "", "OlmoHybridConfig", "OlmoHybridForCausalLM",
+        {**OLMO, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, OLMO_NORMS,
+    ),
+    Case(
+        "olmo_hybrid", "nope", "OlmoHybridConfig", "OlmoHybridForCausalLM", {**OLMO, "attention_bias": True},
+        OLMO_NORMS,
+    ),
 ]  # fmt: skip
 
 

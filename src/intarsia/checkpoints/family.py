@@ -60,7 +60,9 @@ def written(family: Family, config: ModelConfig) -> dict[str, Any]:
     if differing:
         name = differing[0]
         raise UnsupportedError(f"{title}: {name} is {wanted[name]} and the family has {got.get(name)}")
-    return {"architectures": [family.architecture], **values, "model_type": family.name}
+    # Nothing is said of tokens, which else would be those of the family's best-known model.
+    silent = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return {"architectures": [family.architecture], **silent, **values, "model_type": family.name}
 
 
 def told(config: ModelConfig) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def save(
             than weights stay.
         family_name: of `registry.CHECKPOINTS`, or `"intarsia"` for this package's own format; None for the first family
             that can hold the model.
-        extra: options to write into `config.json` beside those of the model.
+        extra: options to write into `config.json` beside those of the model, such as `eos_token_id`.
 
     Raises:
         UnsupportedError: the family, or without one every family, lacks something that the model has.
@@ -182,7 +182,8 @@ def _translated(
         found = family_of(values.get("model_type"), where)
     options = Options(values, where, ignored, sparse)
     config = found.read(options)
-    options.only("quantization_config", part="weights of that format")
+    if not options.asked("quantization_config"):
+        options.only("quantization_config", part="weights of that format in this family")
     options.finish()
     return found, config, left
 

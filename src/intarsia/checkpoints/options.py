@@ -95,6 +95,10 @@ class Options:
         """Whether an option is given and not null."""
         return self.values.get(name) is not None
 
+    def asked(self, name: str) -> bool:
+        """Whether somebody has read an option."""
+        return name in self._read
+
     def within(self, name: str) -> Options:
         """The options under `name`, which must all be read too; empty where there are none."""
         self._read.add(name)

@@ -10,6 +10,11 @@ from intarsia.errors import UnsupportedError
 CHECKPOINTS = (
     "qwen3_5",
     "qwen3_5_moe",
+    "kimi_linear",
+    "qwen3_next",
+    "gpt_oss",
+    "deepseek_v3",
+    "olmo_hybrid",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""
 

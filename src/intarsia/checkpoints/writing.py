@@ -46,14 +46,14 @@ def save_as(
     """Write `model` into the folder `path`, which is replaced as a whole; files beside the weights stay.
 
     Args:
-        extra: options to write into `config.json` beside those of the model (`eos_token_id`, ...).
+        extra: options to write into `config.json` beside those of the model, or in their place (`eos_token_id`, ...).
         shard: bytes of a file at most. What a shard holds is in memory beside the model while it is written.
 
     Raises:
         UnsupportedError: the family cannot say what the model is.
         CheckpointError: a tensor cannot be written as the family has it, or not at all.
     """
-    values = {**dict(extra or {}), **written(family, model.config)}
+    values = {**written(family, model.config), **dict(extra or {})}
     values["dtype"] = name_of_dtype(model.embed.weight.dtype)
     ours = stored(model)
     shards = list(_shards(_all_written(family, model, ours), shard))

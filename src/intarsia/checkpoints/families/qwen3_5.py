@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from intarsia.checkpoints.families.parts import (
@@ -134,15 +134,19 @@ def gated_delta_rest() -> Iterator[Row]:
     yield from weights({"norm": "norm", "o_proj": "out_proj"})
 
 
-def mixers(config: ModelConfig, layer: int, delta: Iterator[Row] | None = None) -> Iterator[Row | Either]:
-    """Norms and mixer of a layer."""
+def mixers(
+    config: ModelConfig,
+    layer: int,
+    delta: Callable[[GatedDeltaNetConfig], Iterator[Row]] = gated_delta_net,
+) -> Iterator[Row | Either]:
+    """Norms and mixer of a layer; `delta` has the names of Gated DeltaNet."""
     ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
     yield from under(ours, theirs, weights(PRE_NORMS))
     options = config.mixers[config.layers[layer]]
     if isinstance(options, AttentionConfig):
         yield from under(ours + "mixer.", theirs + "self_attn.", gated_attention(options))
     elif isinstance(options, GatedDeltaNetConfig):
-        yield from under(ours + "mixer.", theirs + "linear_attn.", delta or gated_delta_net(options))
+        yield from under(ours + "mixer.", theirs + "linear_attn.", delta(options))
 
 
 def rows(config: ModelConfig) -> Iterator[Row | Either]:

@@ -13,7 +13,9 @@ from intarsia.checkpoints.rows import Either, Row, nothing, row, under, weights
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
 
-def expert_options(options: Options, experts: int = 256, active: int = 8) -> ExpertsConfig:
+def expert_options(
+    options: Options, experts: int = 256, active: int = 8, *, normalize: bool = True
+) -> ExpertsConfig:
     """The experts of all Qwen models: softmax over all, a gated shared one beside them."""
     hidden = options.get("moe_intermediate_size", int, 512)
     shared = options.get("shared_expert_intermediate_size", int, 512)
@@ -22,6 +24,7 @@ def expert_options(options: Options, experts: int = 256, active: int = 8) -> Exp
         d_hidden=hidden,
         num_active=options.get("num_experts_per_tok", int, active),
         d_shared=None if shared == hidden else shared,
+        normalize=normalize,
         scores="softmax",
         shared_gate=True,
         bias_update_rate=0,
