@@ -1,4 +1,5 @@
-#include "bindings.h"
+#include "bind_few_rows.h"
+
 #include "dispatch.h"
 #include "exchange.h"
 #include "few_rows.h"
@@ -27,14 +28,6 @@ int64_t packed_row_bytes(WeightFormat format, int64_t K) {
   }
   return (K + INT4_BLOCK - 1) / INT4_BLOCK * (INT4_BLOCK / 2);
 }
-
-// Matrices [E, N, K], whose memory stays its owners'.
-struct FewRowsMatrices {
-  FewRowsForm form{};
-  std::vector<FewRowsWeights> weights;
-  std::vector<nb::object> owners;
-  const FewRowsKernels& kernels;
-};
 
 const uint16_t* numbers_of(const MaybeTensor& given, int64_t count, const char* name) {
   if (!given) return nullptr;

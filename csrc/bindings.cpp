@@ -12,5 +12,6 @@ NB_MODULE(_native, m) {
   intarsia::bind_few_rows(m);
   intarsia::bind_linear(m);
   intarsia::bind_norm(m);
+  intarsia::bind_row_program(m);
   intarsia::bind_softmax(m);
 }

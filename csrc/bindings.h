@@ -49,6 +49,7 @@ void bind_decode(nb::module_& m);
 void bind_few_rows(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_norm(nb::module_& m);
+void bind_row_program(nb::module_& m);
 void bind_softmax(nb::module_& m);
 
 }  // namespace intarsia

@@ -10,6 +10,7 @@
 #include "few_rows_task.h"
 #include "linear_task.h"
 #include "norm_task.h"
+#include "row_task.h"
 #include "softmax_task.h"
 
 namespace intarsia {
@@ -24,6 +25,7 @@ struct Kernels {
   const FewRowsKernels& few_rows;
   const AttendKernels& attend;
   const SoftmaxKernels& softmax;
+  const RowKernels& row;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.inference import Sampling, generate
 from intarsia.layers.packed import PackedLinear, Packing, packed
 from intarsia.mixers import KDAConfig, Mixer, MLAConfig
@@ -146,6 +146,21 @@ def test_it_evaluates_and_leaves_the_model_in_its_mode() -> None:
     made = InferenceModel(model)
     assert not any(module.training for module in made.model.modules())
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_one_that_is_asked_to_train_says_what_can_be_trained(experts: bool) -> None:
+    model = small(experts)
+    made = InferenceModel(model, "int8")
+    for asked in (made.train, made.model.train):
+        with pytest.raises(UnsupportedError, match="train the model that they were packed from"):
+            asked()
+    with pytest.raises(UnsupportedError, match="train the model or the layer that they were packed from"):
+        made.model(TOKENS, TOKENS)
+    assert made.train(False) is made
+    loss = model.train()(TOKENS, TOKENS).nll.mean()
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_groups_are_those_of_all_packed_weights() -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from intarsia.errors import UnsupportedError
 from intarsia.ops import PackedWeights, pack_weights, packed_linear
 from intarsia.ops.available import available
 from intarsia.ops.packed_weights import FLOATING, WeightFormat, check_format
@@ -81,12 +82,42 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return packed_linear(x, self.packed_weights, self.bias)
 
+    def train(self, mode: bool = True) -> PackedLinear:
+        """Only `eval`.
+
+        Raises:
+            UnsupportedError: it is asked to train.
+        """
+        refuse_training(mode)
+        return super().train(mode)
+
     def all_packed(self) -> tuple[PackedWeights, ...]:
         """Its packed weights."""
         return (self.packed_weights,)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.packed_weights.format}"
+
+
+def refuse_training(mode: bool = True) -> None:
+    """Raise UnsupportedError, which says what can be trained, unless `mode` is False."""
+    if mode:
+        raise UnsupportedError(
+            "packed weights are for inference and cannot be trained: train the model that they were packed from (it is "
+            "as it was), or load it again from its checkpoint"
+        )
+
+
+def weights_of(module: nn.Module) -> PackedWeights | None:
+    """The weights of a linear map as products with few rows read them, packed or where they are; None where they
+    cannot: of another dtype, divided among processes, or on no CPU."""
+    if isinstance(module, PackedLinear):
+        return module.packed_weights if module.packed_weights.device.type == "cpu" else None
+    weight = module.weight if type(module) is nn.Linear else None
+    if weight is None or type(weight) not in (Tensor, nn.Parameter) or weight.device.type != "cpu":
+        return None
+    name = next((name for name, dtype in FLOATING.items() if dtype == weight.dtype), None)
+    return None if name is None or not weight.is_contiguous() else pack_weights(weight, name)  # type: ignore[arg-type]
 
 
 def stand_in(weights: PackedWeights, dtype: torch.dtype) -> nn.Parameter:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
-from intarsia.layers.decoding import Projected, fused_step
+from intarsia.layers.decoding import Projected, Projections, fused_step
 from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.norm import GatedNorm, OutputGate
 from intarsia.layers.projections import linear, split_heads
@@ -123,7 +123,17 @@ class DeltaNet(Mixer[RecurrentState]):
 
     def for_inference(self) -> Layer[RecurrentState]:
         H, normalize = self.config.num_heads, self.config.feature_map == "l2"
-        step = fused_step(self, heads=H, decay="none", gate=None, beta_max=self.beta_max, normalize=normalize)
+        qkv = (self.q_proj, self.k_proj, self.v_proj)
+        maps = Projections(qkv, None, self.beta_proj, self.output_gate_proj) if normalize else None
+        step = fused_step(
+            self,
+            heads=H,
+            decay="none",
+            gate=None,
+            beta_max=self.beta_max,
+            normalize=normalize,
+            projections=maps,
+        )
         return step or self
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
-from intarsia.layers.decoding import Projected, fused_step
+from intarsia.layers.decoding import Projected, Projections, fused_step
 from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
@@ -152,7 +152,10 @@ class KimiDeltaAttention(Mixer[RecurrentState]):
 
     def for_inference(self) -> Layer[RecurrentState]:
         H, gate = self.config.num_heads, self.decay.gate()
-        return fused_step(self, heads=H, decay="channel", gate=gate, beta_max=self.beta_max) or self
+        qkv = (self.q_proj, self.k_proj, self.v_proj)
+        maps = Projections(qkv, self.decay_proj, self.beta_proj, self.output_gate_proj)
+        step = fused_step(self, heads=H, decay="channel", gate=gate, beta_max=self.beta_max, projections=maps)
+        return step or self
 
     @property
     def memory(self) -> RecurrentMemory:

@@ -13,13 +13,17 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
+from intarsia.layers.packed import weights_of
+from intarsia.layers.parted import Parted, Rows
 from intarsia.layers.projections import weight_of
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
-from intarsia.mixers.base import About, Mixer, MixerConfig, MixerOutput, positive
-from intarsia.ops import Sequences, latent_attention, softmax_attention
+from intarsia.mixers.base import About, Layer, Mixer, MixerConfig, MixerOutput, positive
+from intarsia.ops import PackedWeights, Sequences, latent_attention, pack_weights, softmax_attention
 from intarsia.ops.attention import largest_logit
+from intarsia.ops.keys import as_heads
+from intarsia.ops.row_program import Place, Product, RowProgram
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,13 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         shared = shared.unsqueeze(2).expand(-1, -1, c.num_heads, -1)
         return torch.cat([k_own, shared.to(k_own.dtype)], dim=-1), v
 
+    def for_inference(self) -> Layer[GrowingState]:
+        ready = AbsorbedAttention(self)
+        if ready.parts:
+            return ready
+        layer: Layer[GrowingState] = self
+        return layer
+
     @property
     def memory(self) -> GrowingMemory:
         """The compressed keys-and-values after their norm, then the key part that all heads share, rotated already
@@ -157,3 +168,80 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
     def mixing_flops(self, length: int) -> float:
         c = self.config
         return softmax_attention_flops(c.num_heads, c.key_dim, c.v_dim, length)
+
+
+class AbsorbedAttention(Parted):
+    """MLA made ready for a few tokens: their queries are brought to the latents, which all heads read as they are
+    cached, by matrices of each head's own that lie in the order in which they are read."""
+
+    def __init__(self, layer: LatentAttention) -> None:
+        self.layer = layer
+        up = weights_of(layer.kv_up_proj)
+        if up is not None:
+            c = layer.config
+            w_k, w_v = up.data.unflatten(0, (c.num_heads, -1)).split([c.nope_dim, c.v_dim], dim=1)
+            self._to_latents, self._of_latents = pack_weights(w_k.mT, up.format), pack_weights(w_v, up.format)
+        self._found = up is not None
+
+    def __call__(
+        self, x: Tensor, state: GrowingState | None = None, seqs: Sequences | None = None
+    ) -> tuple[Tensor, GrowingState | None]:
+        y, state = self.layer(x, state, seqs)
+        return y, state
+
+    @property
+    def parts(self) -> bool:
+        layer = self.layer
+        first = layer.q_proj if layer.config.q_rank is None else layer.q_down_proj
+        maps = (first, layer.q_proj, layer.kv_down_proj, layer.o_proj)
+        return self._found and all(weights_of(each) is not None for each in maps)
+
+    def begin(self, program: RowProgram, x: Place) -> None:
+        layer, c = self.layer, self.layer.config
+        size = c.kv_rank + c.rope_dim
+        latents, wide = program.result(size), program.result(c.num_heads * size)
+        down, q = Product(x, _weights(layer.kv_down_proj), latents), program.room(c.num_heads * c.key_dim)
+        if c.q_rank is None:
+            program.products([Product(x, _weights(layer.q_proj), q), down])
+        else:
+            q_latent = program.room(c.q_rank)
+            program.products([Product(x, _weights(layer.q_down_proj), q_latent), down])
+            program.norm(q_latent, layer.q_norm.weight, layer.q_norm.eps, to=q_latent)
+            program.products([Product(q_latent, _weights(layer.q_proj), q)])
+        latent = latents.columns(0, c.kv_rank)
+        program.norm(latent, layer.kv_norm.weight, layer.kv_norm.eps, to=latent)
+        program.product_of_each(q, self._to_latents, wide, x_step=c.key_dim, to_step=size)
+        if c.rope_dim:
+            shared, to = (
+                q.columns(c.nope_dim, q.width - c.nope_dim),
+                wide.columns(c.kv_rank, wide.width - c.kv_rank),
+            )
+            program.copy(shared, to, c.rope_dim, c.num_heads, x_step=c.key_dim, to_step=size)
+
+    def exchange(
+        self, rows: Rows, shape: tuple[int, int], state: GrowingState, seqs: Sequences | None
+    ) -> tuple[Tensor, GrowingState]:
+        c = self.layer.config
+        latents, q = (x.unflatten(0, shape) for x in rows)
+        q = q.unflatten(-1, (c.num_heads, -1))
+        if c.rotate:
+            positions = positions_of(latents, state, seqs)
+            for x in (q[..., c.kv_rank :], latents[..., None, c.kv_rank :]):
+                x.copy_(rotate(x, positions, c.rope_theta))
+        grown = state.grow(latents, seqs)
+        (read,) = grown.append(latents=latents)
+        keys, values = as_heads(read), as_heads(read, c.kv_rank)
+        o = softmax_attention(q, keys, values, scale=c.key_dim**-0.5, cu_seqlens=seqs)
+        return o.flatten(0, 1).flatten(1), grown.end()
+
+    def finish(self, program: RowProgram) -> Place:
+        c = self.layer.config
+        found, o = program.input(c.num_heads * c.kv_rank), program.room(c.num_heads * c.v_dim)
+        program.product_of_each(found, self._of_latents, o)
+        return program.product(o, _weights(self.layer.o_proj))
+
+
+def _weights(module: nn.Linear) -> PackedWeights:
+    weights = weights_of(module)
+    assert weights is not None
+    return weights

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
-from intarsia.layers.packed import Packing, packed, stand_in
+from intarsia.layers.packed import Packing, packed, refuse_training, stand_in
 from intarsia.layers.side import SideName, SideResults
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
@@ -201,6 +201,11 @@ class PackedExperts(Experts):
 
     packed_gate_up: PackedWeights
     packed_down: PackedWeights
+
+    def train(self, mode: bool = True) -> PackedExperts:
+        """Only `eval`; UnsupportedError where it is asked to train."""
+        refuse_training(mode)
+        return super().train(mode)
 
     def all_packed(self) -> tuple[PackedWeights, ...]:
         """Its packed weights."""

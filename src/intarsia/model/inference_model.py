@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from intarsia.layers.books import PAGE_SIZE
-from intarsia.layers.packed import PackedLinear, Packing, packed, packed_child
+from intarsia.layers.packed import PackedLinear, Packing, packed, packed_child, refuse_training
+from intarsia.model.block import Block
 from intarsia.model.experts import PackedExperts
+from intarsia.model.few_tokens import FewTokens
 from intarsia.model.language_model import LanguageModel, ModelOutput
 from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops import Sequences
@@ -20,6 +23,9 @@ class InferenceModel:
     """What computes the next tokens of a language model, with all that can be made once made at the beginning: the
     layers' decode steps, which hold copies of weights, and weights that are packed. When weights of the model have
     changed, make another; to train, train the model.
+
+    A few tokens, which is what decoding brings, go through `few_tokens`: programs of all that is done to each token
+    alone, and the layers' exchanges between them. More go through the layers themselves.
 
     Runs under `torch.inference_mode()` and in evaluation mode, whatever mode the model is in.
     """
@@ -55,7 +61,13 @@ class InferenceModel:
             )
             self.model._modules["head"] = packed_child(model.head, head)
             self.model.eval()
-            self._layers = tuple(block.mixer.for_inference() for block in self.model.blocks)  # type: ignore[operator,union-attr]
+            # What computes each block's mixer, and what computes a few tokens, where there are kernels for it.
+            self.layers = tuple(block.mixer.for_inference() for block in self._blocks)
+            self.few_tokens = FewTokens.of(self._blocks, self.layers, self.model.norm, self.model.head)
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.model.blocks]
 
     @property
     def weight_bytes(self) -> int:
@@ -82,10 +94,23 @@ class InferenceModel:
     ) -> ModelOutput:
         """The logits of the next tokens and the states after them, as `LanguageModel.forward` gives them."""
         with torch.inference_mode():
+            if self.few_tokens is not None and states is not None and self.few_tokens.takes(tokens):
+                places = self.model.check(tokens, states, seqs, last_only)
+                logits, after = self.few_tokens(self.model.embed(tokens), states, seqs, places)
+                return ModelOutput(logits, None, after)
             output: ModelOutput = self.model(
-                tokens, states=states, seqs=seqs, last_only=last_only, layers=self._layers
+                tokens, states=states, seqs=seqs, last_only=last_only, layers=self.layers
             )
             return output
+
+    def train(self, mode: bool = True) -> InferenceModel:
+        """An inference model is always in evaluation mode.
+
+        Raises:
+            UnsupportedError: it is asked to train; the model that it was made of can.
+        """
+        refuse_training(mode)
+        return self
 
     def init_states(self, batch_size: int) -> ModelStates:
         """The states of `batch_size` sequences that have not begun."""

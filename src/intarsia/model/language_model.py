@@ -140,11 +140,7 @@ class LanguageModel(nn.Module):
         Args:
             counted: `[B, T]` bool, which tokens count as load of the experts that serve them; None for all.
         """
-        self._check(tokens, states, seqs)
-        # What cannot be is said before a layer's pool has gone on.
-        last = _last_places(seqs) if last_only and seqs is not None else slice(-1, None)
-        if states is not None:
-            states.check_room((tokens.shape[1],) * tokens.shape[0] if seqs is None else seqs.lengths)
+        places = self.check(tokens, states, seqs, last_only)
         x = self.embed(tokens)
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
@@ -159,7 +155,7 @@ class LanguageModel(nn.Module):
             x = out.y
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
-        x = self.norm(x[:, last] if last_only else x)
+        x = self.norm(x[:, places] if last_only else x)
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
 
@@ -249,7 +245,14 @@ class LanguageModel(nn.Module):
         if last_only:
             raise ShapeError("last_only is for logits: the targets of all tokens were given")
 
-    def _check(self, tokens: Tensor, states: ModelStates | None, seqs: Sequences | None) -> None:
+    def check(
+        self, tokens: Tensor, states: ModelStates | None, seqs: Sequences | None, last_only: bool
+    ) -> list[int] | slice:
+        """The places along T whose logits are wanted.
+
+        Raises:
+            ShapeError, PoolError: what `forward` raises of these arguments, before a layer's pool has gone on.
+        """
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ShapeError(f"tokens must be [B, T] int64; got {list(tokens.shape)} {tokens.dtype}")
         if states is not None and len(states.layers) != len(self.blocks):
@@ -258,6 +261,11 @@ class LanguageModel(nn.Module):
             )
         if seqs is not None and (tokens.shape[0] != 1 or tokens.shape[1] != seqs.total):
             raise ShapeError(f"seqs describes tokens [1, {seqs.total}]; got {list(tokens.shape)}")
+        places = slice(-1 if last_only else 0, None)
+        last = _last_places(seqs) if last_only and seqs is not None else places
+        if states is not None:
+            states.check_room((tokens.shape[1],) * tokens.shape[0] if seqs is None else seqs.lengths)
+        return last
 
 
 def _last_places(seqs: Sequences) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intarsia.ops import native
 from intarsia.ops.attention_call import AttentionCall, LatentCall
-from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
+from intarsia.ops.keys import Keys, Paged, as_heads, entry_of, lengths_of
 from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
@@ -33,18 +33,9 @@ def latent_cpu(call: LatentCall) -> Tensor:
     w_k, w_v = call.up.to(q.dtype).split([own, call.up.shape[1] - own], dim=1)
     q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
     wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
-    latents, values = _with_one_head(call.latents), _with_one_head(call.latents, rank)
+    latents, values = as_heads(call.latents), as_heads(call.latents, rank)
     found = _attend(wide, latents, values, call.seqs, call.scale, None, None)
     return torch.einsum("bthr,hvr->bthv", found, w_v)
-
-
-def _with_one_head(latents: Keys, channels: int | None = None) -> Keys:
-    """Latents as the keys of one head, or of their first channels: views."""
-    if isinstance(latents, Paged):
-        return Paged(latents.pages[..., None, :channels], latents.table)
-    if isinstance(latents, tuple):
-        return tuple(x[..., None, :channels] for x in latents)
-    return latents[..., None, :channels]
 
 
 def _attend(

@@ -125,6 +125,15 @@ Keys = Tensor | tuple[Tensor, ...] | Paged
 sequence; or pages."""
 
 
+def as_heads(latents: Keys, channels: int | None = None) -> Keys:
+    """Entries of one row of numbers as the keys of one head, or their first channels: views."""
+    if isinstance(latents, Paged):
+        return Paged(latents.pages[..., None, :channels], latents.table)
+    if isinstance(latents, tuple):
+        return tuple(x[..., None, :channels] for x in latents)
+    return latents[..., None, :channels]
+
+
 def count_of(keys: Keys) -> int:
     """The number of sequences."""
     if isinstance(keys, Paged):

@@ -50,8 +50,8 @@ def packed_linear_call(
         raise ShapeError(f"bias must be [{N}], of one matrix; got {list(bias.shape)}")
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias)):
         raise UnsupportedError(
-            "packed weights are for inference and have no gradients: call the layer itself to train, or use "
-            "torch.no_grad()"
+            "packed weights are for inference and have no gradients: train the model or the layer that they were "
+            "packed from, or use torch.no_grad()"
         )
     rows = x.flatten(0, -2) if x.dim() != 1 else x[None]
     if matrix_of_row is None:

@@ -35,7 +35,7 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
         return packed_linear_torch(call)
     bias = None if bias is None else bias.float().contiguous()
     if apart_from_torch(x, weights.data, bias, matrix_of_row):
-        return _run(_handle(weights), rows(x), bias, matrix_of_row, weights.shape[-2], dtype)
+        return _run(handle_of(weights), rows(x), bias, matrix_of_row, weights.shape[-2], dtype)
     y = torch.ops.intarsia.packed_linear(
         rows(x), weights.data, weights.scales, weights.zeros, bias, matrix_of_row, weights.format,
         list(weights.shape), weights.group, dtype,
@@ -53,7 +53,7 @@ def _run(
     return y
 
 
-def _handle(weights: PackedWeights) -> Any:
+def handle_of(weights: PackedWeights) -> Any:
     """The kernels' own object for these weights, kept beside them: it holds their addresses."""
     kept = weights.__dict__.get("_handle")
     if kept is None:

@@ -1,0 +1,173 @@
+"""How a model computes a few tokens of each sequence: next to nothing is called one by one.
+
+Between two exchanges of tokens every token is worked on alone. All that is done to it there, from one mixer's last
+product over the feed-forward to the next mixer's first, is one `RowProgram`, and so one call. The blocks remain what
+says what is to be done; `tests/model/test_few_tokens.py` holds both to the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.packed import weights_of
+from intarsia.layers.parted import Parted, Rows
+from intarsia.layers.states import State
+from intarsia.mixers.base import Layer
+from intarsia.model.block import Block
+from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.states import ModelStates
+from intarsia.ops import PackedWeights, Sequences
+from intarsia.ops.row_program import Place, Product, RowProgram
+
+FEW = 32
+"""Tokens of all sequences together, up to which this is the faster way: of more, PyTorch's products are."""
+
+Between = Callable[[Rows, tuple[int, int], Any, Sequences | None], tuple[Tensor, State | None]]
+"""What comes after a program: from its results, the shape `[B, T]` of the tokens, and a state where one is read, to the
+next program's second input `[tokens, numbers]` and the state after it."""
+
+
+class _Stage(NamedTuple):
+    program: RowProgram
+    between: Between
+    layer: int | None
+    """Whose state it reads."""
+
+
+class FewTokens:
+    """A model's blocks and head, as programs and what is between them."""
+
+    def __init__(
+        self, blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: RMSNorm, head: PackedWeights
+    ) -> None:
+        """`layers` compute the mixers of `blocks`; `norm` and `head` come behind them."""
+        builder = _Builder(norm)
+        for number, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
+            builder.add_mixer(block, number, layer)
+            builder.add_feed_forward(block)
+        self._stages, self._last = builder.stages, builder.program
+        self._head = RowProgram(norm.weight.dtype)
+        x = self._head.input(norm.weight.shape[0])
+        # Logits are float32: nothing is gained by rounding them before.
+        logits = self._head.result(head.shape[0], dtype=torch.float32)
+        self._head.products([Product(builder.norm(self._head, x, norm), head, logits)])
+
+    @staticmethod
+    def of(
+        blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: RMSNorm, head: nn.Module
+    ) -> FewTokens | None:
+        """The same, or None where there are no kernels for the model."""
+        weight, weights = norm.weight, weights_of(head)
+        plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
+        return FewTokens(blocks, layers, norm, weights) if plain and weights is not None else None
+
+    @staticmethod
+    def takes(tokens: Tensor) -> bool:
+        """Whether so many tokens are few, and nobody in PyTorch wants to look on."""
+        return 0 < tokens.numel() <= FEW and RowProgram.can_run()
+
+    def __call__(
+        self, x: Tensor, states: ModelStates, seqs: Sequences | None, places: list[int] | slice
+    ) -> tuple[Tensor, ModelStates]:
+        """From embedded tokens `[B, T, D]`, which are overwritten, and states to the logits of those at `places` along
+        T, `[B, places, V]` float32, and the states after all of them."""
+        shape, rows = (x.shape[0], x.shape[1]), x.flatten(0, 1)
+        inputs: tuple[Tensor, ...] = (rows,)
+        after: list[State] = []
+        for program, between, layer in self._stages:
+            y, state = between(program(*inputs), shape, None if layer is None else states.layers[layer], seqs)
+            inputs = (rows, y)
+            if state is not None:
+                after.append(state)
+        self._last(*inputs)
+        if shape[1] > 1:
+            x = x[:, places]
+        (logits,) = self._head(x.reshape(-1, x.shape[2]))
+        return logits.view(*x.shape[:2], -1), ModelStates(tuple(after))
+
+
+class _Builder:
+    """Lists blocks in programs. `x` is where the residual stream is in the current one."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self._width, self._dtype = norm.weight.shape[0], norm.weight.dtype
+        self.stages: list[_Stage] = []
+        self._next()
+
+    def add_mixer(self, block: Block, number: int, layer: Layer[Any]) -> None:
+        """`layer` is what computes the mixer of a block."""
+        h = self._normed(block, block.mixer_norm)
+        if isinstance(layer, Parted) and layer.parts:
+            layer.begin(self.program, h)
+            self._then(layer.exchange, number)
+            self._add(block, layer.finish(self.program), block.mixer_norm)
+            return
+
+        def whole(
+            rows: Rows, shape: tuple[int, int], state: Any, seqs: Sequences | None
+        ) -> tuple[Tensor, State | None]:
+            y, state = layer(rows[0].unflatten(0, shape), state, seqs)
+            return y.flatten(0, 1), state
+
+        self._leave(h, whole, number)
+        self._add(block, self.program.input(self._width), block.mixer_norm)
+
+    def add_feed_forward(self, block: Block) -> None:
+        """What follows the mixer of a block."""
+        h, feed_forward = self._normed(block, block.feed_forward_norm), block.feed_forward
+        maps = (
+            [weights_of(each) for each in (feed_forward.gate, feed_forward.up, feed_forward.down)]
+            if type(feed_forward) is SwiGLU
+            else []
+        )
+        if maps and None not in maps:
+            gate, up, down = (each for each in maps if each is not None)
+            hidden = [self.program.room(gate.shape[0]), self.program.room(gate.shape[0])]
+            self.program.products([Product(h, gate, hidden[0]), Product(h, up, hidden[1])])
+            y = self.program.product(self.program.swiglu(*hidden), down)
+        else:
+
+            def whole(
+                rows: Rows, shape: tuple[int, int], state: Any, seqs: Sequences | None
+            ) -> tuple[Tensor, State | None]:
+                return feed_forward(rows[0]), None
+
+            self._leave(h, whole, None)
+            y = self.program.input(self._width)
+        self._add(block, y, block.feed_forward_norm)
+
+    def _normed(self, block: Block, norm: RMSNorm) -> Place:
+        """What goes into a part of a block."""
+        if block.placement == "after":
+            return self.x
+        return self.norm(self.program, self.x, norm, to=self.x if block.placement == "stream" else None)
+
+    def _add(self, block: Block, y: Place, norm: RMSNorm) -> None:
+        """Add what a part gave to the residual stream; `"stream"` has its norm there already."""
+        if block.placement == "after":
+            y = self.norm(self.program, y, norm, to=y)
+        self.program.add(y, self.x, block.residual_scale if block.placement == "stream" else 1.0)
+
+    @staticmethod
+    def norm(program: RowProgram, x: Place, norm: RMSNorm, to: Place | None = None) -> Place:
+        """List a norm."""
+        weight = norm.weight.detach().float()
+        return program.norm(x, 1 + weight if norm.zero_centered else weight, norm.eps, to)
+
+    def _leave(self, h: Place, between: Between, layer: int | None) -> None:
+        """Let `between` have h as the program's only result."""
+        self.program.copy(h, self.program.result(self._width), self._width)
+        self._then(between, layer)
+
+    def _then(self, between: Between, layer: int | None) -> None:
+        self.stages.append(_Stage(self.program, between, layer))
+        self._next()
+
+    def _next(self) -> None:
+        self.program = RowProgram(self._dtype)
+        self.x = self.program.input(self._width)
