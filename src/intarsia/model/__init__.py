@@ -7,6 +7,7 @@ from intarsia.model.inference_model import InferenceModel
 from intarsia.model.initialization import init_weights
 from intarsia.model.language_model import LanguageModel, ModelOutput, cost_of
 from intarsia.model.matching import match_parameters
+from intarsia.model.recorded import RecordedModel
 from intarsia.model.states import ModelPool, ModelStates
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ModelOutput",
     "ModelPool",
     "ModelStates",
+    "RecordedModel",
     "cost_of",
     "init_weights",
     "match_parameters",

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from intarsia.errors import UnsupportedError
 from intarsia.ops.attention_call import attention_call, latent_call
+from intarsia.ops.attention_recorded import Room, attention_in_room, latent_attention_in_room
 from intarsia.ops.attention_torch import visible
 from intarsia.ops.keys import Keys
 from intarsia.ops.sequences import Sequences
@@ -24,8 +26,8 @@ from intarsia.ops.uncompiled import Uncompiled
 
 def softmax_attention(
     q: Tensor,
-    k: Keys,
-    v: Keys,
+    k: Keys | Room,
+    v: Keys | Room,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -57,6 +59,12 @@ def softmax_attention(
     Raises:
         ShapeError, ConfigError: arguments that do not fit together, or an unknown `impl`.
     """
+    if isinstance(k, Room) or isinstance(v, Room):
+        if not (isinstance(k, Room) and isinstance(v, Room) and log_gate is None and cu_seqlens is None):
+            raise UnsupportedError(
+                "a recorded step has keys and values in room, one query of each sequence, no gate"
+            )
+        return attention_in_room(q, k, v, scale=scale, window=window, sinks=sinks)
     call = attention_call(
         q, k, v, scale=scale, window=window, sinks=sinks, log_gate=log_gate, cu_seqlens=cu_seqlens
     )
@@ -66,7 +74,7 @@ def softmax_attention(
 
 def latent_attention(
     q: Tensor,
-    latents: Keys,
+    latents: Keys | Room,
     up: Tensor,
     *,
     scale: float | None = None,
@@ -92,6 +100,8 @@ def latent_attention(
         ShapeError: arguments that do not fit together.
         ConfigError, UnsupportedError: an `impl` that there is not.
     """
+    if isinstance(latents, Room):
+        return latent_attention_in_room(q, latents, up, scale=scale)
     o: Tensor = run("latent_attention", latent_call(q, latents, up, scale=scale, cu_seqlens=cu_seqlens), impl)
     return o
 
