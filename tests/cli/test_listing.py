@@ -12,7 +12,7 @@ import pytest
 from intarsia.mixers import names as mixer_names
 from intarsia.model import presets
 
-VERBS = ["train", "generate", "compare", "inspect", "presets", "mixers"]
+VERBS = ["train", "generate", "compare", "inspect", "convert", "presets", "mixers"]
 Cli = Callable[..., Any]
 
 

@@ -22,7 +22,7 @@ class Family:
     """A family of published models. One file in `families/` each, and a line in `registry.CHECKPOINTS`."""
 
     name: str
-    """Its `model_type` in what is written."""
+    """The `model_type` that is written."""
     title: str
     """For the table of the documentation: the models that people know."""
     model_types: tuple[str, ...]
@@ -41,6 +41,11 @@ class Family:
     """For the documentation: what is not built yet."""
     oracle: str = "transformers"
     """Whose logits ours are compared with."""
+
+    @property
+    def short(self) -> str:
+        """The name in the registry, which is that of its file."""
+        return self.read.__module__.rpartition(".")[2]
 
 
 def written(family: Family, config: ModelConfig) -> dict[str, Any]:

@@ -187,7 +187,12 @@ def stored(model: LanguageModel) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `config.json` holds, of whatever model it is.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     path = Path(directory) / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -203,7 +208,14 @@ def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
             "training run whose `checkpoints/` are there, remove it and `result.json`, and give the `intarsia train` "
             "command again"
         ) from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} does not describe an Intarsia model, nor another")
+    return values
+
+
+def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    path, values = Path(directory) / CONFIG, read_options(directory)
+    if values.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe an Intarsia model")
     if values.get("version") != VERSION:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from intarsia.checkpoints.places import find_folder
 from intarsia.checkpoints.plan import EMBEDDING, Plan, make_plan
 from intarsia.checkpoints.registry import families, family, family_of
 from intarsia.checkpoints.tensor_folder import TensorFolder
-from intarsia.checkpoints.writing import CONFIG, read_json, save_as
+from intarsia.checkpoints.writing import CONFIG, save_as
 from intarsia.errors import UnsupportedError
 from intarsia.layers.packed import Packing
 from intarsia.model.config import ModelConfig
@@ -85,7 +85,7 @@ def load(
         UnsupportedError: the model has a part that is not built; the message names it.
     """
     folder = find_folder(path_or_repo)
-    values = read_json(folder / CONFIG)
+    values = native.read_options(folder)
     packing = None if weights is None else Packing(weights, group)
     if values.get("format") == native.FORMAT:
         model = native.load_model(folder, dtype, device).eval()
@@ -113,7 +113,7 @@ def load_config(
 ) -> ModelConfig:
     """The configuration of a model that `load` would open. Arguments and errors are those of `load`."""
     folder = find_folder(path_or_repo)
-    values = read_json(folder / CONFIG)
+    values = native.read_options(folder)
     if values.get("format") == native.FORMAT:
         return native.load_config(folder)
     return _translated(values, folder, sparse, frozenset(ignore))[1]
@@ -124,6 +124,7 @@ def save(
     path: str | os.PathLike[str],
     family_name: str | None = None,
     *,
+    tokenizer: native.Saveable | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model as a published family has it, so that transformers and others read it.
@@ -133,17 +134,17 @@ def save(
             than weights stay.
         family_name: of `registry.CHECKPOINTS`, or `"intarsia"` for this package's own format; None for the first family
             that can hold the model.
+        tokenizer: written beside the model by its `save`.
         extra: options to write into `config.json` beside those of the model, such as `eos_token_id`.
 
     Raises:
         UnsupportedError: the family, or without one every family, lacks something that the model has.
     """
     if family_name == "intarsia":
-        native.save_model(path, model, extra=extra)
+        native.save_model(path, model, tokenizer, extra)
         return
-    save_as(
-        family_that_holds(model.config) if family_name is None else family(family_name), model, path, extra
-    )
+    found = family_that_holds(model.config) if family_name is None else family(family_name)
+    save_as(found, model, path, tokenizer, extra)
 
 
 def family_that_holds(config: ModelConfig) -> Family:

@@ -8,6 +8,13 @@ from pathlib import Path
 
 from intarsia.errors import CheckpointError
 
+_REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name can be that of a repository, and is not that of a file or folder."""
+    return _REPOSITORY.fullmatch(name) is not None and not Path(name).expanduser().exists()
+
 
 def find_folder(path_or_repo: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint.
@@ -25,7 +32,7 @@ def find_folder(path_or_repo: str | os.PathLike[str]) -> Path:
     if folder.exists():
         raise CheckpointError(f"{folder} is a file: give the folder that it is in")
     name = os.fspath(path_or_repo)
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", name)
+    found = _REPOSITORY.fullmatch(name)
     if found is None:
         raise CheckpointError(f"there is no folder {name}")
     repository, revision = found[1], found[2] or "main"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intarsia.checkpoints.family import Family, written
-from intarsia.checkpoints.native import name_of_dtype, stored, take_over, write_tensors
+from intarsia.checkpoints.native import Saveable, name_of_dtype, stored, take_over, write_tensors
 from intarsia.checkpoints.plan import chosen
 from intarsia.checkpoints.rows import Row, indexed
 from intarsia.checkpoints.tensor_folder import INDEX, PICKLES, WEIGHTS
@@ -40,12 +39,14 @@ def save_as(
     family: Family,
     model: LanguageModel,
     path: str | os.PathLike[str],
+    tokenizer: Saveable | None = None,
     extra: Mapping[str, Any] | None = None,
     shard: int = SHARD,
 ) -> None:
     """Write `model` into the folder `path`, which is replaced as a whole; files beside the weights stay.
 
     Args:
+        tokenizer: written beside the weights by its `save`.
         extra: options to write into `config.json` beside those of the model, or in their place (`eos_token_id`, ...).
         shard: bytes of a file at most. What a shard holds is in memory beside the model while it is written.
 
@@ -70,6 +71,8 @@ def save_as(
             write_json(
                 new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
             )
+        if tokenizer is not None:
+            tokenizer.save(new)
         take_over(target, new, unless=lambda name: name == INDEX or name.endswith((".safetensors", *PICKLES)))
 
 
@@ -127,20 +130,3 @@ def _saved(row: Row, ours: Mapping[str, Tensor]) -> list[Tensor]:
         return list(row.how.save(given))
     except CheckpointError as error:
         raise CheckpointError(f"{' and '.join(row.ours)}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
-
-    Raises:
-        CheckpointError: it is not there, or none.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: {path.parent} holds no model") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return values

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from intarsia import __version__
-from intarsia.cli import compare, exam, generate, inspect, mixers, presets, train
+from intarsia.cli import compare, convert, exam, generate, inspect, mixers, presets, train
 from intarsia.cli.failures import reported
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ VERBS = {
     "compare": compare,
     "exam": exam,
     "inspect": inspect,
+    "convert": convert,
     "presets": presets,
     "mixers": mixers,
 }

@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from intarsia.data import Tokenizer
+    from intarsia.data.published import Conduct
     from intarsia.inference import Sampling
     from intarsia.model import InferenceModel
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The directory of a trained model, or of a training run.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="The directory of a model, trained here or published, or of a training run; or a repository in the "
+            "cache.",
+        ),
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(help="The text to continue; `-` reads it from stdin. None: a new document."),
@@ -31,15 +39,24 @@ def command(
         int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", "-t", help="Below 1 careful, above 1 daring.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            "--temperature", "-t", help="Below 1 careful, above 1 daring; what the model's files say, or 0.8."
+        ),
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Keep the most probable tokens up to this sum; 1 keeps all.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Keep the most probable tokens up to this sum; 1 keeps all. What the model's files say, or 1."
+        ),
+    ] = None,
     min_p: Annotated[
-        float,
-        typer.Option(help="Keep tokens at least this fraction as probable as the best one; 0 keeps all."),
-    ] = 0.05,
+        float | None,
+        typer.Option(
+            help="Keep tokens at least this fraction as probable as the best one; 0 keeps all. What the model's files "
+            "say, or 0.05."
+        ),
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     prefill_chunk: Annotated[
@@ -59,7 +76,7 @@ def command(
         bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
     ] = False,
 ) -> None:
-    """Continue a text with a trained model.
+    """Continue a text with a model, trained here or published.
 
     The text streams to stdout, prompt included; how many tokens there were and how fast goes to stderr.
 
@@ -67,19 +84,23 @@ def command(
       intarsia generate runs/my-run "def fibonacci(n):"
       intarsia generate runs/my-run --file prompt.txt --max-tokens 500 --greedy
       cat prompt.txt | intarsia generate runs/my-run - --temperature 1 --seed 7 > text.txt
+      intarsia generate Qwen/Qwen3.5-0.8B "def fibonacci(n):" --weights int8
     """
     from intarsia.cli.output import note, print_json
     from intarsia.cli.places import load
     from intarsia.inference import Sampling
     from intarsia.mixers.registry import use_plugins
-    from intarsia.model import InferenceModel
 
     use_plugins(plugin)
     text = read_prompt(prompt, file)
-    sampling = Sampling(temperature, top_p, min_p, greedy)
-    language_model, tokenizer = load(model, device, dtype)
-    ready = InferenceModel(language_model, weights)  # type: ignore[arg-type]
-    run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk)
+    # Told before a model is read.
+    Sampling(_or(temperature, 0.8), _or(top_p, 1.0), _or(min_p, 0.05), greedy)
+    ready, tokenizer, conduct = load(model, device, dtype, weights)
+    sampling = Sampling(
+        _or(temperature, conduct.temperature, 0.8), _or(top_p, conduct.top_p, 1.0), _or(min_p, conduct.min_p, 0.05),
+        greedy,
+    )  # fmt: skip
+    run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk, conduct)
     if json:
         pieces = list(run)
         print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
@@ -92,6 +113,11 @@ def command(
     sys.stdout.write("\n")
     sys.stdout.flush()
     note(run.summary())
+
+
+def _or(*values: float | None) -> float:
+    """The first that is given."""
+    return next(value for value in values if value is not None)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -120,18 +146,20 @@ class Generation:
         sampling: Sampling,
         seed: int,
         prefill_chunk: int | None,
+        conduct: Conduct,
     ) -> None:
         from intarsia.inference import generate
 
         self._tokenizer, self._model = tokenizer, model
-        ids = [tokenizer.separator, *tokenizer.encode(prompt)]
+        # A prompt of nothing begins behind the end of another text.
+        ids = [*conduct.begin, *tokenizer.encode(prompt)] or [tokenizer.separator]
         self._tokens = generate(
             model,
             ids,
             max_tokens=max_tokens,
             sampling=sampling,
             seed=seed,
-            stop={tokenizer.separator},
+            stop=set(conduct.stop),
             prefill_chunk=prefill_chunk,
         )
         self.max_tokens = max_tokens

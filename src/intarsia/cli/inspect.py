@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from intarsia.model import ModelConfig
     from intarsia.model.machine import Machine
 
-LENGTHS = (1024, 8192, 65536, 1048576)
+LENGTHS = (1024, 4096, 131072, 1048576)
+PACKED_BITS = {"int8": 8, "int4": 4.25}
+"""Of a number, with its share of a scale: int4 has one in bfloat16 for 64 numbers."""
 
 
 def command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A preset's name, or the directory of a model or of a training run."
+            metavar="MODEL",
+            help="A preset's name, the directory of a model (trained here or published) or of a training run, or a "
+            "repository in the cache.",
         ),
     ],
     length: Annotated[
@@ -55,6 +59,7 @@ def command(
       intarsia inspect kimi-linear-48b-a3b
       intarsia inspect runs/my-run --length 4k --length 1M --batch 8
       intarsia inspect kimi-linear-48b-a3b --machine 2.5:80 --dtype float32    # a computer's processor
+      intarsia inspect Qwen/Qwen3.5-0.8B    # if it has been downloaded
       intarsia inspect kimi-linear-tiny --json
     """
     from intarsia.cli.counts import parse_count
@@ -86,6 +91,7 @@ def describe(
     from intarsia.cli.places import find_config
     from intarsia.errors import ConfigError, did_you_mean
     from intarsia.model.language_model import cost_of
+    from intarsia.model.machine import free_memory
 
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in dtypes:
@@ -120,14 +126,40 @@ def describe(
             }
             for length in lengths
         ],
+        "parameters_by_part": cost.parameters_by_part(),
+        "weight_bytes": {
+            dtype: cost.parameters * cost.weight_bytes,
+            **{name: cost.packed_bytes(bits) for name, bits in PACKED_BITS.items()},
+        },
+        "free_memory": free_memory(),
         "config": config.to_dict(),
     }
+
+
+SHADES = "░█▓▒▚▞"
+
+
+def picture(config: ModelConfig) -> str:
+    """A character a layer, from the first to the last, and what each stands for."""
+    shades = {name: SHADES[n % len(SHADES)] for n, name in enumerate(dict.fromkeys(config.layers))}
+    return f"{''.join(shades[name] for name in config.layers)}  {', '.join(f'{s} {n}' for n, s in shades.items())}"
 
 
 def layer_runs(config: ModelConfig) -> str:
     """The layers in order, repetitions counted: `3 × kda, mla, 3 × kda, mla`."""
     runs = [(name, len(list(group))) for name, group in groupby(config.layers)]
     return ", ".join(name if times == 1 else f"{times} × {name}" for name, times in runs)
+
+
+def _fits(facts: dict[str, Any]) -> str:
+    """Which weights fit into the free memory of this machine, and with how long a state."""
+    told = []
+    for name, nbytes in facts["weight_bytes"].items():
+        left = facts["free_memory"] - nbytes
+        lengths = [row["length"] for row in facts["lengths"] if row["state_bytes"] <= left]
+        if left > 0 and lengths:
+            told.append(f"{name} with {max(lengths):,} tokens")
+    return f"room for {', '.join(told)}" if told else "no room for it"
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -138,10 +170,18 @@ def _print(facts: dict[str, Any]) -> None:
     about = table("", "", left=(0, 1))
     about.show_header = False
     about.add_row("layers", f"{config.depth}: {layer_runs(config)}")
+    about.add_row("", picture(config))
     about.add_row("width, vocabulary", f"{config.d_model}, {config.vocab_size:,}")
     about.add_row("parameters", f"{count(facts['parameters'])} ({facts['parameters']:,})")
     about.add_row("  active per token", count(facts["active_parameters"]))
     about.add_row("  without embeddings", count(facts["non_embedding_parameters"]))
+    parts = ", ".join(f"{name} {count(number)}" for name, number in facts["parameters_by_part"].items())
+    about.add_row("  by part", parts)
+    about.add_row(
+        "weights", ", ".join(f"{size(nbytes)} in {name}" for name, nbytes in facts["weight_bytes"].items())
+    )
+    if facts["free_memory"] is not None:
+        about.add_row("free memory here", f"{size(facts['free_memory'])}: {_fits(facts)}")
     sequences = "" if facts["batch"] == 1 else f" of {facts['batch']} sequences"
     costs = table(
         "tokens", f"state{sequences}", f"in pages\nof {facts['page_size']}", "keys read\nby a token",

@@ -5,22 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intarsia.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from intarsia.data import Tokenizer
-    from intarsia.model import LanguageModel, ModelConfig
+    from intarsia.data.published import Conduct
+    from intarsia.model import InferenceModel, ModelConfig
 
 
 def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
-    """The configuration of a preset, of a saved model or of a training run, finished or not.
+    """The configuration of a preset, of a model on disk (ours, or of a published family), or of a training run,
+    finished or not.
 
     Raises:
         ConfigError: there is neither a preset nor a directory of that name.
-        CheckpointError: the directory holds no model.
+        CheckpointError: the directory holds no model, or the repository is not in the cache.
     """
     from intarsia.model import ModelConfig, presets
 
@@ -29,14 +34,17 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
         return presets.get(target, vocab_size=vocab_size)
     # What reads directories takes as long to load as all the rest: a preset needs none of it, a run that is finished
     # not what trains.
-    from intarsia.checkpoints.native import load_config
+    from intarsia.checkpoints.opening import load_config
+    from intarsia.checkpoints.places import is_repository
 
-    if not directory.exists():
+    if not directory.exists() and not is_repository(target):
         raise ConfigError(
             f"there is no directory {target}, and presets have no slashes: see `intarsia presets`"
         )
     if vocab_size is not None:
         raise ConfigError("--vocab-size is for presets: a trained model has the vocabulary that it has")
+    if is_repository(target):
+        return load_config(target)
     place = model_directory(directory)
     with told_plugins(directory):
         if place == directory and is_unfinished(directory):
@@ -103,25 +111,61 @@ def is_unfinished(directory: Path) -> bool:
     return run.config.is_file() and not run.model.is_dir() and "train" in read_json(run.config)
 
 
-def load(directory: Path, device: str = "auto", dtype: str = "") -> tuple[LanguageModel, Tokenizer]:
-    """A trained model, ready to run, and its tokenizer.
+def model_place(target: str) -> Path:
+    """The directory of a model that is to be read: its own, that of a training run that has come to its end, or that of
+    a repository in the cache.
+
+    Raises:
+        CheckpointError: there is none, or several.
+    """
+    from intarsia.checkpoints.places import find_folder, is_repository
+
+    return find_folder(target) if is_repository(target) else finished_model(Path(target))
+
+
+def load(
+    target: str, device: str = "auto", dtype: str = "", weights: str | None = None
+) -> tuple[InferenceModel, Tokenizer, Conduct]:
+    """A model, ready to run, its tokenizer, and how it is to be asked.
 
     Raises:
         CheckpointError: there is no model, or no tokenizer with it.
-        ConfigError: no such device or dtype.
+        ConfigError: no such device, dtype or format of weights.
     """
-    from intarsia.checkpoints.native import DTYPES, TOKENIZER, load_model
-    from intarsia.data import load_tokenizer
+    from intarsia.checkpoints import native
+    from intarsia.checkpoints.opening import load as open_model
+    from intarsia.data.published import Conduct, conduct_of, load_tokenizer
+    from intarsia.model import InferenceModel
+
+    as_dtype, on = checked_dtype(dtype), find_device(device)
+    place = model_place(target)
+    ours = native.read_options(place).get("format") == native.FORMAT
+    if ours and not (place / native.TOKENIZER).is_dir():
+        raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
+    tokenizer = load_tokenizer(place)
+    with told_plugins(Path(target)):
+        if weights is None:
+            model = InferenceModel(open_model(place, as_dtype, on))
+        else:
+            model = open_model(place, as_dtype, on, weights=weights)  # type: ignore[call-overload]
+    if ours:
+        return model, tokenizer, Conduct((tokenizer.separator,), frozenset([tokenizer.separator]))
+    asked = conduct_of(place)
+    return model, tokenizer, asked if asked.stop else replace(asked, stop=frozenset([tokenizer.separator]))
+
+
+def checked_dtype(name: str) -> torch.dtype | None:
+    """The dtype of that name; None for no name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from intarsia.checkpoints.native import DTYPES
     from intarsia.model.config import unknown
 
-    if dtype and dtype not in DTYPES:
-        raise ConfigError(f"--dtype was given {unknown(dtype, DTYPES, 'dtype')}")
-    place = finished_model(directory)
-    with told_plugins(directory):
-        model = load_model(place, DTYPES[dtype] if dtype else None, find_device(device)).eval()
-    if not (place / TOKENIZER).is_dir():
-        raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
-    return model, load_tokenizer(place / TOKENIZER)
+    if name and name not in DTYPES:
+        raise ConfigError(f"--dtype was given {unknown(name, DTYPES, 'dtype')}")
+    return DTYPES[name] if name else None
 
 
 def find_device(name: str) -> str:

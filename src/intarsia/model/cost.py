@@ -81,6 +81,22 @@ class ModelCost:
         """All parameters; tied ones once."""
         return self.embedding_parameters + self.non_embedding_parameters
 
+    def parameters_by_part(self) -> dict[str, int]:
+        """All parameters by what they are for."""
+        return {
+            "embeddings": self.embedding_parameters,
+            "mixers": sum(layer.mixer.parameters for layer in self.layers),
+            "feed-forwards": sum(layer.feed_forward.parameters for layer in self.layers),
+            "norms": sum(layer.norm_parameters for layer in self.layers) + self.d_model,
+        }
+
+    def packed_bytes(self, bits: float) -> int:
+        """About what the weights take when all matrices but the embedding have so many bits a number, scales included:
+        what `InferenceModel.weight_bytes` says of one that is there, but for weights too small to be packed."""
+        looked_up = self.vocab_size * self.d_model
+        packed = self.parameters - (0 if self.tied else looked_up)
+        return round(looked_up * self.weight_bytes + packed * bits / 8)
+
     @property
     def active_parameters(self) -> int:
         """Those that compute one token: all but idle experts and the embedding, of which it reads one row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from intarsia.errors import ConfigError, did_you_mean
 
@@ -35,6 +36,17 @@ MACHINES = {
     )
 }
 """Of bfloat16 without sparsity and the largest memory of the kind (SXM), as their makers state them."""
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that programs on this machine can still take; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 def machine_of(text: str) -> Machine:

@@ -1,0 +1,51 @@
+"""`intarsia convert`: write a model as another family has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intarsia.errors import ConfigError
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A model's folder, that of a training run, or a repository in the cache."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="`hf`: the first published family that holds it; a family's name; `kimi`; or `intarsia`.",
+        ),
+    ] = "hf",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
+) -> None:
+    """Write a model as another family has it, tokenizer and all.
+
+    \b
+      intarsia convert runs/my-run my-model                         # for transformers and others
+      intarsia convert Qwen/Qwen3.5-0.8B runs/qwen --to intarsia    # to train it further here
+      intarsia convert runs/my-run my-model --to kimi --dtype bfloat16
+    """
+    from intarsia.checkpoints.convert import convert
+    from intarsia.cli.output import note, print_json
+    from intarsia.cli.places import checked_dtype, model_place
+
+    if (target / "config.json").exists() and not overwrite:
+        raise ConfigError(f"there is a model in {target}: give another folder, or --overwrite")
+    written = convert(model_place(source), target, {"kimi": "kimi_linear"}.get(to, to), checked_dtype(dtype))
+    if json:
+        print_json({"target": str(target), "format": written})
+    else:
+        note(f"written to {target} as {written}")

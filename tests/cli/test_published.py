@@ -1,0 +1,127 @@
+"""The verbs on models that others have published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import intarsia
+from support.checkpoint_cases import CASES, their_folder
+
+Cli = Callable[..., Any]
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Kimi Linear with a tokenizer, as a repository has them. Not to be written to."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    case = next(case for case in CASES if case.family == "kimi_linear")
+    folder = their_folder(case, tmp_path_factory.mktemp("published"))
+    words = [
+        *"abcdefghijklmnopqrstuvwxyz .,0123456789()[]{}<>=+-*/",
+        "one",
+        "two",
+        "<|end|>",
+        "<|stop|>",
+        "x1",
+        "x2",
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words[:61])}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    conduct = {
+        "eos_token_id": [words.index("<|end|>"), words.index("<|stop|>")],
+        "temperature": 0.5,
+        "top_p": 0.9,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(conduct))
+    return folder
+
+
+def test_inspect(cli: Cli, published: Path) -> None:
+    facts = json.loads(cli("inspect", published, "--json").out)
+    assert facts["layers"] == ["kda", "mla", "kda", "mla"]
+    parameters = sum(p.numel() for p in intarsia.load(published).parameters())
+    assert facts["parameters"] == sum(facts["parameters_by_part"].values()) == parameters
+    assert facts["weight_bytes"]["bfloat16"] == 2 * parameters > facts["weight_bytes"]["int8"]
+    shown = cli("inspect", published).out
+    assert "░█░█  ░ kda, █ mla" in shown
+    assert "room for bfloat16 with 1,048,576 tokens" in shown
+
+
+def test_generate(cli: Cli, published: Path) -> None:
+    done = cli("generate", published, "one two", "-n", 4, "--json")
+    assert done.status == 0, done.err
+    facts = json.loads(done.out)
+    # Nothing is put before the prompt: its files name no token for that.
+    assert facts["prompt_tokens"] == 2
+    assert (
+        json.loads(cli("generate", published, "one two", "-n", 4, "--json", "--weights", "int8").out)[
+            "tokens"
+        ]
+        > 0
+    )
+
+
+def test_generation_config_is_heeded(published: Path, tmp_path: Path) -> None:
+    from intarsia.data.published import conduct_of
+    from intarsia.errors import DataError
+
+    conduct = conduct_of(published)
+    assert (len(conduct.stop), conduct.temperature, conduct.top_p, conduct.begin) == (2, 0.5, 0.9, ())
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3, "bos_token_id": 4}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    assert (conduct_of(tmp_path).stop, conduct_of(tmp_path).begin) == ({3}, (4,))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": "x"}))
+    with pytest.raises(DataError, match="eos_token_id must be a token's number"):
+        conduct_of(tmp_path)
+
+
+def test_convert_there_and_back(cli: Cli, published: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert cli("convert", published, ours, "--to", "intarsia").status == 0
+    assert cli("inspect", ours, "--json").status == 0
+    done = cli("convert", ours, theirs, "--to", "kimi")
+    assert done.status == 0, done.err
+    assert "as kimi_linear" in done.err
+    assert (theirs / "tokenizer.json").is_file()
+    assert json.loads((theirs / "config.json").read_text())["linear_attn_config"]["full_attn_layers"] == [
+        2,
+        4,
+    ]
+    first, again = (intarsia.load(x).state_dict() for x in (published, theirs))
+    assert all((again[name] == tensor).all() for name, tensor in first.items())
+    assert intarsia.load_tokenizer(theirs).encode("one two") == intarsia.load_tokenizer(published).encode(
+        "one two"
+    )
+    done = cli("convert", ours, theirs)
+    assert done.status == 2
+    assert "there is a model in" in done.err
+    assert cli("convert", published, theirs, "--overwrite", "--dtype", "bfloat16").status == 0
+    values = json.loads((theirs / "config.json").read_text())
+    assert (values["dtype"], values["eos_token_id"]) == ("bfloat16", 1)
+
+
+def test_a_model_that_was_trained_here_goes_out(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    """A family without experts does not hold Kimi's layers, and the message says so."""
+    done = cli("convert", trained, tmp_path / "out", "--to", "kimi")
+    assert done.status == 2
+    assert "the model has no experts" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_to_be_downloaded(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for verb in ("inspect", "generate"):
+        done = cli(verb, "Qwen/Qwen3.5-0.8B")
+        assert done.status == 2
+        assert "hf download Qwen/Qwen3.5-0.8B" in done.err
