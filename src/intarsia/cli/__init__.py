@@ -6,6 +6,8 @@ it runs, so that `--help` and a mistyped option answer at once.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import typer
 from intarsia import __version__
 from intarsia.cli import compare, convert, exam, generate, inspect, mixers, presets, train
 from intarsia.cli.failures import reported
+from intarsia.cli.threads import wait_briefly
 
 app = typer.Typer(
     name="intarsia",
@@ -66,6 +69,8 @@ def _intarsia(
 
     Every verb explains itself: `intarsia train --help`.
     """
+    if "torch" not in sys.modules:  # after that it is too late
+        wait_briefly(os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
