@@ -111,13 +111,26 @@ void product(const FewRowsMatrices& self, nb::handle x, nb::handle y, const std:
   if (rows) few_rows(call, self.kernels, threads);
 }
 
+void unpack(const FewRowsMatrices& self, nb::handle to, int64_t first, int threads) {
+  const Array array = view_of(to);
+  if (self.form.groups == 0 || self.weights.size() != 1)
+    throw std::invalid_argument("what is unpacked is one matrix of integers");
+  if (array.dtype != Dtype::bfloat16 || array.dims != 2 || array.shape[1] != self.form.K ||
+      (self.form.K > 1 && array.stride[1] != 1) || first < 0 || first + array.shape[0] > self.form.N)
+    throw std::invalid_argument("unpacked rows are [rows, K] bfloat16 without gaps, of rows that there are");
+  nb::gil_scoped_release release;
+  if (array.shape[0]) unpack_rows(self.form, self.weights[0], first, array, self.kernels, threads);
+}
+
 }  // namespace
 
 void bind_few_rows(nb::module_& m) {
   nb::class_<FewRowsMatrices>(m, "FewRows", "Weights that few rows are multiplied with. They stay where they are.")
       .def("__init__", &construct, "format"_a, "data"_a, "matrices"_a, "N"_a, "K"_a, "group"_a, "scales"_a.none(),
            "zeros"_a.none(), "isa"_a)
-      .def("product", &product, "x"_a, "y"_a, "matrix_of_row"_a.none(), "bias"_a.none(), "threads"_a);
+      .def("product", &product, "x"_a, "y"_a, "matrix_of_row"_a.none(), "bias"_a.none(), "threads"_a)
+      .def_prop_ro("integers", [](const FewRowsMatrices& self) { return self.form.groups > 0; })
+      .def("unpack", &unpack, "to"_a, "first"_a, "threads"_a);
 }
 
 }  // namespace intarsia

@@ -9,9 +9,8 @@ namespace intarsia {
 
 namespace {
 
-// Rows of weights of a task, and how many bytes of weights a thread should have at least: on fewer, waking it costs
-// more than it brings.
-constexpr int64_t TASK_ROWS = 16, BYTES_OF_THREAD = 65536;
+// How many bytes of weights a thread should have at least: on fewer, waking it costs more than it brings.
+constexpr int64_t TASK_ROWS = FEW_ROWS_TASK, BYTES_OF_THREAD = 65536;
 
 // Rows of x that are multiplied with one matrix.
 struct Segment {
@@ -38,7 +37,7 @@ std::vector<Segment> segments_of(const FewRowsCall& call, std::vector<int64_t>& 
 }  // namespace
 
 void few_rows(const FewRowsCall& call, const FewRowsKernels& kernels, int threads) {
-  const int64_t rows = call.x.shape[0], row_bytes = (kernels.prepared(call.form) + 63) / 64 * 64;
+  const int64_t rows = call.x.shape[0], row_bytes = kernels.prepared(call.form);
   const Rows x{call.x.data, call.x.stride[0] * size_of(call.x.dtype), call.x.dtype};
   const Rows y{call.y.data, call.y.stride[0] * size_of(call.y.dtype), call.y.dtype};
   std::vector<int64_t> order;
@@ -58,6 +57,15 @@ void few_rows(const FewRowsCall& call, const FewRowsKernels& kernels, int thread
     kernels.product(call.form,
                     {call.weights[size_t(segment.matrix)], first, std::min(first + TASK_ROWS, call.form.N),
                      prepared + segment.first * row_bytes, segment.count, y, order.data() + segment.first, call.bias});
+  });
+}
+
+void unpack_rows(const FewRowsForm& form, const FewRowsWeights& weights, int64_t first, const Array& to,
+                 const FewRowsKernels& kernels, int threads) {
+  const int64_t rows = to.shape[0];
+  parallel_shares((rows + TASK_ROWS - 1) / TASK_ROWS, threads, 0, [&](int64_t i, char*) {
+    for (int64_t n = i * TASK_ROWS; n < std::min((i + 1) * TASK_ROWS, rows); n++)
+      kernels.unpack(form, weights, first + n, reinterpret_cast<uint16_t*>(to.data) + n * to.stride[0]);
   });
 }
 

@@ -20,4 +20,9 @@ struct FewRowsCall {
 
 void few_rows(const FewRowsCall& call, const FewRowsKernels& kernels, int threads);
 
+// `to` [rows, K] bfloat16 = rows `first` .. of one matrix of integers. For many rows of x, which are multiplied faster
+// by products of whole matrices than here, some rows of weights at a time.
+void unpack_rows(const FewRowsForm& form, const FewRowsWeights& weights, int64_t first, const Array& to,
+                 const FewRowsKernels& kernels, int threads);
+
 }  // namespace intarsia

@@ -2,9 +2,12 @@
 //
 //   y[r][n] = Σ_k x[r][k] W[n][k] + bias[n]
 //
-// Rows of weights are read once, side by side, from memory; a row of x stays in the cache. Each of the sums is a vector
-// of its own that goes through k in steps, so that it does not depend on which others are computed with it.
+// One row of x stays in the cache, and rows of weights are read one after the other as they lie in memory. Several rows
+// are multiplied piece by piece along k, so that a piece of them stays in the cache for all weights of a task; sums are
+// put away in between. Each of the sums is a vector of its own that goes through k in steps, so that it does not depend
+// on which others are computed with it.
 #include "few_rows_task.h"
+#include "integers.h"
 #include "unpack.h"
 
 namespace intarsia::INTARSIA_ISA {
@@ -14,168 +17,73 @@ namespace {
 constexpr int N = LANES<float>;
 static_assert(STEP == FEW_ROWS_STEP);
 
-#if defined(__AVX2__)
-struct Int8 : Wide<1> {
-  static INLINE Int8 unpack(const char* row, int64_t k) {
-    Int8 w;
-    for (int i = 0; i < VECTORS; i++) {
-      const __m128i* p = reinterpret_cast<const __m128i*>(row + k + i * N);
-#if defined(__AVX512F__)
-      const __m512i numbers = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(p));
-#else
-      const __m256i numbers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
-#endif
-      w.at[i] = __builtin_convertvector((IntVec<float>)numbers, Vec<float>);
-    }
-    return w;
-  }
-};
-#else
-struct Int8 : Wide<4> {
-  static INLINE Int8 unpack(const char* row, int64_t k) {
-    constexpr int QUARTER = VECTORS / 4;
-    Int8 w;
-    for (int i = 0; i < QUARTER; i++) {
-      const BitsVec four = load_bits(row + k + i * VECTOR_BYTES);
-      for (int b = 0; b < 4; b++)
-        w.at[b * QUARTER + i] = __builtin_convertvector((IntVec<float>)(four << (24 - 8 * b)) >> 24, Vec<float>);
-    }
-    return w;
-  }
-};
-#endif
+// How many rows of x are gone through together, and how many bytes of them make a piece.
+constexpr int TOGETHER = 16;
+constexpr int64_t PIECE_BYTES = 16384;
+// How many of their numbers that are, a power of two.
+constexpr int64_t numbers_of_piece(int rows, int x_bytes) {
+  int64_t numbers = PIECE_BYTES / x_bytes;
+  for (int r = 1; r < rows; r *= 2) numbers /= 2;
+  return numbers;
+}
 
-// A block of int4, of which step i is made on demand.
-struct Int4 : Wide<2> {
-  BitsVec words[HALF];
-
-  // 0 .. 15 less 8, of the lowest four bits.
-  static INLINE Vec<float> number(BitsVec bits) {
-#if defined(__AVX512F__)
-    const Vec<float> numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    return (Vec<float>)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)bits, (__m512)numbers);
-#else
-    return __builtin_convertvector((IntVec<float>)(bits & 15) - 8, Vec<float>);
-#endif
-  }
-  static INLINE Int4 unpack(const char* block) {
-    Int4 w;
-    for (int i = 0; i < HALF; i++) w.words[i] = load_bits(block + i * VECTOR_BYTES);
-    return w;
-  }
-  template <int STEP_OF_BLOCK>
-  INLINE void make() {
-    for (int i = 0; i < HALF; i++) {
-      at[i] = number(words[i] >> (4 * STEP_OF_BLOCK));
-      at[HALF + i] = number(words[i] >> (4 * STEP_OF_BLOCK + 16));
-    }
-  }
-};
-
-#if defined(__AVX512BF16__)
-
-struct Int4Pairs : Pairs {
-  __m512i words;
-
-  static INLINE Int4Pairs unpack(const char* block) {
-    Int4Pairs w;
-    w.words = _mm512_loadu_si512(block);
-    return w;
-  }
-  template <int STEP_OF_BLOCK>
-  INLINE void make() {
-    // -8 .. 7 as bfloat16, twice: five bits are looked at, of which the highest is another number's.
-    const __m512i numbers =
-        _mm512_set_epi16(0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0, short(0xbf80), short(0xc000),
-                         short(0xc040), short(0xc080), short(0xc0a0), short(0xc0c0), short(0xc0e0), short(0xc100),
-                         0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0, short(0xbf80), short(0xc000),
-                         short(0xc040), short(0xc080), short(0xc0a0), short(0xc0c0), short(0xc0e0), short(0xc100));
-    at = _mm512_maskz_permutexvar_epi16(0xffffffff, _mm512_maskz_srli_epi16(0xffffffff, words, 4 * STEP_OF_BLOCK),
-                                        numbers);
-  }
-};
-
-using Int4OfNarrow = Int4Pairs;
-
-#else
-
-using Int4OfNarrow = Int4;
-
-#endif
-
-// How many rows of weights and of x are worked on together, without scales and with them: as many as there are
-// registers for the sums.
-constexpr int WEIGHT_ROWS = 4;
+// How many rows of x are multiplied with one vector of weights: as many as there are registers for the sums.
 #if INTARSIA_VECTOR_BYTES == 64
-constexpr int X_ROWS = 4, X_ROWS_SCALED = 2;
+constexpr int X_ROWS = 6, X_ROWS_OF_BLOCK = 4, X_ROWS_OF_GROUP = 2, X_ROWS_OF_WIDE = 4;
 #elif INTARSIA_VECTOR_BYTES == 32
-constexpr int X_ROWS = 2, X_ROWS_SCALED = 1;
+constexpr int X_ROWS = 2, X_ROWS_OF_BLOCK = 1, X_ROWS_OF_GROUP = 1, X_ROWS_OF_WIDE = 2;
 #else
-constexpr int X_ROWS = 1, X_ROWS_SCALED = 1;
+constexpr int X_ROWS = 1, X_ROWS_OF_BLOCK = 1, X_ROWS_OF_GROUP = 1, X_ROWS_OF_WIDE = 1;
 #endif
+constexpr int fewer(int rows) { return rows > 4 ? 4 : rows / 2; }
 
+// Some rows of weights and some of x. Of their sums, those with row j of the weights begin j * TOGETHER further on; the
+// numbers that are fetched ahead lie `ahead` bytes further on.
+template <class SUMS>
+struct Part {
+  const char* w;
+  int64_t row_bytes;
+  const char* x;
+  int64_t x_bytes;
+  SUMS* sums;
+  int64_t ahead;
+};
+
+template <int BYTES>
+INLINE void fetch(const char* p) {
+  for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(p + line, 0, 2);
+}
+
+// Numbers of x that are laid out as W wants them, and the sums of its groups where weights have zeros.
 template <class W>
-constexpr bool is_int4 = false;
-template <>
-constexpr bool is_int4<Int4> = true;
-#if defined(__AVX512BF16__)
-template <>
-constexpr bool is_int4<Int4Pairs> = true;
-#endif
-template <class W>
-constexpr bool is_int8 = false;
-template <>
-constexpr bool is_int8<Int8> = true;
-
-INLINE Vec<float> splat_narrow(uint16_t bits) { return splat<float>(widen(bits)); }
-
-// Integers whose scale belongs to a whole row are multiplied with it in the end.
-enum class Scales { none, of_rows, of_groups };
-
-template <class W>
-constexpr int bytes_of = 0;
-template <>
-constexpr int bytes_of<Float32> = 4;
-template <>
-constexpr int bytes_of<Bfloat16> = 2;
-#if defined(__AVX512BF16__)
-template <>
-constexpr int bytes_of<Bfloat16Pairs> = 2;
-#endif
-
-template <class W>
-class Product {
+class Prepared {
  public:
-  explicit Product(const FewRowsForm& form) : form(form) {}
+  explicit Prepared(const FewRowsForm& form) : form(form) {}
 
-  // A prepared row: the numbers in the order and type that W wants, zeros up to whole blocks; and where weights have
-  // zeros, the sum of each group as a vector.
-  int64_t prepared() const { return numbers_bytes() + (form.zeros ? form.groups * VECTOR_BYTES : 0); }
-
+  int64_t bytes() const { return form.padded() * W::X_BYTES + (form.zeros ? form.groups * 4 : 0); }
   void prepare(const Rows& x, int64_t row, char* to) const {
     prepare_row<W>(x, row, to, form.K, form.padded());
     if (form.zeros)
-      for (int64_t g = 0; g < form.groups; g++) store(group_sums(to) + g * N, group_sum(to, g));
+      for (int64_t g = 0; g < form.groups; g++) group_sums(to)[g] = group_sum(to, g);
   }
 
-  void run(const FewRowsTask& task) const {
-    if constexpr (is_int4<W>)
-      rows<X_ROWS_SCALED, Scales::of_groups>(task);
-    else if constexpr (is_int8<W>)
-      form.groups == 1 ? rows<X_ROWS, Scales::of_rows>(task) : rows<X_ROWS_SCALED, Scales::of_groups>(task);
-    else
-      rows<X_ROWS, Scales::none>(task);
+ protected:
+  const FewRowsForm& form;
+
+  float* group_sums(char* x) const { return reinterpret_cast<float*>(x + form.padded() * W::X_BYTES); }
+  const float* group_sums(const char* x) const { return group_sums(const_cast<char*>(x)); }
+
+  // What zeros take away from a product with row n.
+  float of_zeros(const FewRowsWeights& weights, int64_t n, const char* x) const {
+    if (!form.zeros) return 0;
+    float total = 0;
+    const uint16_t *scales = weights.scales + n * form.groups, *zeros = weights.zeros + n * form.groups;
+    for (int64_t g = 0; g < form.groups; g++) total += group_sums(x)[g] * (widen(zeros[g]) * widen(scales[g]));
+    return total;
   }
 
  private:
-  const FewRowsForm& form;
-
-  static constexpr int64_t X_BYTES = W::PAIRS ? 2 : 4;  // of a number of x
-  int64_t numbers_bytes() const { return form.padded() * X_BYTES; }
-  float* group_sums(char* x) const { return reinterpret_cast<float*>(x + numbers_bytes()); }
-  const float* group_sums(const char* x) const { return reinterpret_cast<const float*>(x + numbers_bytes()); }
-
-  Vec<float> group_sum(const char* x, int64_t g) const {
+  float group_sum(const char* x, int64_t g) const {
     Vec<float> total{};
     const int64_t end = g + 1 == form.groups ? form.padded() : (g + 1) * form.group;
     for (int64_t k = g * form.group; k < end; k += N)
@@ -183,166 +91,320 @@ class Product {
         total += widen(*reinterpret_cast<const UnalignedNarrowVec*>(x + 2 * k));
       else
         total += load(reinterpret_cast<const float*>(x) + k);
-    return total;
+    return sum<float>(total);
   }
+};
 
-  template <int MR, Scales SCALES>
-  void rows(const FewRowsTask& task) const {
-    int64_t n = task.first;
-    for (; n + WEIGHT_ROWS <= task.last; n += WEIGHT_ROWS) rows_of_x<MR, WEIGHT_ROWS, SCALES>(task, n);
-    for (; n < task.last; n++) rows_of_x<MR, 1, SCALES>(task, n);
-  }
-  template <int MR, int NR, Scales SCALES>
-  INLINE void rows_of_x(const FewRowsTask& task, int64_t n) const {
-    int64_t r = 0;
-    for (; r + MR <= task.rows; r += MR) tile<MR, NR, SCALES>(task, r, n);
-    if constexpr (MR > 2)
-      for (; r + 2 <= task.rows; r += 2) tile<2, NR, SCALES>(task, r, n);
-    if constexpr (MR > 1)
-      for (; r < task.rows; r++) tile<1, NR, SCALES>(task, r, n);
-  }
+// Weights without scales, or with one of each row.
+template <class W, int MOST>
+class Plain : public Prepared<W> {
+ public:
+  using Sums = typename W::Sums;
+  static constexpr int W_ROWS = 4, X_ROWS = MOST;
+  using Prepared<W>::Prepared, Prepared<W>::form;
 
-  static constexpr int BYTES_OF_STEP = is_int8<W> ? STEP : STEP * bytes_of<W>;
-
-  // The same place of the rows that come next. Rows are often as long as pages of memory, and at their ends the
-  // processor's own prefetching stops.
-  template <int NR, int BYTES>
-  INLINE void fetch_ahead(const char* p) const {
-    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(p + NR * form.row_bytes + line);
-  }
+  int64_t length() const { return form.K; }
+  int64_t piece(int rows) const { return numbers_of_piece(rows, W::X_BYTES); }
 
   template <int MR, int NR>
-  struct Tile {
-    const char *x[MR], *w[NR];
-    Vec<float> sums[MR][NR];
-  };
-
-  template <int MR, int NR, Scales SCALES>
-  void tile(const FewRowsTask& task, int64_t r, int64_t n) const {
-    const int64_t x_bytes = (prepared() + 63) / 64 * 64;
-    Tile<MR, NR> t;
-    for (int i = 0; i < MR; i++) t.x[i] = task.x + (r + i) * x_bytes;
-    for (int j = 0; j < NR; j++) t.w[j] = task.weights.data + (n + j) * form.row_bytes;
-    for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NR; j++) t.sums[i][j] = Vec<float>{};
-    if constexpr (is_int4<W>) {
-      switch (form.group) {
-        case 32: blocks<4>(task.weights, n, t); break;
-        case 64: blocks<2>(task.weights, n, t); break;
-        default: blocks<1>(task.weights, n, t);
-      }
-    } else if constexpr (SCALES == Scales::none) {
-      given(t);
-    } else if constexpr (SCALES == Scales::of_rows) {
-      steps(t, t.sums, 0, form.row_bytes);
-      scale_rows(task.weights, n, t);
-    } else {
-      groups(task.weights, n, t);
-    }
-    for (int i = 0; i < MR; i++) {
-      float y[NR];
-      for (int j = 0; j < NR; j++) y[j] = sum<float>(t.sums[i][j]) + (task.bias ? task.bias[n + j] : 0.0f);
-      write_row(task.y.columns_from(n), task.places[r + i], y, NR);
-    }
-  }
-
-  template <int MR, int NR>
-  INLINE void steps(const Tile<MR, NR>& t, Vec<float> (&sums)[MR][NR], int64_t begin, int64_t end) const {
-    for (int64_t k = begin; k < end; k += STEP)
-      for (int j = 0; j < NR; j++) {
-        fetch_ahead<NR, BYTES_OF_STEP>(t.w[j] + k * BYTES_OF_STEP / STEP);
-        const W weights = W::unpack(t.w[j], k);
-        for (int i = 0; i < MR; i++) weights.add(sums[i][j], t.x[i], k);
-      }
-  }
-
-  // Weights that lie as they were given: what is behind the last whole step is copied to have zeros behind it.
-  template <int MR, int NR>
-  INLINE void given(Tile<MR, NR>& t) const {
-    const int64_t whole = form.K / STEP * STEP, rest = form.K - whole;
-    steps(t, t.sums, 0, whole);
-    if (rest == 0) return;
-    alignas(64) char last[NR][STEP * 4];
-    for (int i = 0; i < MR; i++) t.x[i] += whole * X_BYTES;
+  INLINE void part(const FewRowsWeights&, int64_t, const Part<Sums>& p, int64_t begin, int64_t end) const {
+    const int64_t whole = end / W::NUMBERS * W::NUMBERS;  // only the last piece does not end with a step
+    steps<MR, NR>(p, begin, whole);
+    if (whole == end) return;
+    alignas(64) char last[NR][W::NUMBERS * W::BYTES];
+    const int64_t there = (form.row_bytes - whole * W::BYTES);
     for (int j = 0; j < NR; j++) {
-      copy(last[j], t.w[j] + whole * W::BYTES, rest * W::BYTES);
-      zero(last[j] + rest * W::BYTES, (STEP - rest) * W::BYTES);
-      t.w[j] = last[j];
+      copy(last[j], p.w + j * p.row_bytes + whole * W::BYTES, there);
+      zero(last[j] + there, W::NUMBERS * W::BYTES - there);
     }
-    steps(t, t.sums, 0, STEP);
+    steps<MR, NR>({last[0], W::NUMBERS * W::BYTES, p.x + whole * W::X_BYTES, p.x_bytes, p.sums, 0}, 0, W::NUMBERS);
   }
 
+  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
+  Sums begin(const char*) const { return Sums{}; }
+  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
+    return form.groups ? total * widen(weights.scales[n]) - this->of_zeros(weights, n, x) : total;
+  }
+
+ private:
   template <int MR, int NR>
-  INLINE void scale_rows(const FewRowsWeights& weights, int64_t n, Tile<MR, NR>& t) const {
+  INLINE void steps(const Part<Sums>& p, int64_t begin, int64_t end) const {
+    Sums sums[NR][MR];
     for (int j = 0; j < NR; j++)
-      for (int i = 0; i < MR; i++) {
-        if (form.zeros) t.sums[i][j] -= load(group_sums(t.x[i])) * widen(weights.zeros[n + j]);
-        t.sums[i][j] *= widen(weights.scales[n + j]);
+      for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
+    for (int64_t k = begin; k < end; k += W::NUMBERS)
+      for (int j = 0; j < NR; j++) {
+        const char* w = p.w + j * p.row_bytes;
+        fetch<W::NUMBERS * W::BYTES>(w + k * W::BYTES + p.ahead);
+        const W weights = W::unpack(w, k);
+        for (int i = 0; i < MR; i++) weights.add(sums[j][i], p.x + i * p.x_bytes, k);
       }
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MR; i++) p.sums[j * TOGETHER + i] = sums[j][i];
+  }
+};
+
+#if defined(__AVX512VNNI__)
+
+class Digits {
+ public:
+  using W = Int8Digits;
+  using Sums = W::Sums;
+  static constexpr int W_ROWS = 4, X_ROWS = 2;
+
+  explicit Digits(const FewRowsForm& form) : form(form) {}
+  int64_t bytes() const { return W::prepared(form.K); }
+  void prepare(const Rows& x, int64_t row, char* to) const { W::prepare(x, row, to, form.K); }
+  int64_t length() const { return form.row_bytes; }
+  int64_t piece(int rows) const { return numbers_of_piece(rows, W::X_BYTES); }
+
+  template <int MR, int NR>
+  INLINE void part(const FewRowsWeights&, int64_t, const Part<Sums>& p, int64_t begin, int64_t end) const {
+    const int64_t whole = end / W::NUMBERS * W::NUMBERS;
+    steps<MR, NR>(p, begin, whole);
+    if (whole == end) return;
+    alignas(64) char last[NR][W::NUMBERS];
+    for (int j = 0; j < NR; j++) {
+      copy(last[j], p.w + j * p.row_bytes + whole, end - whole);
+      zero(last[j] + (end - whole), W::NUMBERS - (end - whole));
+    }
+    steps<MR, NR>({last[0], W::NUMBERS, p.x + whole, p.x_bytes, p.sums, 0}, 0, W::NUMBERS);
+  }
+
+  static INLINE Vec<float> lanes(const Sums& sums) { return W::lanes(sums); }
+  INLINE Sums begin(const char* x) const { return W::of_row(x, form.K).begin; }
+  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
+    const W::OfRow& of_row = W::of_row(x, form.K);
+    if (form.zeros) total -= widen(weights.zeros[n]) * of_row.sum;
+    return total * of_row.unit * widen(weights.scales[n]);
+  }
+
+ private:
+  const FewRowsForm& form;
+
+  template <int MR, int NR>
+  INLINE void steps(const Part<Sums>& p, int64_t begin, int64_t end) const {
+    const int64_t plane = W::plane(form.K);
+    Sums sums[NR][MR];
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
+    for (int64_t k = begin; k < end; k += W::NUMBERS)
+      for (int j = 0; j < NR; j++) {
+        const char* w = p.w + j * p.row_bytes;
+        fetch<W::NUMBERS>(w + k + p.ahead);
+        const W weights = W::unpack(w, k);
+        for (int i = 0; i < MR; i++) weights.add(sums[j][i], p.x + i * p.x_bytes, k, plane);
+      }
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MR; i++) p.sums[j * TOGETHER + i] = sums[j][i];
+  }
+};
+
+#endif
+
+// The scales of some groups of a row as float32, zeros behind the last.
+class Scales {
+ public:
+  static constexpr int MOST = 64;
+  INLINE void read(const FewRowsForm& form, const FewRowsWeights& weights, int64_t n, int64_t first, int64_t count) {
+    const int64_t there = first + count > form.groups ? form.groups - first : count;
+    widen_row(weights.scales + n * form.groups + first, int(there), scales_);
+    for (int64_t g = there; g < count; g++) scales_[g] = 0;
+  }
+  INLINE Vec<float> operator[](int64_t g) const { return splat<float>(scales_[g]); }
+
+ private:
+  float scales_[MOST];
+};
+
+// int8 with groups.
+class Groups : public Prepared<Int8> {
+ public:
+  using W = Int8;
+  using Sums = W::Sums;
+  static constexpr int W_ROWS = 4, X_ROWS = X_ROWS_OF_GROUP;
+  using Prepared<Int8>::Prepared;
+
+  int64_t length() const { return form.row_bytes; }
+  // Whole groups.
+  int64_t piece(int rows) const {
+    const int64_t most = numbers_of_piece(rows, W::X_BYTES);
+    return form.group < most ? most / form.group * form.group : form.group;
   }
 
   template <int MR, int NR>
-  INLINE void groups(const FewRowsWeights& weights, int64_t n, Tile<MR, NR>& t) const {
-    for (int64_t g = 0; g < form.groups; g++) {
-      const int64_t begin = g * form.group, end = begin + form.group;
-      Vec<float> part[MR][NR] = {};
-      steps(t, part, begin, end < form.row_bytes ? end : form.row_bytes);
-      for (int j = 0; j < NR; j++) {
-        const int64_t at = (n + j) * form.groups + g;
-        for (int i = 0; i < MR; i++) {
-          if (form.zeros) part[i][j] -= load(group_sums(t.x[i]) + g * N) * splat_narrow(weights.zeros[at]);
-          t.sums[i][j] += part[i][j] * splat_narrow(weights.scales[at]);
+  INLINE void part(const FewRowsWeights& weights, int64_t n, const Part<Sums>& p, int64_t begin, int64_t end) const {
+    for (int64_t g = begin / form.group; g * form.group < end; g++) {
+      const int64_t last = (g + 1) * form.group < end ? (g + 1) * form.group : end;
+      Sums sums[NR][MR] = {};
+      for (int64_t k = g * form.group; k < last; k += STEP)
+        for (int j = 0; j < NR; j++) {
+          const char* w = p.w + j * p.row_bytes;
+          fetch<STEP>(w + k + p.ahead);
+          const W step = W::unpack(w, k);
+          for (int i = 0; i < MR; i++) step.add(sums[j][i], p.x + i * p.x_bytes, k);
         }
-      }
+      for (int j = 0; j < NR; j++)
+        for (int i = 0; i < MR; i++)
+          p.sums[j * TOGETHER + i] += sums[j][i] * splat<float>(widen(weights.scales[(n + j) * form.groups + g]));
     }
   }
 
-  // Blocks of int4 that have `GROUPS` groups, or of which some make a group.
+  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
+  Sums begin(const char*) const { return Sums{}; }
+  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
+    return total - of_zeros(weights, n, x);
+  }
+};
+
+// int4, in blocks that have some groups, or of which some make a group.
+template <class W>
+class Blocks : public Prepared<W> {
+ public:
+  using Sums = typename W::Sums;
+  static constexpr int W_ROWS = 4, X_ROWS = X_ROWS_OF_BLOCK;
+  using Prepared<W>::Prepared, Prepared<W>::form;
+
+  int64_t length() const { return form.padded(); }
+  // Whole groups and whole blocks, and no more than scales are kept of.
+  int64_t piece(int rows) const {
+    const int64_t unit = form.group < INT4_BLOCK ? INT4_BLOCK : form.group;
+    const int64_t numbers = numbers_of_piece(rows, W::X_BYTES), scaled = Scales::MOST * form.group;
+    const int64_t most = numbers < scaled ? numbers : scaled;
+    return most > unit ? most / unit * unit : unit;
+  }
+
+  template <int MR, int NR>
+  INLINE void part(const FewRowsWeights& weights, int64_t n, const Part<Sums>& p, int64_t begin, int64_t end) const {
+    switch (form.group) {
+      case 32: return blocks<4, MR, NR>(weights, n, p, begin, end);
+      case 64: return blocks<2, MR, NR>(weights, n, p, begin, end);
+      default: return blocks<1, MR, NR>(weights, n, p, begin, end);
+    }
+  }
+
+  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
+  Sums begin(const char*) const { return Sums{}; }
+  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
+    return total - this->of_zeros(weights, n, x);
+  }
+
+ private:
   template <int GROUPS, int MR, int NR>
-  INLINE void blocks(const FewRowsWeights& weights, int64_t n, Tile<MR, NR>& t) const {
-    const int64_t count = form.padded() / INT4_BLOCK, of_group = GROUPS > 1 ? 1 : form.group / INT4_BLOCK;
-    for (int64_t b = 0, g = 0, done = 0; b < count; b++) {
+  INLINE void blocks(const FewRowsWeights& weights, int64_t n, const Part<Sums>& p, int64_t begin, int64_t end) const {
+    Scales scales[NR];
+    for (int j = 0; j < NR; j++)
+      scales[j].read(form, weights, n + j, begin / form.group, (end - begin + form.group - 1) / form.group);
+    Sums sums[NR][MR];
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
+    int64_t g = 0, next = begin + form.group;
+    for (int64_t k = begin; k < end; k += INT4_BLOCK) {
       for (int j = 0; j < NR; j++) {
-        fetch_ahead<NR, INT4_BLOCK / 2>(t.w[j] + b * (INT4_BLOCK / 2));
-        W block = W::unpack(t.w[j] + b * (INT4_BLOCK / 2));
-        const uint16_t* scales = weights.scales + (n + j) * form.groups + g;
-        Vec<float> part[MR] = {};
-        steps_of_block<GROUPS, 0>(block, t, b, part, j, scales, g);
-        steps_of_block<GROUPS, 1>(block, t, b, part, j, scales, g);
-        steps_of_block<GROUPS, 2>(block, t, b, part, j, scales, g);
-        steps_of_block<GROUPS, 3>(block, t, b, part, j, scales, g);
+        const char* from = p.w + j * p.row_bytes + k / 2;
+        fetch<INT4_BLOCK / 2>(from + p.ahead);
+        W block = W::unpack(from);
+        Sums of_group[MR] = {};
+        step<GROUPS, 0, MR>(block, p, k, sums[j], of_group, scales[j], g);
+        step<GROUPS, 1, MR>(block, p, k, sums[j], of_group, scales[j], g);
+        step<GROUPS, 2, MR>(block, p, k, sums[j], of_group, scales[j], g);
+        step<GROUPS, 3, MR>(block, p, k, sums[j], of_group, scales[j], g);
       }
-      // What is missing of the last block has no scales; those of the group before are finite and do.
       if (GROUPS > 1)
         g += GROUPS;
-      else if (++done == of_group)
-        g++, done = 0;
+      else if (k + INT4_BLOCK == next)
+        g++, next += form.group;
     }
-    if (form.zeros) subtract_zeros(weights, n, t);
+    for (int j = 0; j < NR; j++)
+      for (int i = 0; i < MR; i++) p.sums[j * TOGETHER + i] = sums[j][i];
   }
-  template <int GROUPS, int S, int MR, int NR>
-  INLINE void steps_of_block(W& block, Tile<MR, NR>& t, int64_t b, Vec<float> (&part)[MR], int j,
-                             const uint16_t* scales, int64_t g) const {
-    constexpr int GROUP = S * GROUPS / 4;
+  template <int GROUPS, int S, int MR>
+  INLINE void step(W& block, const Part<Sums>& p, int64_t k, Sums (&sums)[MR], Sums (&of_group)[MR],
+                   const Scales& scales, int64_t g) const {
     block.template make<S>();
-    for (int i = 0; i < MR; i++) block.add(part[i], t.x[i], b * INT4_BLOCK + S * STEP);
+    for (int i = 0; i < MR; i++) block.add(of_group[i], p.x + i * p.x_bytes, k + S * STEP);
     if constexpr ((S + 1) * GROUPS % 4 == 0) {
-      if (GROUPS > 1 && g + GROUP >= form.groups) return;
-      const Vec<float> scale = splat_narrow(scales[GROUP]);
+      const Vec<float> scale = scales[g + S * GROUPS / 4];
       for (int i = 0; i < MR; i++) {
-        t.sums[i][j] += part[i] * scale;
-        part[i] = Vec<float>{};
+        sums[i] += of_group[i] * scale;
+        of_group[i] = Sums{};
       }
     }
   }
-  template <int MR, int NR>
-  INLINE void subtract_zeros(const FewRowsWeights& weights, int64_t n, Tile<MR, NR>& t) const {
-    for (int64_t g = 0; g < form.groups; g++)
-      for (int j = 0; j < NR; j++) {
-        const int64_t at = (n + j) * form.groups + g;
-        const Vec<float> zero = splat_narrow(weights.zeros[at]) * widen(weights.scales[at]);
-        for (int i = 0; i < MR; i++) t.sums[i][j] -= load(group_sums(t.x[i]) + g * N) * zero;
+};
+
+// A task by one of the products above.
+template <class P>
+class Run {
+ public:
+  INLINE Run(const P& product, const FewRowsForm& form, const FewRowsTask& task)
+      : product_(product), form_(form), task_(task), x_bytes_(apart(product.bytes())) {
+    for (int64_t r = 0; r < task.rows; r += TOGETHER) rows(r, task.rows - r < TOGETHER ? int(task.rows - r) : TOGETHER);
+  }
+
+ private:
+  using Sums = typename P::Sums;
+  static constexpr int NR = P::W_ROWS;
+  const P& product_;
+  const FewRowsForm& form_;
+  const FewRowsTask& task_;
+  const int64_t x_bytes_;
+
+  void rows(int64_t first, int count) {
+    Sums sums[FEW_ROWS_TASK][TOGETHER];
+    const int64_t length = product_.length(), piece = product_.piece(count);
+    const int weights = int(task_.last - task_.first);
+    for (int i = 0; i < count; i++) {
+      const Sums begin = product_.begin(task_.x + (first + i) * x_bytes_);
+      for (int n = 0; n < weights; n++) sums[n][i] = begin;
+    }
+    const auto over_weights = [&](int64_t begin, int64_t end, int64_t from, int64_t to, int64_t ahead) {
+      int64_t n = from;
+      for (; n + NR <= to; n += NR) part<P::X_ROWS, NR>(n, first, count, sums, begin, end, ahead * NR);
+      for (; n < to; n++) part<P::X_ROWS, 1>(n, first, count, sums, begin, end, ahead);
+    };
+    if (count == 1) {
+      // The same place of the rows that come next. Rows are often as long as pages of memory, and at their ends the
+      // processor's own prefetching stops.
+      for (int64_t n = task_.first; n < task_.last; n += NR)
+        for (int64_t k = 0; k < length; k += piece)
+          over_weights(k, k + piece < length ? k + piece : length, n, n + NR < task_.last ? n + NR : task_.last,
+                       form_.row_bytes);
+    } else {
+      const int64_t bytes = piece * form_.row_bytes / length;
+      for (int64_t k = 0; k < length; k += piece)
+        over_weights(k, k + piece < length ? k + piece : length, task_.first, task_.last, bytes / NR);
+    }
+    for (int i = 0; i < count; i++) {
+      const char* x = task_.x + (first + i) * x_bytes_;
+      float y[FEW_ROWS_TASK];
+      for (int n = 0; n < weights; n += N) {
+        Vec<float> rows[N];
+        for (int j = 0; j < N; j++) rows[j] = n + j < weights ? product_.lanes(sums[n + j][i]) : Vec<float>{};
+        store<float>(y + n, sums_of<float>(rows));
       }
+      for (int n = 0; n < weights; n++) {
+        const int64_t at = task_.first + n;
+        y[n] = product_.result(task_.weights, at, x, y[n]) + (task_.bias ? task_.bias[at] : 0.0f);
+      }
+      write_row(task_.y.columns_from(task_.first), task_.places[first + i], y, weights);
+    }
+  }
+
+  // NR rows of weights with all rows of x, at most MR at a time.
+  template <int MR, int NR>
+  INLINE void part(int64_t n, int64_t first, int count, Sums (*sums)[TOGETHER], int64_t begin, int64_t end,
+                   int64_t ahead, int i = 0) {
+    for (; i + MR <= count; i += MR) {
+      Part<Sums> p{task_.weights.data + n * form_.row_bytes,
+                   form_.row_bytes,
+                   task_.x + (first + i) * x_bytes_,
+                   x_bytes_,
+                   &sums[n - task_.first][i],
+                   ahead};
+      product_.template part<MR, NR>(task_.weights, n, p, begin, end);
+    }
+    if constexpr (MR > 1) part<fewer(MR), NR>(n, first, count, sums, begin, end, ahead, i);
   }
 };
 
@@ -351,26 +413,92 @@ template <class Use>
 INLINE auto with_product(const FewRowsForm& form, const Use& use) {
   const bool narrow = form.x == Dtype::bfloat16;
   switch (form.format) {
-    case WeightFormat::float32: return use(Product<Float32>(form));
-    case WeightFormat::bfloat16: return narrow ? use(Product<Bfloat16OfNarrow>(form)) : use(Product<Bfloat16>(form));
-    case WeightFormat::int8: return use(Product<Int8>(form));
+    case WeightFormat::float32: return use(Plain<Float32, X_ROWS_OF_WIDE>(form));
+    case WeightFormat::bfloat16:
+      return narrow ? use(Plain<Bfloat16OfNarrow, Bfloat16OfNarrow::PAIRS ? X_ROWS : X_ROWS_OF_WIDE>(form))
+                    : use(Plain<Bfloat16, X_ROWS_OF_WIDE>(form));
+    case WeightFormat::int8:
+      if (form.groups > 1) return use(Groups(form));
+#if defined(__AVX512VNNI__)
+      if (form.K <= Int8Digits::MOST_K) return use(Digits(form));
+#endif
+      return use(Plain<Int8, X_ROWS_OF_WIDE>(form));
     case WeightFormat::int4: break;
   }
-  return narrow ? use(Product<Int4OfNarrow>(form)) : use(Product<Int4>(form));
+  return narrow ? use(Blocks<Int4OfNarrow>(form)) : use(Blocks<Int4>(form));
 }
 
 int64_t prepared(const FewRowsForm& form) {
-  return with_product(form, [](const auto& product) { return product.prepared(); });
+  return with_product(form, [](const auto& product) { return apart(product.bytes()); });
 }
 void prepare(const FewRowsForm& form, const Rows& x, int64_t row, char* to) {
   with_product(form, [&](const auto& product) { product.prepare(x, row, to); });
 }
 void product(const FewRowsForm& form, const FewRowsTask& task) {
-  with_product(form, [&](const auto& product) { product.run(task); });
+  with_product(form, [&](const auto& product) { Run(product, form, task); });
+}
+
+// Rows of integers made bfloat16.
+class Unpack {
+ public:
+  INLINE Unpack(const FewRowsForm& form, const FewRowsWeights& weights, int64_t n, uint16_t* to)
+      : form_(form), row_(weights.data + n * form.row_bytes), to_(to), scales_(weights.scales + n * form.groups) {
+    zeros_ = form.zeros ? weights.zeros + n * form.groups : nullptr;
+    if (form.format == WeightFormat::int8)
+      for (int64_t k = 0; k < form.K; k += STEP) put(Int8::unpack(row_, k), k);
+    else
+      for (int64_t k = 0; k < form.K; k += INT4_BLOCK) {
+        Int4 block = Int4::unpack(row_ + k / 2);
+        put_step<0>(block, k);
+        put_step<1>(block, k);
+        put_step<2>(block, k);
+        put_step<3>(block, k);
+      }
+  }
+
+ private:
+  const FewRowsForm& form_;
+  const char* row_;
+  uint16_t* to_;
+  const uint16_t *scales_, *zeros_;
+
+  template <int S>
+  INLINE void put_step(Int4& block, int64_t k) {
+    block.make<S>();
+    if (k + S * STEP < form_.K) put(block, k + S * STEP);
+  }
+  template <class W>
+  INLINE void put(W step, int64_t k) {
+    const int64_t g = k / form_.group;
+    const Vec<float> scale = splat<float>(widen(scales_[g]));
+    if (zeros_)
+      for (int i = 0; i < VECTORS; i++) step.at[i] -= splat<float>(widen(zeros_[g]));
+    for (int i = 0; i < VECTORS; i++) step.at[i] *= scale;
+    uint16_t last[STEP], *to = k + STEP <= form_.K ? to_ + k : last;
+    if constexpr (W::PARTS == 1) {
+      for (int i = 0; i < VECTORS; i++) *reinterpret_cast<UnalignedNarrowVec*>(to + i * N) = narrow(step.at[i]);
+    } else if constexpr (W::PARTS == 2) {
+      for (int i = 0; i < HALF; i++) {
+        const BitsVec pair = (rounded_bits(step.at[i]) >> 16) | (rounded_bits(step.at[HALF + i]) & 0xffff0000);
+        *reinterpret_cast<UnalignedBits*>(to + 2 * i * N) = pair;
+      }
+    } else {
+      float numbers[STEP];
+      for (int i = 0; i < VECTORS; i++) store<float>(numbers + i * N, step.at[i]);
+      for (int i = 0; i < STEP; i++) to[i] = narrow(numbers[i % W::PARTS * (STEP / W::PARTS) + i / W::PARTS]);
+    }
+    if (to == last) copy(to_ + k, last, form_.K - k);
+  }
+  // Of finite numbers; the upper half of each is the bfloat16.
+  static INLINE BitsVec rounded_bits(Vec<float> x) { return (BitsVec)x + 0x7fff + ((BitsVec)x >> 16 & 1); }
+};
+
+void unpack(const FewRowsForm& form, const FewRowsWeights& weights, int64_t n, uint16_t* to) {
+  Unpack(form, weights, n, to);
 }
 
 }  // namespace
 
-extern const FewRowsKernels few_rows_kernels{prepared, prepare, product};
+extern const FewRowsKernels few_rows_kernels{prepared, prepare, product, unpack};
 
 }  // namespace intarsia::INTARSIA_ISA

@@ -12,6 +12,9 @@ enum class WeightFormat : int32_t { float32, bfloat16, int8, int4 };
 // 4 i .. 4 i + 3 of its 16-bit word j are number 32 i + j.
 constexpr int FEW_ROWS_STEP = 32, INT4_BLOCK = 128;
 
+// Rows of weights of a task.
+constexpr int FEW_ROWS_TASK = 16;
+
 // W [N, K] and what its rows have in common. An integer q stands for (q - zero) scale, an int4 being 0 .. 15 less 8; a
 // scale and a zero belong to `group` numbers of a row, and are bfloat16.
 struct FewRowsForm {
@@ -42,12 +45,20 @@ struct FewRowsTask {
   const float* bias;  // [N] or null
 };
 
+// From one row to the next in the cache: rows that all began at the same place of a page would push each other out.
+INLINE constexpr int64_t apart(int64_t bytes) {
+  const int64_t lines = (bytes + 63) / 64;
+  return 64 * (lines + (64 + 17 - lines % 64) % 64);
+}
+
 struct FewRowsKernels {
-  // The bytes of a row of x as `product` reads it, and how it is brought into that form.
+  // The bytes from one row of x to the next as `product` reads it, and how it is brought into that form.
   int64_t (*prepared)(const FewRowsForm&);
   void (*prepare)(const FewRowsForm&, const Rows& x, int64_t row, char* to);
   // Each number of y is summed in one order, whatever other rows and threads there are.
   void (*product)(const FewRowsForm&, const FewRowsTask&);
+  // Row n of integers as K bfloat16.
+  void (*unpack)(const FewRowsForm&, const FewRowsWeights&, int64_t n, uint16_t* to);
 };
 
 }  // namespace intarsia

@@ -21,9 +21,9 @@ char* kept(int number, int64_t bytes) {
 
 int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Rows of weights of a task, and how many bytes of weights a thread should have at least: on fewer, waking it costs
-// more than it brings.
-constexpr int64_t TASK_ROWS = 16, BYTES_OF_THREAD = 65536;
+// Rows of weights of a task, as many as kernels take, and how many bytes of weights a thread should have at least: on
+// fewer, waking it costs more than it brings.
+constexpr int64_t TASK_ROWS = FEW_ROWS_TASK, BYTES_OF_THREAD = 65536;
 
 int useful_threads(int64_t bytes, int threads) { return int(std::clamp<int64_t>(bytes / BYTES_OF_THREAD, 1, threads)); }
 

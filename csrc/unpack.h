@@ -11,15 +11,17 @@ typedef uint32_t UnalignedBits __attribute__((vector_size(VECTOR_BYTES), aligned
 
 INLINE BitsVec load_bits(const char* p) { return *reinterpret_cast<const UnalignedBits*>(p); }
 
-// Kinds of weights. `unpack` gives a step of them, from number k of a row on, and `add` their products with x. A
-// prepared row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS weights:
-// of 2, first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
+// Kinds of weights. `unpack` gives a step of them, from number k of a row on, and `add` their products with x to
+// `Sums`. A prepared row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS
+// weights: of 2, first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
 
 // As float32.
 template <int PARTS_>
 struct Wide {
   static constexpr int PARTS = PARTS_;
   static constexpr bool PAIRS = false;
+  static constexpr int NUMBERS = STEP, X_BYTES = 4;
+  using Sums = Vec<float>;
   Vec<float> at[VECTORS];
 
   INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {
@@ -55,6 +57,8 @@ struct Bfloat16 : Wide<2> {
 struct Pairs {
   static constexpr int PARTS = 1;
   static constexpr bool PAIRS = true;
+  static constexpr int NUMBERS = STEP, X_BYTES = 2;
+  using Sums = Vec<float>;
   __m512i at;
 
   INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops import explain, native, pack_weights, packed_linear
+from intarsia.ops import explain, native, pack_weights, packed_linear, packed_linear_cpu
 from intarsia.ops.packed_weights import BITS, PackedWeights
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
@@ -149,6 +149,74 @@ def test_many_rows(rows: int, format: str) -> None:
     weights, x = pack_weights(randn(9, 130), format), randn(rows, 130, seed=1)
     y, exact = packed_linear(x, weights), packed_linear(x, weights, impl="reference")
     assert ((y - exact).double().abs() <= 2 * bound(x, weights, None, exact)).all()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("format", "group"),
+    [("int8", None), ("int8", 96), ("int4", 32), ("int4", 64), ("int4", 256), ("int4", 1024)],
+)
+@pytest.mark.parametrize("K", [100, 130, 1000])
+def test_many_rows_of_bfloat16_and_integers(format: str, group: int | None, zeros: bool, K: int) -> None:
+    weights = pack_weights(randn(70, K) + zeros, format, group=group, zeros=zeros)
+    x = randn(200, K, seed=1, dtype=torch.bfloat16)
+    y, exact = packed_linear(x, weights), packed_linear(x, weights, impl="reference", dtype=torch.float32)
+    # Weights may be rounded to bfloat16, and results are.
+    rounded = x.double().abs() @ weights.unpacked(torch.float64).abs().mT * 2.0**-9
+    assert (
+        (y - exact).double().abs() <= 2 * bound(x, weights, None, exact) + rounded + exact.abs() * 2.0**-8
+    ).all()
+    bias = randn(70, seed=2)
+    with_bias = packed_linear(x, weights, bias, dtype=torch.float32)
+    torch.testing.assert_close(with_bias - bias, y.float(), atol=1e-4 * K, rtol=2.0**-7)
+
+
+@pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
+def test_several_pieces_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x = pack_weights(randn(70, 64), "int8"), randn(60, 64, seed=1, dtype=torch.bfloat16)
+    whole = packed_linear(x, weights, impl="cpu")
+    monkeypatch.setattr(packed_linear_cpu, "_PIECE", 2 * 64 * 32)
+    torch.testing.assert_close(packed_linear(x, weights, impl="cpu"), whole, atol=0, rtol=2.0**-7)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 17, 32])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+def test_rows_longer_than_a_piece(rows: int, format: str, x_dtype: torch.dtype) -> None:
+    weights, x = pack_weights(randn(21, 2500), format), randn(rows, 2500, seed=1, dtype=x_dtype)
+    y = packed_linear(x, weights, dtype=torch.float32)
+    exact = packed_linear(x, weights, impl="reference", dtype=torch.float32)
+    assert ((y - exact).double().abs() <= 2 * bound(x, weights, None, exact)).all()
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1.0, 1e30])
+def test_integers_with_rows_of_any_size(size: float) -> None:
+    weights, x = pack_weights(randn(9, 200), "int8"), size * randn(3, 200, seed=1)
+    x[1] = 0
+    x[2, 5] = 200 * x[2].abs().max()  # the others are small beside it
+    y, exact = packed_linear(x, weights), packed_linear(x, weights, impl="reference")
+    # A number may be off by 2^-23 of the largest of its row, or of what float32 has at all.
+    off = (x.abs().amax(1, keepdim=True).double() * 2.0**-23).clamp_min(2.0**-127)
+    allowed = bound(x, weights, None, exact) + off * weights.unpacked(torch.float64).abs().sum(1)
+    assert ((y - exact).double().abs() <= allowed).all()
+    assert (y[1] == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_rows_that_are_not_finite_stay_among_themselves(value: float) -> None:
+    weights, x = pack_weights(randn(9, 200), "int8"), randn(3, 200, seed=1)
+    expected = packed_linear(x, weights)
+    x[1, 7] = value
+    y = packed_linear(x, weights)
+    assert not torch.isfinite(y[1]).any()
+    assert torch.equal(y[::2], expected[::2])
+
+
+def test_rows_too_long_for_sums_of_32_bits() -> None:
+    weights, x = pack_weights(torch.ones(2, 1_100_000), "int8"), torch.ones(1, 1_100_000)
+    torch.testing.assert_close(
+        packed_linear(x, weights), torch.full((1, 2), 1_100_000.0), rtol=2.0**-7, atol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(7, 200), (3, 7, 200)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from intarsia.ops import native
@@ -15,8 +17,15 @@ from intarsia.ops.packed_weights import FLOATING, PackedWeights
 from intarsia.ops.tracing import apart_from_torch
 
 FEW = 32
-"""For up to so many rows of one matrix of floating-point numbers the kernels are faster than PyTorch's products; of
-integers for any number, since those would have to be made float32 first (`benchmarks/products.py`)."""
+"""For up to so many rows of one matrix of floating-point numbers the kernels are faster than PyTorch's products."""
+
+FEW_OF_INTEGERS = 32
+"""The same of integers and rows of bfloat16, where the processor multiplies bfloat16: more rows are multiplied with
+weights that are made bfloat16, some at a time. Where it does not, the kernels are always faster
+(`benchmarks/products.py`)."""
+
+_PIECE = 1 << 22
+"""Bytes of weights that are made bfloat16 at a time: they stay in the cache until they are multiplied."""
 
 
 def _refuse(call: PackedLinearCall) -> str | None:
@@ -29,7 +38,7 @@ def _refuse(call: PackedLinearCall) -> str | None:
 
 def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
     """By the kernels, which read each weight once for all rows; by PyTorch's products where one matrix has so many rows
-    that those are faster."""
+    that those are faster. For them integers times scales are rounded to bfloat16."""
     x, weights, bias, matrix_of_row, dtype = call
     if matrix_of_row is None and x.shape[0] > FEW and weights.format in FLOATING:
         return packed_linear_torch(call)
@@ -46,11 +55,39 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
 def _run(
     handle: Any, x: Tensor, bias: Optional, matrix_of_row: Optional, N: int, dtype: torch.dtype
 ) -> Tensor:
+    if _is_for_whole_products(handle, x, matrix_of_row):
+        y = _by_whole_products(handle, x, N)
+        return (y if bias is None else y.float() + bias).to(dtype)
     y = x.new_empty((x.shape[0], N), dtype=dtype)
     if matrix_of_row is not None:
         matrix_of_row = matrix_of_row.contiguous()
     handle.product(x.detach(), y, matrix_of_row, bias, torch.get_num_threads())
     return y
+
+
+def _is_for_whole_products(handle: Any, x: Tensor, matrix_of_row: Optional) -> bool:
+    return (
+        x.shape[0] > FEW_OF_INTEGERS
+        and x.dtype == torch.bfloat16
+        and matrix_of_row is None
+        and handle.integers
+        and _multiplies_bfloat16()
+    )
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    return not {"avx512_bf16", "amx"}.isdisjoint(native.native().available())
+
+
+def _by_whole_products(handle: Any, x: Tensor, N: int) -> Tensor:
+    each = max(1, _PIECE // (2 * x.shape[1]))
+    room, y = x.new_empty(min(each, N), x.shape[1]), []
+    for first in range(0, N, each):
+        weights = room[: N - first]
+        handle.unpack(weights, first, torch.get_num_threads())
+        y.append(F.linear(x, weights))
+    return y[0] if len(y) == 1 else torch.cat(y, dim=1)
 
 
 def handle_of(weights: PackedWeights) -> Any:
