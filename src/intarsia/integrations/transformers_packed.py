@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.extras import require
 from intarsia.integrations.transformers_attention import NAME, register_attention
+from intarsia.integrations.transformers_cache import with_room
 from intarsia.layers.packed import PackedLinear, Packing, stand_in
 from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.packed_weights import FLOATING, WeightFormat
@@ -45,7 +46,7 @@ def prepare_for_inference(
     Linear maps (`nn.Linear`, that type and no other) and experts on the CPU are replaced in the model itself, in
     evaluation mode; hooks, devices, dtypes and names stay. The parameter `weight` that remains has the shape and dtype
     of the weight, no memory, and NaN for every number. Embeddings stay what they are, also where the head is tied to
-    them.
+    them. `generate` makes caches that append in place (`transformers_cache.with_room`).
 
     Args:
         model: of transformers, float32 or bfloat16.
@@ -163,6 +164,15 @@ class _Guarded:
         if mode:
             raise UnsupportedError(f"packed weights are for inference and cannot be trained: {BACK}")
         return super().train(False)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
+        given = model_kwargs.get("past_key_values")
+        made = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **options)  # type: ignore[misc]
+        if given is None:
+            with_room(model_kwargs.get("past_key_values"))
+        return made
 
     def save_pretrained(self, *args: Any, **options: Any) -> NoReturn:
         raise UnsupportedError(f"packed weights cannot be saved: {BACK}")
