@@ -56,6 +56,15 @@ void products(Program& self, const Places& from, const nb::list& weights, const 
   self.program.products(std::move(all));
 }
 
+void experts(Program& self, int from, int64_t from_column, int logits, int64_t logits_column, int64_t active,
+             int64_t groups, int64_t active_groups, bool softmax, bool biased, bool normalize, double factor,
+             const Tensor& bias, nb::handle gate_up, nb::handle down, int to, int64_t to_column) {
+  const FewRowsMatrices &up = matrices_of(self, gate_up), &back = matrices_of(self, down);
+  self.program.experts({from, from_column}, {logits, logits_column},
+                       {active, groups, active_groups, softmax, biased, normalize, factor, floats(bias, "bias")},
+                       {up.form, back.form, up.weights, back.weights}, {to, to_column});
+}
+
 void run(const Program& self, const nb::list& tensors, int threads) {
   std::vector<Rows> given;
   int64_t rows = -1;
@@ -117,6 +126,9 @@ void bind_row_program(nb::module_& m) {
             self.program.add({from, from_column}, scale, {to, to_column}, width);
           },
           "from"_a, "from_column"_a, "scale"_a, "to"_a, "to_column"_a, "width"_a)
+      .def("experts", &experts, "from"_a, "from_column"_a, "logits"_a, "logits_column"_a, "active"_a, "groups"_a,
+           "active_groups"_a, "softmax"_a, "biased"_a, "normalize"_a, "factor"_a, "bias"_a, "gate_up"_a, "down"_a,
+           "to"_a, "to_column"_a)
       .def(
           "copy",
           [](Program& self, int from, int64_t from_column, int64_t from_step, int to, int64_t to_column,

@@ -1,10 +1,13 @@
 #include "row_program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 
+#include "few_rows.h"
 #include "parallel.h"
 
 namespace intarsia {
@@ -174,6 +177,111 @@ class AddStep : public RowStep {
   const RowKernels& kernels;
 };
 
+// The experts of a row and how much each counts. Of equal scores the first is chosen.
+void choose(const RowRouter& router, const float* logits, std::vector<float>& room, int64_t* chosen, float* weights) {
+  const int64_t E = int64_t(router.bias.size()), each = E / router.groups;
+  room.resize(size_t(2 * E + router.groups));
+  float *scores = room.data(), *biased = scores + E, *strength = biased + E;
+  constexpr float NEVER = -std::numeric_limits<float>::infinity();
+  if (router.softmax) {
+    const float most = *std::max_element(logits, logits + E);
+    float total = 0;
+    for (int64_t e = 0; e < E; e++) total += scores[e] = std::exp(logits[e] - most);
+    for (int64_t e = 0; e < E; e++) scores[e] /= total;
+  } else {
+    for (int64_t e = 0; e < E; e++) scores[e] = 1 / (1 + std::exp(-logits[e]));
+  }
+  for (int64_t e = 0; e < E; e++) biased[e] = scores[e] + router.bias[size_t(e)];
+  // By looking for the largest again and again: numbers that are none are never larger, and chosen last.
+  const auto take = [](float* from, int64_t count) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; i++)
+      if (from[i] > from[best] || std::isnan(from[best])) best = i;
+    return best;
+  };
+  if (router.active_groups < router.groups) {
+    for (int64_t g = 0; g < router.groups; g++) {
+      float first = NEVER, second = NEVER;
+      for (int64_t e = g * each; e < (g + 1) * each; e++) {
+        if (biased[e] > first)
+          second = first, first = biased[e];
+        else if (biased[e] > second)
+          second = biased[e];
+      }
+      strength[g] = first + second;
+    }
+    std::vector<bool> used(size_t(router.groups), false);
+    for (int64_t i = 0; i < router.active_groups; i++) {
+      const int64_t g = take(strength, router.groups);
+      used[size_t(g)] = true, strength[g] = NEVER;
+    }
+    for (int64_t e = 0; e < E; e++)
+      if (!used[size_t(e / each)]) biased[e] = NEVER;
+  }
+  float total = 1e-20f;
+  for (int64_t i = 0; i < router.active; i++) {
+    const int64_t e = take(biased, E);
+    chosen[i] = e;
+    total += weights[i] = router.biased ? biased[e] : scores[e];
+    biased[e] = NEVER;
+  }
+  for (int64_t i = 0; i < router.active; i++) weights[i] *= float(router.factor) / (router.normalize ? total : 1.0f);
+}
+
+Array array_of_rows(char* data, int64_t rows, int64_t width, Dtype dtype) {
+  return {data, dtype, 2, {rows, width}, {width, 1}};
+}
+
+class ExpertsStep : public RowStep {
+ public:
+  ExpertsStep(RowPlace from, RowPlace logits, RowRouter router, const RowExperts& experts, RowPlace to,
+              const Kernels& kernels)
+      : from(from), logits(logits), router(std::move(router)), experts(experts), to(to), kernels(kernels) {}
+
+  void run(const RowFrame& frame) const override {
+    const Rows x = frame.at(from), scores = frame.at(logits), y = frame.at(to);
+    const int64_t active = router.active, pairs = frame.rows * active, D = experts.gate_up.K, F = experts.down.K;
+    const int64_t number = size_of(x.dtype),
+                  sizes[] = {whole_lines(pairs * D * number), whole_lines(pairs * 2 * F * number),
+                             whole_lines(pairs * F * number), whole_lines(pairs * D * 4), whole_lines(D * 4)};
+    char* places[5];
+    char* memory = kept(1, std::accumulate(std::begin(sizes), std::end(sizes), int64_t(0)));
+    for (int i = 0; i < 5; i++) places[i] = memory, memory += sizes[i];
+    std::vector<int64_t> chosen(size_t(pairs), 0);
+    std::vector<float> weights(size_t(pairs), 0), room;
+    for (int64_t r = 0; r < frame.rows; r++) {
+      const float* of_row = reinterpret_cast<const float*>(scores.data + r * scores.stride);
+      choose(router, of_row, room, chosen.data() + r * active, weights.data() + r * active);
+      for (int64_t i = 0; i < active; i++)
+        std::memcpy(places[0] + (r * active + i) * D * number, x.data + r * x.stride, size_t(D * number));
+    }
+    few_rows({experts.gate_up, experts.all_gate_up, array_of_rows(places[0], pairs, D, x.dtype),
+              array_of_rows(places[1], pairs, 2 * F, x.dtype), chosen.data(), nullptr},
+             kernels.few_rows, frame.threads);
+    const Rows hidden{places[1], 2 * F * number, x.dtype}, activated{places[2], F * number, x.dtype};
+    for (int64_t p = 0; p < pairs; p++) kernels.row.swiglu(hidden, hidden.columns_from(F), activated, p, F);
+    few_rows({experts.down, experts.all_down, array_of_rows(places[2], pairs, F, x.dtype),
+              array_of_rows(places[3], pairs, D, Dtype::float32), chosen.data(), nullptr},
+             kernels.few_rows, frame.threads);
+    const float* given = reinterpret_cast<const float*>(places[3]);
+    float* sum = reinterpret_cast<float*>(places[4]);
+    for (int64_t r = 0; r < frame.rows; r++) {
+      std::fill(sum, sum + D, 0.0f);
+      for (int64_t p = r * active; p < (r + 1) * active; p++)
+        for (int64_t d = 0; d < D; d++) sum[d] += weights[size_t(p)] * given[p * D + d];
+      std::memset(y.data + r * y.stride, 0, size_t(D * size_of(y.dtype)));
+      kernels.row.add({places[4], 0, Dtype::float32}, 1, y, r, D);
+    }
+  }
+
+ private:
+  RowPlace from, logits;
+  RowRouter router;
+  RowExperts experts;
+  RowPlace to;
+  const Kernels& kernels;
+};
+
 class CopyStep : public RowStep {
  public:
   CopyStep(RowPlace from, int64_t from_step, RowPlace to, int64_t to_step, int64_t width, int64_t count)
@@ -242,6 +350,22 @@ void RowProgram::product_of_each(RowPlace from, int64_t from_step, RowPlace to, 
 void RowProgram::swiglu(RowPlace gate, RowPlace up, RowPlace to, int64_t width) {
   check(gate, width), check(up, width), check(to, width);
   steps_.push_back(std::make_unique<SwigluStep>(gate, up, to, width, kernels_.row));
+}
+
+void RowProgram::experts(RowPlace from, RowPlace logits, RowRouter router, const RowExperts& experts, RowPlace to) {
+  const int64_t E = int64_t(router.bias.size()), D = experts.gate_up.K, F = experts.down.K;
+  check(from, D), check(to, D), check(logits, E);
+  if (buffers_[size_t(logits.buffer)].dtype != Dtype::float32) throw std::invalid_argument("logits are float32");
+  if (to.buffer == from.buffer) throw std::invalid_argument("experts cannot write over their rows");
+  if (int64_t(experts.all_gate_up.size()) != E || int64_t(experts.all_down.size()) != E || experts.gate_up.N != 2 * F ||
+      experts.down.N != D)
+    throw std::invalid_argument("experts are gate and up [E, 2 F, D] and down [E, D, F]");
+  if (router.groups < 1 || E % router.groups || router.active_groups < 1 || router.active_groups > router.groups ||
+      router.active < 1 || router.active > E / router.groups * router.active_groups)
+    throw std::invalid_argument("there are too few experts for that choice");
+  RowExperts own = experts;
+  own.gate_up.x = own.down.x = buffers_[size_t(from.buffer)].dtype;
+  steps_.push_back(std::make_unique<ExpertsStep>(from, logits, std::move(router), own, to, kernels_));
 }
 
 void RowProgram::add(RowPlace from, double scale, RowPlace to, int64_t width) {

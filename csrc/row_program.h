@@ -24,6 +24,23 @@ struct RowProduct {
   RowPlace to;
 };
 
+// How a router chooses experts: by scores of its logits plus `bias` [experts], in groups of which the best two of each
+// say which are used; see `Router` of the Python package.
+struct RowRouter {
+  int64_t active, groups, active_groups;
+  bool softmax;    // scores are that, or sigmoids
+  bool biased;     // weights are scores with the bias
+  bool normalize;  // weights are divided by their sum
+  double factor;
+  std::vector<float> bias;
+};
+
+// Experts' weights, which are their owner's: gate and up [E, 2 F, D], down [E, D, F].
+struct RowExperts {
+  FewRowsForm gate_up, down;
+  const std::vector<FewRowsWeights>&all_gate_up, &all_down;
+};
+
 // The rows of a call, in the buffers, and what runs them.
 struct RowFrame {
   std::vector<Rows> buffers;
@@ -62,6 +79,8 @@ class RowProgram {
   void product_of_each(RowPlace from, int64_t from_step, RowPlace to, int64_t to_step, const FewRowsForm& form,
                        const std::vector<FewRowsWeights>& weights);
   void swiglu(RowPlace gate, RowPlace up, RowPlace to, int64_t width);
+  // The weighted sum of what the chosen experts give; `logits` are float32.
+  void experts(RowPlace from, RowPlace logits, RowRouter router, const RowExperts& experts, RowPlace to);
   void add(RowPlace from, double scale, RowPlace to, int64_t width);
   // `count` pieces of `width` numbers.
   void copy(RowPlace from, int64_t from_step, RowPlace to, int64_t to_step, int64_t width, int64_t count);

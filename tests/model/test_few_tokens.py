@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import PoolError, ShapeError
+from intarsia.layers.packed import Packing
 from intarsia.layers.parted import Parted
 from intarsia.mixers import KDAConfig, MixerConfig, MLAConfig
 from intarsia.mixers.deltanet import DeltaNetConfig
 from intarsia.mixers.gated_deltanet import GatedDeltaNetConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig
+from intarsia.model.experts import Router
 from intarsia.model.few_tokens import FEW
 from intarsia.model.states import ModelStates
 from intarsia.ops import Sequences, native
@@ -107,6 +109,43 @@ def test_norms_stand_where_the_model_has_them(placement: Any, mixer: MixerConfig
     fast, readable = both(model)
     begun = readable(tokens(1, 8), readable.init_states(1)).states
     close(fast(tokens(1, 2), begun).logits, readable(tokens(1, 2), begun).logits)
+
+
+EXPERTS = {
+    "sigmoid": ExpertsConfig(8, 16, 3, num_shared=1, routed_scaling_factor=2.4),
+    "softmax without shared experts": ExpertsConfig(
+        8, 16, 2, num_shared=0, scores="softmax", normalize=False
+    ),
+    "groups": ExpertsConfig(8, 16, 2, num_shared=2, num_groups=4, num_active_groups=2),
+    "biased weights": ExpertsConfig(6, 16, 6, num_shared=1, routing_weights="biased"),
+    "gated": ExpertsConfig(8, 16, 3, num_shared=1, shared_gate=True),
+    "clamped, with biases": ExpertsConfig(8, 16, 3, num_shared=0, biases=True, activation="clamped"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_chosen_and_added_up_as_the_layers_do(name: str, dtype: torch.dtype) -> None:
+    model = model_of(CASES["kda"], experts=EXPERTS[name], dense_layers=0)
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.weight.data.normal_(generator=generator)
+            module.bias.normal_(0, 0.2, generator=generator)
+    model = model.to(dtype)
+    packing = Packing("float32", least=0)
+    fast, readable = InferenceModel(model, packing), InferenceModel(model, packing)
+    readable.few_tokens = None
+    assert fast.few_tokens is not None
+    plain = name not in ("gated", "clamped, with biases")
+    assert fast.few_tokens.stages == (2 if plain else 4)
+    begun = readable(tokens(2, 8), readable.init_states(2)).states
+    expected = readable(tokens(2, 5), begun, last_only=False)
+    close(
+        fast(tokens(2, 5), begun, last_only=False).logits,
+        expected.logits,
+        2e-5 if dtype.itemsize == 4 else 0.03,
+    )
 
 
 @pytest.mark.parametrize("mixer", [CASES["kda"], CASES["gdn"], LATENT])

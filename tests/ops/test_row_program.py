@@ -12,7 +12,7 @@ from torch import Tensor
 from intarsia.errors import ShapeError
 from intarsia.ops import native, pack_weights
 from intarsia.ops.packed_weights import WeightFormat
-from intarsia.ops.row_program import DTYPES, Product, RowProgram
+from intarsia.ops.row_program import DTYPES, Choice, Product, RowProgram
 from ops.conftest import INSTRUCTION_SETS, chosen
 
 pytestmark = pytest.mark.skipif(native.missing_reason() is not None, reason="there are no kernels")
@@ -102,6 +102,58 @@ def test_a_product_of_each_piece(dtype: torch.dtype, format: WeightFormat) -> No
     expected = torch.einsum("rek,enk->ren", pieces[..., :K], weights.unpacked(torch.float64))
     near(got.unflatten(1, (E, -1))[..., :N].flatten(1), expected.flatten(1), dtype)
     assert torch.equal(got.unflatten(1, (E, -1))[..., N:], a.unflatten(1, (E, step))[..., K:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(
+    ("softmax", "groups", "biased"), [(False, 1, False), (True, 4, False), (False, 2, True)]
+)
+def test_experts(dtype: torch.dtype, rows: int, softmax: bool, groups: int, biased: bool) -> None:
+    E, F_, D, active = 8, 20, 40, 2
+    gate_up, down = (
+        pack_weights(randn(E, 2 * F_, D, seed=1), "int8"),
+        pack_weights(randn(E, D, F_, seed=2), "bfloat16"),
+    )
+    choice = Choice(
+        active, groups, 1 if groups > 1 else groups, softmax, biased, True, 2.5, 0.3 * randn(E, seed=3)
+    )
+    program = RowProgram(dtype)
+    x, logits, result = program.input(D), program.room(E, torch.float32), program.result(D)
+    program.products([Product(x, pack_weights(randn(E, D, seed=4), "float32"), logits)])
+    program.copy(program.experts(x, logits, choice, gate_up, down), result, D)
+    a = randn(rows, D, seed=5, dtype=dtype)
+    (got,) = program(a)
+    raw = a.double() @ randn(E, D, seed=4).double().mT
+    scores = raw.softmax(-1) if softmax else raw.sigmoid()
+    with_bias = scores + choice.bias.double()
+    grouped = with_bias.unflatten(-1, (groups, -1))
+    best = (
+        grouped.topk(2, dim=-1).values.sum(-1).argmax(-1)
+        if groups > 1
+        else torch.zeros(rows, dtype=torch.int64)
+    )
+    for row in range(rows):
+        allowed = torch.full((groups, E // groups), -torch.inf, dtype=torch.float64)
+        allowed[best[row]] = grouped[row, best[row]]
+        chosen = allowed.flatten().topk(active).indices
+        weights = (with_bias if biased else scores)[row, chosen]
+        weights = 2.5 * weights / weights.sum()
+        expected = torch.zeros(D, dtype=torch.float64)
+        for e, weight in zip(chosen.tolist(), weights, strict=True):
+            gate, up = (gate_up.unpacked(torch.float64)[e] @ a[row].double()).chunk(2)
+            expected += weight * (down.unpacked(torch.float64)[e] @ (F.silu(gate) * up))
+        near(got[row], expected, dtype)
+
+
+def test_logits_that_are_no_numbers_choose_experts_that_there_are() -> None:
+    program = RowProgram(torch.float32)
+    x, logits = program.input(3), program.room(4, torch.float32)
+    program.products([Product(x, pack_weights(randn(4, 3), "float32"), logits)])
+    choice = Choice(2, 1, 1, True, False, True, 1.0, torch.zeros(4))
+    experts = pack_weights(randn(4, 4, 3), "float32"), pack_weights(randn(4, 3, 2), "float32")
+    program.copy(program.experts(x, logits, choice, *experts), program.result(3), 3)
+    assert program(torch.full((2, 3), torch.nan))[0].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -202,6 +202,13 @@ class PackedExperts(Experts):
     packed_gate_up: PackedWeights
     packed_down: PackedWeights
 
+    @property
+    def are_plain(self) -> bool:
+        """Whether they are SwiGLUs without biases, beside shared ones that nothing gates: what `RowProgram` has."""
+        config = self.config
+        plain = config.activation == "swiglu" and not config.biases and self.shared_gate is None
+        return plain and all(each.device.type == "cpu" for each in self.all_packed())
+
     def train(self, mode: bool = True) -> PackedExperts:
         """Only `eval`; UnsupportedError where it is asked to train."""
         refuse_training(mode)

@@ -19,10 +19,11 @@ from intarsia.layers.parted import Parted, Rows
 from intarsia.layers.states import State
 from intarsia.mixers.base import Layer
 from intarsia.model.block import Block
+from intarsia.model.experts import PackedExperts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.states import ModelStates
-from intarsia.ops import PackedWeights, Sequences
-from intarsia.ops.row_program import Place, Product, RowProgram
+from intarsia.ops import PackedWeights, Sequences, pack_weights
+from intarsia.ops.row_program import Choice, Place, Product, RowProgram
 
 FEW = 32
 """Tokens of all sequences together, up to which this is the faster way: of more, PyTorch's products are."""
@@ -66,6 +67,11 @@ class FewTokens:
         plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
         return FewTokens(blocks, layers, norm, weights) if plain and weights is not None else None
 
+    @property
+    def stages(self) -> int:
+        """How often something comes between programs: once a layer, where all of its parts are known."""
+        return len(self._stages)
+
     @staticmethod
     def takes(tokens: Tensor) -> bool:
         """Whether so many tokens are few, and nobody in PyTorch wants to look on."""
@@ -89,6 +95,14 @@ class FewTokens:
             x = x[:, places]
         (logits,) = self._head(x.reshape(-1, x.shape[2]))
         return logits.view(*x.shape[:2], -1), ModelStates(tuple(after))
+
+
+def _maps_of(module: nn.Module) -> tuple[PackedWeights, ...] | None:
+    """The weights of a SwiGLU; None where it is none, or they cannot be read."""
+    if type(module) is not SwiGLU:
+        return None
+    found = [weights_of(each) for each in (module.gate, module.up, module.down)]
+    return None if None in found else tuple(each for each in found if each is not None)
 
 
 class _Builder:
@@ -120,16 +134,11 @@ class _Builder:
     def add_feed_forward(self, block: Block) -> None:
         """What follows the mixer of a block."""
         h, feed_forward = self._normed(block, block.feed_forward_norm), block.feed_forward
-        maps = (
-            [weights_of(each) for each in (feed_forward.gate, feed_forward.up, feed_forward.down)]
-            if type(feed_forward) is SwiGLU
-            else []
-        )
-        if maps and None not in maps:
-            gate, up, down = (each for each in maps if each is not None)
-            hidden = [self.program.room(gate.shape[0]), self.program.room(gate.shape[0])]
-            self.program.products([Product(h, gate, hidden[0]), Product(h, up, hidden[1])])
-            y = self.program.product(self.program.swiglu(*hidden), down)
+        routed = feed_forward if isinstance(feed_forward, PackedExperts) and feed_forward.are_plain else None
+        dense = routed.shared if routed else feed_forward
+        maps = () if dense is None else _maps_of(dense)
+        if maps is not None and (maps or routed):
+            y = self._feed_forward(h, maps, routed)
         else:
 
             def whole(
@@ -140,6 +149,38 @@ class _Builder:
             self._leave(h, whole, None)
             y = self.program.input(self._width)
         self._add(block, y, block.feed_forward_norm)
+
+    def _feed_forward(self, h: Place, maps: tuple[PackedWeights, ...], routed: PackedExperts | None) -> Place:
+        """A SwiGLU of the weights `maps` (none: there is none), `routed` experts, or both."""
+        program = self.program
+        products: list[Product] = []
+        if maps:
+            gate, up, down = maps
+            hidden = program.room(gate.shape[0]), program.room(gate.shape[0])
+            products = [Product(h, gate, hidden[0]), Product(h, up, hidden[1])]
+        if routed is not None:
+            logits = program.room(routed.config.num_experts, torch.float32)
+            products.append(Product(h, pack_weights(routed.router.weight, "float32"), logits))
+        program.products(products)
+        y = program.product(program.swiglu(*hidden), down) if maps else None
+        if routed is None:
+            assert y is not None
+            return y
+        c = routed.config
+        choice = Choice(
+            active=c.num_active,
+            groups=c.num_groups,
+            active_groups=c.num_active_groups,
+            softmax=c.scores == "softmax",
+            biased=c.routing_weights == "biased",
+            normalize=c.normalize,
+            factor=c.routed_scaling_factor,
+            bias=routed.router.bias,
+        )
+        found = program.experts(h, logits, choice, *routed.all_packed())
+        if y is not None:
+            program.add(y, found)
+        return found
 
     def _normed(self, block: Block, norm: RMSNorm) -> Place:
         """What goes into a part of a block."""

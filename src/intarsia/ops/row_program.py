@@ -47,6 +47,22 @@ class Product(NamedTuple):
     bias: Tensor | None = None
 
 
+class Choice(NamedTuple):
+    """How a router's logits choose experts, as `intarsia.model.experts.Router` says it."""
+
+    active: int
+    groups: int
+    active_groups: int
+    softmax: bool
+    """Scores are a softmax over all experts, or a sigmoid of each."""
+    biased: bool
+    """Weights are the scores with the bias."""
+    normalize: bool
+    factor: float
+    bias: Tensor
+    """`[E]` float32."""
+
+
 class RowProgram:
     """Steps that are computed for each row alone, in the order in which they were listed, by the native kernels.
 
@@ -83,9 +99,9 @@ class RowProgram:
         self._results.append((width, self._dtype if dtype is None else dtype))
         return self._buffer(width, 1, self._results[-1][1])
 
-    def room(self, width: int) -> Place:
+    def room(self, width: int, dtype: torch.dtype | None = None) -> Place:
         """Rows between steps."""
-        return Place(self._native.buffer(width, False, DTYPES[self._dtype]), 0, width)
+        return Place(self._native.buffer(width, False, DTYPES[dtype or self._dtype]), 0, width)
 
     def _buffer(self, width: int, kind: int, dtype: torch.dtype) -> Place:
         self._given.append(kind)
@@ -139,6 +155,18 @@ class RowProgram:
         to = self.room(gate.width) if to is None else to
         _alike("an activation", gate.width, up.width, to.width)
         self._native.swiglu(*gate[:2], *up[:2], *to)
+        return to
+
+    def experts(
+        self, x: Place, logits: Place, choice: Choice, gate_up: PackedWeights, down: PackedWeights
+    ) -> Place:
+        """The weighted sum of SwiGLU experts `gate_up` `[E, 2 F, D]` and `down` `[E, D, F]` that each row's `logits`
+        (float32 room) choose, in new room. Experts that no row chooses are not read."""
+        to = self.room(x.width)
+        *how, bias = choice
+        handles = packed_linear_cpu.handle_of(gate_up), packed_linear_cpu.handle_of(down)
+        bias = bias.detach().float().contiguous()
+        self._native.experts(*x[:2], *logits[:2], *how, bias, *handles, *to[:2])
         return to
 
     def add(self, x: Place, to: Place, scale: float = 1.0) -> None:
