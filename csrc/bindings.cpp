@@ -7,6 +7,7 @@
 NB_MODULE(_native, m) {
   m.doc() = "Intarsia's CPU kernels";
   m.def("available", &intarsia::available, "The instruction sets that this machine can run, the best first.");
+  m.def("maker", &intarsia::maker, "Who made this processor, as it says itself, or nothing.");
   nb::class_<intarsia::Crowd>(m, "Crowd", "How many threads share work on a busy machine. Times are nanoseconds.")
       .def(nb::init<>())
       .def("allowed", &intarsia::Crowd::allowed, "threads"_a, "now"_a)

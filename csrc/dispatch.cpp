@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #ifdef INTARSIA_X86
@@ -127,6 +128,18 @@ std::vector<std::string> available() {
   for (const Entry& entry : ENTRIES)
     if (entry.runs_here()) names.emplace_back(entry.kernels->name);
   return names;
+}
+
+std::string maker() {
+#ifdef INTARSIA_X86
+  unsigned most, letters[3];
+  if (__get_cpuid(0, &most, &letters[0], &letters[2], &letters[1])) {
+    char name[sizeof letters];
+    std::memcpy(name, letters, sizeof name);
+    return std::string(name, sizeof name);
+  }
+#endif
+  return "";
 }
 
 const Kernels& kernels_of(const std::string& name) {

@@ -31,6 +31,9 @@ struct Kernels {
 // The instruction sets that were compiled in and that this machine can run, the best first.
 std::vector<std::string> available();
 
+// Who made this processor, in the twelve letters that it has for that ("GenuineIntel"), or nothing where it has none.
+std::string maker();
+
 // The kernels of one of them. Throws std::invalid_argument for a name that is unknown or cannot run here.
 const Kernels& kernels_of(const std::string& name);
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,31 @@ def test_the_environment_forces_an_instruction_set() -> None:
     assert wrong.returncode != 0
     names = ", ".join(native.native().available())
     assert f"ConfigError: INTARSIA_CPU_ISA='avx1024': there are {names} here" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("best", "maker", "fastest"),
+    [
+        ("avx512_bf16", "GenuineIntel", "avx512"),
+        ("avx512_bf16", "AuthenticAMD", "avx512_bf16"),
+        ("avx512_bf16", "", "avx512_bf16"),
+        ("amx", "GenuineIntel", "amx"),
+        ("avx2", "GenuineIntel", "avx2"),
+    ],
+)
+def test_chunks_take_pairs_where_those_are_fast(best: str, maker: str, fastest: str) -> None:
+    assert native.fastest_for_chunks(best, maker) == fastest
+
+
+@compiled
+def test_chunks_take_what_is_forced_and_else_what_the_maker_says() -> None:
+    code = "from intarsia.ops.native import *; print(chunk_instruction_set(), native().maker())"
+    for isa in native.native().available():
+        assert run(code, INTARSIA_CPU_ISA=isa).stdout.split()[0] == isa
+    chosen, _, maker = run(code).stdout.strip().partition(" ")
+    assert chosen == native.fastest_for_chunks(native.native().available()[0], maker)
+    if Path("/proc/cpuinfo").exists() and "vendor_id" in Path("/proc/cpuinfo").read_text():
+        assert f"vendor_id\t: {maker}" in Path("/proc/cpuinfo").read_text()
 
 
 def test_the_environment_switches_the_kernels_off() -> None:

@@ -32,6 +32,8 @@ def arithmetic(device: torch.device | str = "cpu") -> dict[str, str]:
     elif native.missing_reason() is None:
         file = Path(native.native().__file__ or "")
         found["kernels"] = f"{native.instruction_set()} {_file_hash(file, file.stat().st_mtime_ns)}"
+        if native.chunk_instruction_set() != native.instruction_set():
+            found["kernels of chunks"] = native.chunk_instruction_set()
     return found
 
 

@@ -139,7 +139,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         final if output_final_state else None,
         z if z.numel() else None,
         chunk_states if keep else None,
-        native.instruction_set(),
+        native.chunk_instruction_set(),
         torch.get_num_threads(),
     )
     return room
@@ -212,7 +212,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
         *detached((z if z.numel() else None, chunk_states, rows(d_o))),
         None if d_final_state is None else d_final_state.detach().contiguous(),
         *room,
-        native.instruction_set(),
+        native.chunk_instruction_set(),
         torch.get_num_threads(),
     )
     return _summed(room, x)
