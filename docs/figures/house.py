@@ -81,8 +81,7 @@ FLOORS = (
         ),
         (
             Stop("model/inference_model.py", "packed weights, the layers' steps"),
-            Stop("model/language_model.py", "the same, with a state of each layer"),
-            Stop("model/block.py", "the same"),
+            Stop("model/few_tokens.py", "programs of what each token does alone"),
         ),
     ),
     Floor(
@@ -94,7 +93,7 @@ FLOORS = (
         "layers",
         ("what layers are made of: norm, rope,", "convolution, gates, states, pools"),
         (),
-        (Stop("layers/decoding.py", "the layer's projections, then its step"),),
+        (Stop("layers/decoding.py", "what tokens exchange: the layer's step"),),
     ),
     Floor(
         "ops",
