@@ -1,6 +1,6 @@
 """What a step over a pool costs in Python, a layer and a sequence, of a model so small that little else is left.
 
-    python benchmarks/pools.py [--json FILE]
+    python benchmarks/pools.py [--out FILE]
 
 A step brings one token of each sequence. Models of two and of ten layers of a kind tell what a layer adds and what a
 step costs apart from its layers. Microseconds, the lowest of several rounds' means.
@@ -8,14 +8,13 @@ step costs apart from its layers. Microseconds, the lowest of several rounds' me
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from common import machine, options_parser
+from intarsia.files import write_json
 from intarsia.mixers import mixer
 from intarsia.model import FeedForwardConfig, InferenceModel, LanguageModel, ModelConfig
 from intarsia.ops import Sequences
@@ -61,12 +60,11 @@ def step_time(model: InferenceModel, sequences: int, seconds: float) -> float:
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     rows = []
     print("| layer | sequences | us a layer | us a step besides |\n| --- | --- | --- | --- |")
     for kind in KINDS:
@@ -78,8 +76,8 @@ def main() -> None:
                 {"kind": kind, "sequences": sequences, "layer_us": layer, "step_us": few - FEW * layer}
             )
             print(f"| {kind} | {sequences} | {layer:.0f} | {few - FEW * layer:.0f} |", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    if options.out:
+        write_json(options.out, {"machine": machine(), "rows": rows})
 
 
 if __name__ == "__main__":

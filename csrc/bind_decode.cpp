@@ -35,13 +35,13 @@ struct DecodeStep {
   const DecodeKernels& kernels;
 };
 
-void construct(DecodeStep* self, int H, int HV, int K, int V, double scale, bool erases, bool normalize, int decay,
-               bool fixed, int gate, double bound, double beta_scale, const Numbers& rate, const Numbers& bias, int W,
-               bool silu, const Numbers& conv_weight, const Numbers& norm_weight, double norm_eps, int output_gate,
-               const std::string& isa) {
+void construct(DecodeStep* self, int H, int HV, int K, int V, double scale, bool erases, bool normalize, bool general,
+               int decay, bool fixed, int gate, double bound, double beta_scale, const Numbers& rate,
+               const Numbers& bias, int W, bool silu, const Numbers& conv_weight, const Numbers& norm_weight,
+               double norm_eps, int output_gate, const std::string& isa) {
   DecodeLayer form{};
   form.H = H, form.HV = HV, form.K = K, form.V = V;
-  form.scale = scale, form.erases = erases, form.normalize = normalize;
+  form.scale = scale, form.erases = erases, form.normalize = normalize, form.general = general;
   form.decay = Decay(decay), form.gate = Gate(gate), form.bound = bound, form.beta_scale = beta_scale;
   form.W = W, form.silu = silu, form.norm_eps = norm_eps, form.output_gate = OutputGate(output_gate);
   new (self) DecodeStep{{form, rate, bias, conv_weight, norm_weight},
@@ -77,16 +77,17 @@ Rows rows_of(const Array& array, int64_t numbers) { return {array.data, numbers 
 bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, nb::handle z, nb::handle out,
          nb::handle board_from, nb::handle conv_from, nb::handle board_to, nb::handle conv_to, int64_t sequences,
          int64_t tokens, uintptr_t edges, uintptr_t read, uintptr_t write, int64_t highest_read, int64_t highest_write,
-         bool contested, int threads) {
+         bool contested, int threads, nb::handle a, nb::handle b) {
   const DecodeLayer& layer = self.narrow.layer;
   const int64_t HV = layer.HV, K = layer.K, V = layer.V, channels = layer.channels(), past = layer.W - 1;
   const int64_t decays = layer.decay == Decay::channel ? HV * K : HV;
   const bool convolves = layer.W > 0, decaying = layer.decay != Decay::none;
-  Array x, decay, strength, gate, o, board, conv, new_board, new_conv;
+  Array x, decay, strength, gate, o, along, reads, board, conv, new_board, new_conv;
   if (!view(qkv, {tokens, channels}, x) || !view(out, {tokens, HV * V}, o) || o.dtype != x.dtype) return false;
   if (!(self.fixed ? view_if(true, g, {HV}, decay) : view_if(decaying, g, {tokens, decays}, decay)) ||
       !view_if(layer.erases, beta, {tokens, HV}, strength, true) ||
-      !view_if(layer.output_gate != OutputGate::none, z, {tokens, HV * V}, gate))
+      !view_if(layer.output_gate != OutputGate::none, z, {tokens, HV * V}, gate) ||
+      !view_if(layer.general, a, {tokens, HV * K}, along) || !view_if(layer.general, b, {tokens, HV * K}, reads))
     return false;
   if (!view(board_from, {-1, HV, K, V}, board) || !view_if(convolves, conv_from, {-1, past, channels}, conv))
     return false;
@@ -109,6 +110,8 @@ bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, 
                         rows_of(strength, HV),
                         rows_of(gate, HV * V),
                         rows_of(o, HV * V),
+                        rows_of(along, HV * K),
+                        rows_of(reads, HV * K),
                         sequences,
                         slots(edges),
                         slots(read),
@@ -124,12 +127,13 @@ bool run(const DecodeStep& self, nb::handle qkv, nb::handle g, nb::handle beta, 
 
 void bind_decode(nb::module_& m) {
   nb::class_<DecodeStep>(m, "DecodeStep", "A layer's decode step. With copies of its weights.")
-      .def("__init__", &construct, "H"_a, "HV"_a, "K"_a, "V"_a, "scale"_a, "erases"_a, "normalize"_a, "decay"_a,
-           "fixed"_a, "gate"_a, "bound"_a, "beta_scale"_a, "rate"_a.none(), "bias"_a.none(), "W"_a, "silu"_a,
+      .def("__init__", &construct, "H"_a, "HV"_a, "K"_a, "V"_a, "scale"_a, "erases"_a, "normalize"_a, "general"_a,
+           "decay"_a, "fixed"_a, "gate"_a, "bound"_a, "beta_scale"_a, "rate"_a.none(), "bias"_a.none(), "W"_a, "silu"_a,
            "conv_weight"_a.none(), "norm_weight"_a.none(), "norm_eps"_a, "output_gate"_a, "isa"_a)
       .def("run", &run, "qkv"_a.none(), "g"_a.none(), "beta"_a.none(), "z"_a.none(), "out"_a.none(), "board"_a.none(),
            "conv"_a.none(), "board_to"_a.none(), "conv_to"_a.none(), "sequences"_a, "tokens"_a, "edges"_a, "read"_a,
-           "write"_a, "highest_read"_a, "highest_write"_a, "contested"_a, "threads"_a);
+           "write"_a, "highest_read"_a, "highest_write"_a, "contested"_a, "threads"_a, "a"_a.none() = nb::none(),
+           "b"_a.none() = nb::none());
 }
 
 }  // namespace intarsia

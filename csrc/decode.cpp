@@ -43,6 +43,7 @@ void decode(const DecodeLayer& layer, const DecodeCall& call, const DecodeKernel
     task.tokens = call.edges[n + 1] - first;
     task.x = call.x.rows_from(first), task.g = call.g.rows_from(first), task.beta = call.beta.rows_from(first);
     task.z = call.z.rows_from(first), task.o = call.o.rows_from(first);
+    task.a = call.a.rows_from(first), task.b = call.b.rows_from(first);
     task.board_from = slot_of(call.from.board, call.read[n], board);
     task.conv_from = slot_of(call.from.conv, call.read[n], conv);
     task.board_to = slot_of(call.to.board, call.write[n], board);

@@ -14,7 +14,7 @@ struct DecodePool {
 // state is read from slot `read[n]` of `from` (-1: it begins) and written to slot `write[n]` of `to`. The caller has
 // checked the slots: all exist, none is written twice, and none that one sequence writes is read by another.
 struct DecodeCall {
-  Rows x, g, beta, z, o;
+  Rows x, g, beta, z, o, a, b;
   int64_t sequences;
   const int64_t *edges, *read, *write;
   DecodePool from, to;

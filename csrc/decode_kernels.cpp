@@ -5,6 +5,10 @@
 //
 //   p = Sᵀ (e^g k)    u = beta (v - p)    o = Sᵀ (e^g q) + (q k) u    S' = e^g S + k u
 //
+// and the general rule, which erases along a what b reads:
+//
+//   p = Sᵀ b    o = Sᵀ (e^g q) + (q k) v - (q a) p    S' = e^g S + k v - a p
+//
 // The board is worked on in slices of columns, as wide as the registers hold sums for: the wider, the more the
 // memory is read in its own order. What the first pass reads is still in the caches for the second. All tokens that
 // are at hand go over a slice before the next one has its turn.
@@ -29,14 +33,16 @@ INLINE void multiply(R* x, R factor, int width) {
 // One token as the rule takes it.
 template <class R>
 struct Token {
-  const R *k, *alpha, *k_decayed, *q_decayed;  // [K]
-  const R* v;                                  // [V]
-  R* o;                                        // [V]
-  R qk, beta;
+  const R *k, *alpha, *k_decayed, *q_decayed, *a;  // [K]; of the general rule b stands for k_decayed
+  const R* v;                                      // [V]
+  R* o;                                            // [V]
+  R qk, beta, qa;
 };
 
+enum class Rule { additive, delta, general };
+
 // A token goes over WIDTH vectors of columns of the board.
-template <class R, int WIDTH, bool ERASES>
+template <class R, int WIDTH, Rule RULE>
 INLINE void update(const Token<R>& token, int column, const R* from, R* to, int64_t stride, int K) {
   // Few columns have the sums of some rows apart, so that additions need not wait for each other.
   constexpr int N = LANES<R>, PARTS = WIDTH < 4 ? 4 / WIDTH : 1;
@@ -45,7 +51,7 @@ INLINE void update(const Token<R>& token, int column, const R* from, R* to, int6
     const R *row = from + d * stride, k = token.k_decayed[d], q = token.q_decayed[d];
     for (int w = 0; w < WIDTH; w++) {
       const Vec<R> S = load(row + w * N);
-      if (ERASES) recalled[part][w] += S * k;
+      if (RULE != Rule::additive) recalled[part][w] += S * k;
       read[part][w] += S * q;
     }
   };
@@ -61,13 +67,20 @@ INLINE void update(const Token<R>& token, int column, const R* from, R* to, int6
       read[0][w] += read[part][w];
     }
     u[w] = load(token.v + column + w * N);
-    if (ERASES) u[w] = (u[w] - recalled[0][w]) * token.beta;
-    store<R>(token.o + column + w * N, read[0][w] + u[w] * token.qk);
+    if (RULE == Rule::delta) u[w] = (u[w] - recalled[0][w]) * token.beta;
+    // Of two products either could be the one that is rounded.
+    const Vec<R> written =
+        RULE == Rule::general ? rounded<R>(u[w] * token.qk) - rounded<R>(recalled[0][w] * token.qa) : u[w] * token.qk;
+    store<R>(token.o + column + w * N, read[0][w] + written);
   }
   for (d = 0; d < K; d++) {
     const R alpha = token.alpha[d], k = token.k[d];
-    for (int w = 0; w < WIDTH; w++)
-      store<R>(to + d * stride + w * N, load(from + d * stride + w * N) * alpha + rounded<R>(u[w] * k));
+    const R a = RULE == Rule::general ? token.a[d] : R(0);
+    for (int w = 0; w < WIDTH; w++) {
+      Vec<R> change = rounded<R>(u[w] * k);
+      if (RULE == Rule::general) change = rounded<R>(change - rounded<R>(recalled[0][w] * a));
+      store<R>(to + d * stride + w * N, load(from + d * stride + w * N) * alpha + change);
+    }
   }
 }
 
@@ -78,6 +91,7 @@ struct Step {
   int K, V, wider, taps;             // K and V in whole vectors
   R *q, *k;                          // [DECODE_ROWS, K]
   R *alpha, *k_decayed, *q_decayed;  // [DECODE_ROWS * group, K]
+  R *a, *qa;                         // [DECODE_ROWS * group, K] and [DECODE_ROWS * group], of the general rule
   R *v, *o;                          // [DECODE_ROWS * group, V]
   R* z;                              // [V]
   R *beta, *qk;                      // [DECODE_ROWS * group] and [DECODE_ROWS]
@@ -96,6 +110,8 @@ struct Step {
         alpha(arena.take<R>(DECODE_ROWS * layer.group() * K)),
         k_decayed(arena.take<R>(DECODE_ROWS * layer.group() * K)),
         q_decayed(arena.take<R>(DECODE_ROWS * layer.group() * K)),
+        a(arena.take<R>(layer.general ? DECODE_ROWS * layer.group() * K : 0)),
+        qa(arena.take<R>(layer.general ? DECODE_ROWS * layer.group() : 0)),
         v(arena.take<R>(DECODE_ROWS * layer.group() * V)),
         o(arena.take<R>(DECODE_ROWS * layer.group() * V)),
         z(arena.take<R>(V)),
@@ -138,6 +154,7 @@ struct Step {
     for (int j = 0; j < values; j++) {
       decays(task, first, tokens, task.head * group + j, j / group * tokens, j * tokens);
       strengths(task, first, tokens, task.head * group + j, beta + j * tokens);
+      if (layer.general) erasures(task, first, tokens, task.head * group + j, j / group * tokens, j * tokens);
     }
   }
 
@@ -238,6 +255,18 @@ struct Step {
       }
     }
   }
+  // What the general rule erases along, and what it reads by.
+  void erasures(const DecodeTask& task, int64_t first, int tokens, int head, int key_row, int row) {
+    const int64_t column = int64_t(head) * layer.K;
+    for (int t = 0; t < tokens; t++) {
+      R* to = a + (row + t) * K;
+      read_row(task.a.columns_from(column), first + t, to, layer.K, K);
+      read_row(task.b.columns_from(column), first + t, k_decayed + (row + t) * K, layer.K, K);
+      Vec<R> product{};
+      for (int d = 0; d < K; d += N) product += load(q + (key_row + t) * K + d) * load(to + d);
+      qa[row + t] = sum<R>(product);
+    }
+  }
   INLINE Vec<R> factor(Vec<R> g, R rate, Vec<R> bias) const {
     switch (layer.gate) {
       case Gate::none: return exp<R>(g);
@@ -278,10 +307,19 @@ struct Step {
   }
   template <int WIDTH>
   INLINE void update_slice(int key_row, int row, int column, const R* from, R* to, int64_t stride) {
-    const Token<R> token{k + key_row * K, alpha + row * K, k_decayed + row * K, q_decayed + row * K,
-                         v + row * V,     o + row * V,     qk[key_row],         beta[row]};
-    layer.erases ? update<R, WIDTH, true>(token, column, from, to, stride, layer.K)
-                 : update<R, WIDTH, false>(token, column, from, to, stride, layer.K);
+    const Token<R> token{k + key_row * K,
+                         alpha + row * K,
+                         k_decayed + row * K,
+                         q_decayed + row * K,
+                         layer.general ? a + row * K : nullptr,
+                         v + row * V,
+                         o + row * V,
+                         qk[key_row],
+                         beta[row],
+                         layer.general ? qa[row] : R(0)};
+    if (layer.general) return update<R, WIDTH, Rule::general>(token, column, from, to, stride, layer.K);
+    layer.erases ? update<R, WIDTH, Rule::delta>(token, column, from, to, stride, layer.K)
+                 : update<R, WIDTH, Rule::additive>(token, column, from, to, stride, layer.K);
   }
 
   void write_output(const DecodeTask& task, int64_t t, int head, R* row) {

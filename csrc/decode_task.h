@@ -14,6 +14,7 @@ struct DecodeLayer {
   int H, HV, K, V;
   double scale;
   bool erases, normalize;  // as in LinearTask
+  bool general;            // erases along `a` what `b` reads of the board before it decays: no `beta`
   Decay decay;
   Gate gate;
   double bound;
@@ -38,7 +39,7 @@ struct DecodeLayer {
 struct DecodeTask {
   int head, heads;
   int64_t tokens;
-  Rows x, g, beta, z, o;
+  Rows x, g, beta, z, o, a, b;
   const void *board_from, *conv_from;
   void *board_to, *conv_to;
 };

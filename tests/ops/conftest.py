@@ -38,6 +38,12 @@ def step_impl(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from chosen(request.param)
 
 
+@pytest.fixture(scope="module", params=[f"cpu-{isa}" for isa in INSTRUCTION_SETS])
+def native_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native implementation on each instruction set."""
+    yield from chosen(request.param)
+
+
 @pytest.fixture(scope="module", params=all_of("short_convolution"))
 def layer_impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation of the short convolution and the gated norm."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -327,17 +327,62 @@ def test_arguments_that_do_not_fit_are_named(change: dict[str, Tensor], message:
         dplr_rule(**{**inputs, **change})
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+@settings(max_examples=12)
+@given(
+    T=st.integers(1, 32),
+    K=st.integers(1, 20),
+    V=st.integers(1, 40),
+    group=st.integers(1, 3),
+    shared=st.booleans(),
+)
+def test_few_tokens_behind_a_state_equal_the_reference(
+    native_impl: str, decay: str, T: int, K: int, V: int, group: int, shared: bool
+) -> None:
+    """On every instruction set, in odd shapes; and a token at a time, to the bit."""
+    inputs = dplr_inputs(T=T, HV=2 * group, K=K, V=V, decay=decay, shared=shared)
+    got = run(native_impl, **inputs)
+    close(got, run("reference", **inputs))
+    state, outputs = inputs.pop("initial_state"), []
+    for t in range(T):
+        part = {n: x if x is None or x.dim() == 1 else x[:, t : t + 1] for n, x in inputs.items()}
+        o, state = run(native_impl, **part, initial_state=state)
+        outputs.append(o)
+    assert torch.equal(torch.cat(outputs, dim=1), got[0])
+    assert torch.equal(state, got[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_few_tokens_keep_the_error_budget(
+    native_impl: str, dtype: torch.dtype, regime: Any, trial: int
+) -> None:
+    inputs = dplr_inputs(T=30, K=64, V=32, decay="channel", regime=regime, seed=trial)
+    few, exact = (functools.partial(run, impl) for impl in (native_impl, "reference"))
+    assert_within_budget(few, exact, inputs, dtype, float32=FLOAT32, stages=STAGES)
+
+
+def test_of_packed_sequences_those_with_few_tokens_take_the_step(native_impl: str) -> None:
+    lengths = (3, 0, 70, 1)
+    edges = torch.tensor([0, 3, 3, 73, 74])
+    inputs = dplr_inputs(B=1, T=sum(lengths), decay="channel", shared=True)
+    inputs["initial_state"] = torch.randn(4, *inputs["initial_state"].shape[1:], dtype=torch.float64)
+    got = run(native_impl, edges, **inputs)
+    close(got, run("reference", edges, **inputs))
+    assert torch.equal(got[1][1], inputs["initial_state"][1])
+
+
 def test_native_kernels_are_refused_and_explained() -> None:
     inputs = dplr_inputs(T=2)
-    with pytest.raises(UnsupportedError, match="dplr_rule has none; there are auto, fla, chunked, reference"):
+    with pytest.raises(UnsupportedError, match="always give the final state"):
         dplr_rule(**inputs, impl="cpu")
     with pytest.raises(UnsupportedError, match="no Triton kernels"):
         dplr_rule(**inputs, impl="triton")
-    with pytest.raises(ConfigError, match="there are auto, fla, chunked, reference"):
+    with pytest.raises(ConfigError, match="there are auto, cpu, fla, chunked, reference"):
         dplr_rule(**inputs, impl="fastest")
     choice = explain(dplr_rule, **inputs)
     assert choice.impl == "chunked"
-    assert choice.rejected["cpu"] == "dplr_rule has none"
+    assert choice.rejected["cpu"] == "the kernels always give the final state, which was not asked for"
     assert explain(dplr_rule, **inputs, impl="reference").impl == "reference"
     positional = [inputs[name] for name in ("q", "k", "v", "a", "b", "g")]
     assert explain(dplr_rule, *positional).impl == "chunked"

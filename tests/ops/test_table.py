@@ -57,7 +57,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
     return {
         "gated_delta_rule": (gated_delta_rule, (q, k, v, g, beta), state),
         "linear_attention": (linear_attention, (q, k, v, g), state),
-        "dplr_rule": (dplr_rule, (q, k, v, beta[..., None] * k, k, g), state),
+        "dplr_rule": (dplr_rule, (q, k, v, beta[..., None] * k, k, g), {"output_final_state": True}),
         "softmax_attention": (softmax_attention, (q, k, v), {"window": 3}),
         "latent_attention": (latent_attention, (q, x, normal(H, 5, 5, seed=2, dtype=dtype)), {}),
         "short_convolution": (short_convolution, (x, weight), {"activation": "silu", **past}),

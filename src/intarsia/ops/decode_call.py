@@ -20,7 +20,8 @@ FEW = 32
 
 
 class StepForm:
-    """What a step does, with its weights. The attributes are the arguments of `DecodeStep`; and:
+    """What a step does, with its weights. The attributes are the arguments of `DecodeStep`; `general`, which native
+    steps alone can be: the rule of `dplr_rule`, whose `a` and `b` come with the rows; and:
 
     Attributes:
         channels: of the convolution and of a row of q, k and v: `2 H K + HV V`.
@@ -41,6 +42,7 @@ class StepForm:
         erases: bool = True,
         beta_max: float | None = None,
         normalize: bool = False,
+        general: bool = False,
         scale: float | None = None,
         conv_weight: Tensor | None = None,
         activation: Activation | None = None,
@@ -50,6 +52,7 @@ class StepForm:
     ) -> None:
         self.heads, self.key_dim, self.value_heads, self.value_dim = heads, key_dim, value_heads, value_dim
         self.decay, self.gate, self.erases, self.beta_max = decay, gate, erases, beta_max
+        self.general = general
         self.normalize, self.scale = normalize, key_dim**-0.5 if scale is None else scale
         self.conv_weight = None if conv_weight is None else conv_weight.detach()
         self.activation = activation
@@ -145,6 +148,8 @@ class StepRows(NamedTuple):
     pool: StatePool
     into: StatePool
     slots: Slots
+    a: Tensor | None = None
+    b: Tensor | None = None
 
 
 class StepCall(NamedTuple):

@@ -44,6 +44,7 @@ class NativeStep:
             scale=form.scale,
             erases=form.erases,
             normalize=form.normalize,
+            general=form.general,
             decay=("none", "head", "channel").index("head" if form.decay == "fixed" else form.decay),
             fixed=form.decay == "fixed",
             gate=0 if gate is None else 1 if bound is None else 2,
@@ -70,13 +71,15 @@ class NativeStep:
         pool: StatePool,
         into: StatePool | None,
         slots: Slots,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
     ) -> Tensor | None:
         o = out
         if o is None:
             o = torch.empty_like(z) if z is not None and z.dtype is qkv.dtype else self._room(qkv)
         other = (None, None) if into is None else (into.board, into.conv)
         done = self._kernels.run(
-            qkv, g, beta, z, o, pool.board, pool.conv, *other, *slots.numbers, torch.get_num_threads()
+            qkv, g, beta, z, o, pool.board, pool.conv, *other, *slots.numbers, torch.get_num_threads(), a, b
         )
         return o if done else None
 
@@ -84,12 +87,15 @@ class NativeStep:
         tensors = [
             None if x is None else x.detach().contiguous() for x in (rows.qkv, rows.g, rows.beta, rows.z)
         ]
+        general = [None if x is None else x.detach().contiguous() for x in (rows.a, rows.b)]
         states = [
             None if x is None else x.detach()
             for x in (rows.pool.board, rows.pool.conv, rows.into.board, rows.into.conv)
         ]
         o = self._room(rows.qkv)  # `out` may have gaps
-        if not self._kernels.run(*tensors, o, *states, *rows.slots.numbers, torch.get_num_threads()):
+        if not self._kernels.run(
+            *tensors, o, *states, *rows.slots.numbers, torch.get_num_threads(), *general
+        ):
             raise UnsupportedError("the native decode step cannot read these tensors")
         return o if rows.out is None else rows.out.copy_(o)
 

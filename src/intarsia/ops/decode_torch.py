@@ -34,7 +34,7 @@ def decode_in_torch(step: StepForm, rows: StepRows) -> Tensor:
     One sequence after the other: PyTorch rounds the last few numbers of a tensor differently from the rest, so
     only tensors of one shape make a sequence's numbers independent of its batch.
     """
-    qkv, g, beta, z, out, pool, into, slots = rows
+    qkv, g, beta, z, out, pool, into, slots = rows[:8]
     o = qkv.new_empty(slots.tokens, step.values) if out is None else out
     first = 0
     for read, write, length in zip(slots.read, slots.write, slots.lengths, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -137,8 +138,8 @@ def dplr_rule(
             dtypes. The state stays bounded where no `Diag(exp g_t) - a_t b_tᵀ` makes anything longer, for
             instance with `a_t = beta_t b_t`, `beta_t |b_t|² <= 2` and no decay.
         g, scale, initial_state, output_final_state, cu_seqlens: as in `gated_delta_rule`.
-        impl: `"auto"`, `"reference"` (float64, one token at a time) or `"chunked"` (plain PyTorch). There are
-            no native kernels.
+        impl: `"auto"`, `"reference"` (float64, one token at a time), `"chunked"` (plain PyTorch) or `"cpu"` (native
+            kernels for a few tokens behind a state, without gradients).
 
     Returns:
         `o` `[B, T, HV, V]` in the dtype of v, and the final state `[N, HV, K, V]`, float32 (float64 for
@@ -164,4 +165,4 @@ def _run(operator: str, call: LinearCall, held: InSlots | None, impl: str) -> tu
         raise ShapeError(
             f"initial_state must be [N, HV, K, V] = {list(call.state_shape)}; got {list(held.shape)}"
         )
-    return run_in_slots(operator, call, held, impl), held
+    return run_in_slots(operator, replace(call, in_slots=True), held, impl), held

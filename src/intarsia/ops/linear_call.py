@@ -50,6 +50,8 @@ class LinearCall:
     beta_max: float | None = None
     a: Tensor | None = None
     b: Tensor | None = None
+    in_slots: bool = False
+    """Whether the state is given to the implementation in slots, and not as `initial_state`."""
 
     def plain(self, dtype: torch.dtype | None = None) -> LinearCall:
         """The same call with nothing left to the operator but the rule.
@@ -70,7 +72,7 @@ class LinearCall:
 
     def after(self, state: Tensor) -> LinearCall:
         """The same call behind this state, with the one that follows."""
-        return replace(self, initial_state=state, output_final_state=True)
+        return replace(self, initial_state=state, output_final_state=True, in_slots=False)
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.decode_call import FEW, StepForm, StepRows
 from intarsia.ops.decode_cpu import NativeStep
-from intarsia.ops.linear_call import Decay, LinearCall
+from intarsia.ops.linear_call import Decay, LinearCall, Rule
 from intarsia.ops.native_operator import DTYPES
 from intarsia.ops.pools import InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
@@ -32,7 +32,7 @@ def few_tokens(call: LinearCall, many: Many) -> tuple[Tensor, Tensor] | None:
     not depend on the others.
     """
     state = call.initial_state
-    if state is None or not (call.output_final_state and _apart(call, state)):
+    if state is None or not (call.output_final_state and is_apart(call, state)):
         return None
     if call.seqs is None:
         return None if call.q.shape[1] > FEW else _step_through(call)
@@ -57,7 +57,7 @@ def few_in_slots(call: LinearCall, held: InSlots) -> Tensor | None:
     """`o` of a call all of whose sequences have few tokens, with their states where they are held, read once and
     written once; None of other calls."""
     lengths = call.lengths
-    if held.pool is None or max(lengths) > FEW or not _apart(call, held.room):
+    if held.pool is None or max(lengths) > FEW or not is_apart(call, held.room):
         return None
     v_dtype, call = call.v.dtype, call.of_one_dtype()
     if held.room.dtype != call.compute_dtype:
@@ -65,9 +65,10 @@ def few_in_slots(call: LinearCall, held: InSlots) -> Tensor | None:
     return _stepped(call, held.pool, held.pool, held.places.slots(lengths)).to(v_dtype)
 
 
-def _apart(call: LinearCall, state: Tensor) -> bool:
+def is_apart(call: LinearCall, state: Tensor | None) -> bool:
+    """Whether PyTorch need not see a call behind this state."""
     gate = () if call.gate is None else (call.gate.A_log, call.gate.dt_bias)
-    return apart_from_torch(call.q, call.k, call.v, call.g, call.beta, state, *gate)
+    return apart_from_torch(call.q, call.k, call.v, call.g, call.beta, call.a, call.b, state, *gate)
 
 
 def _of_sequences(call: LinearCall, state: Tensor, numbers: list[int], rows: Tensor) -> LinearCall:
@@ -80,6 +81,8 @@ def _of_sequences(call: LinearCall, state: Tensor, numbers: list[int], rows: Ten
         v=call.v[:, rows],
         g=call.g if call.g is None or call.decay == "fixed" else call.g[:, rows],
         beta=None if call.beta is None else call.beta[:, rows],
+        a=None if call.a is None else call.a[:, rows],
+        b=None if call.b is None else call.b[:, rows],
         initial_state=state[numbers],
         seqs=Sequences(tuple(call.seqs.lengths[n] for n in numbers)),
     )
@@ -104,10 +107,10 @@ def _stepped(call: LinearCall, pool: StatePool, into: StatePool, slots: Slots) -
     if call.gate is not None:
         call = call.plain()
     (B, T, H, K), (HV, V) = call.q.shape, call.v.shape[2:]
-    form = (H, K, HV, V, call.decay, call.rule == "delta", call.scale, call.normalize, call.beta_max)
+    form = (H, K, HV, V, call.decay, call.rule, call.scale, call.normalize, call.beta_max)
     step = _step(native.instruction_set(), *form)
     g, beta = (None if x is None else _readable(x, call.compute_dtype) for x in (call.g, call.beta))
-    arguments = (
+    rows = StepRows(
         torch.cat([x.detach().reshape(B * T, -1) for x in (call.q, call.k, call.v)], dim=-1),
         g if g is None or call.decay == "fixed" else g.reshape(B * T, -1),
         None if beta is None else beta.reshape(B * T, HV),
@@ -116,11 +119,21 @@ def _stepped(call: LinearCall, pool: StatePool, into: StatePool, slots: Slots) -
         pool,
         into,
         slots,
+        *(
+            None if x is None else _of_heads(x, HV, call.compute_dtype).view(B * T, -1)
+            for x in (call.a, call.b)
+        ),
     )
-    o = step.attempt(*arguments)
+    o = step.attempt(*rows)
     if o is None:  # a tensor with gaps, or one that autograd has marked
-        o = step.run(StepRows(*arguments))
+        o = step.run(rows)
     return o.view(B, T, HV, V)
+
+
+def _of_heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """`[B, T, heads, K]` in a dtype that the kernels read."""
+    x = _readable(x.detach(), dtype)
+    return (x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)).contiguous()
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,14 +148,15 @@ def _step(
     value_heads: int,
     value_dim: int,
     decay: Decay,
-    erases: bool,
+    rule: Rule,
     scale: float,
     normalize: bool,
     beta_max: float | None,
 ) -> NativeStep:
     """The rule alone, without weights: one step for each instruction set serves all layers of a form."""
     form = StepForm(
-        heads=heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, decay=decay, erases=erases,
+        heads=heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, decay=decay,
+        erases=rule == "delta", general=rule == "general",
         scale=scale, normalize=normalize, beta_max=beta_max,
     )  # fmt: skip
     return NativeStep(form)

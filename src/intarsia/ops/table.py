@@ -22,6 +22,7 @@ from intarsia.ops import (
     decode_cpu,
     decode_reference,
     decode_torch,
+    dplr_cpu,
     latent_attention_torch,
     linear_chunked,
     linear_cpu,
@@ -52,6 +53,7 @@ TABLE: Mapping[str, Operator] = table(
         "gated_delta_rule": _LINEAR,
         "linear_attention": _LINEAR,
         "dplr_rule": (
+            dplr_cpu.IMPLEMENTATION,
             linear_fla.IMPLEMENTATION,
             linear_chunked.IMPLEMENTATION,
             linear_reference.IMPLEMENTATION,
