@@ -123,6 +123,10 @@ class Worker:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
+    def peak_memory(self) -> float:
+        """The most memory that it has had resident, MiB."""
+        return _field(Path(f"/proc/{self._process.pid}/status"), "VmHWM")
+
     def close(self) -> None:
         """End its input, which ends it."""
         self._process.communicate()

@@ -20,4 +20,5 @@ NB_MODULE(_native, m) {
   intarsia::bind_norm(m);
   intarsia::bind_row_program(m);
   intarsia::bind_softmax(m);
+  intarsia::bind_swiglu(m);
 }

@@ -51,5 +51,6 @@ void bind_linear(nb::module_& m);
 void bind_norm(nb::module_& m);
 void bind_row_program(nb::module_& m);
 void bind_softmax(nb::module_& m);
+void bind_swiglu(nb::module_& m);
 
 }  // namespace intarsia

@@ -50,6 +50,31 @@ INLINE void store_as(uint16_t* p, Vec<R> x) {
   *reinterpret_cast<UnalignedNarrowVec*>(p) = narrow(x);
 }
 
+template <class R>
+INLINE R number_as(R x) {
+  return x;
+}
+template <class R>
+INLINE R number_as(uint16_t x) {
+  return widen(x);
+}
+
+// The last numbers of a row, which do not fill a vector, and `rest` behind them.
+template <class R, class S>
+INLINE Vec<R> load_last(const S* from, int count, R rest) {
+  Vec<R> x = splat(rest);
+  for (int i = 0; i < count; i++) x[i] = number_as<R>(from[i]);
+  return x;
+}
+template <class R>
+INLINE void store_number(R* to, R x) {
+  *to = x;
+}
+template <class R>
+INLINE void store_number(uint16_t* to, R x) {
+  *to = narrow(float(x));
+}
+
 // The same as above for rows of S. Without a buffer's help they must lie ready: in whole vectors of that type.
 template <class R, class S>
 INLINE const S* borrow_row_as(const Rows& rows, int64_t t, [[maybe_unused]] R* buffer, [[maybe_unused]] int count) {

@@ -14,19 +14,20 @@
 namespace intarsia {
 
 // Each family of kernels has its table in the namespace of every instruction set.
-#define INTARSIA_KERNELS(isa)                                                     \
-  namespace isa {                                                                 \
-  extern const LinearKernels linear_kernels;                                      \
-  extern const ConvKernels conv_kernels;                                          \
-  extern const NormKernels norm_kernels;                                          \
-  extern const DecodeKernels decode_kernels;                                      \
-  extern const FewRowsKernels few_rows_kernels;                                   \
-  extern const AttendKernels attend_kernels;                                      \
-  extern const SoftmaxKernels softmax_kernels;                                    \
-  extern const RowKernels row_kernels;                                            \
-  static const Kernels kernels{#isa,           linear_kernels,  conv_kernels,     \
-                               norm_kernels,   decode_kernels,  few_rows_kernels, \
-                               attend_kernels, softmax_kernels, row_kernels};     \
+#define INTARSIA_KERNELS(isa)                                                                     \
+  namespace isa {                                                                                 \
+  extern const LinearKernels linear_kernels;                                                      \
+  extern const ConvKernels conv_kernels;                                                          \
+  extern const NormKernels norm_kernels;                                                          \
+  extern const DecodeKernels decode_kernels;                                                      \
+  extern const FewRowsKernels few_rows_kernels;                                                   \
+  extern const AttendKernels attend_kernels;                                                      \
+  extern const SoftmaxKernels softmax_kernels;                                                    \
+  extern const RowKernels row_kernels;                                                            \
+  extern const SwigluKernels swiglu_kernels;                                                      \
+  static const Kernels kernels{#isa,           linear_kernels,   conv_kernels,   norm_kernels,    \
+                               decode_kernels, few_rows_kernels, attend_kernels, softmax_kernels, \
+                               row_kernels,    swiglu_kernels};                                   \
   }
 
 INTARSIA_KERNELS(portable)
@@ -48,7 +49,8 @@ INTARSIA_KERNELS(avx512)
                                few_rows_kernels,        \
                                attend_kernels,          \
                                avx512::softmax_kernels, \
-                               avx512::row_kernels};    \
+                               avx512::row_kernels,     \
+                               avx512::swiglu_kernels}; \
   }
 
 INTARSIA_NARROW_KERNELS(avx512_bf16)

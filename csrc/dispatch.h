@@ -12,6 +12,7 @@
 #include "norm_task.h"
 #include "row_task.h"
 #include "softmax_task.h"
+#include "swiglu_task.h"
 
 namespace intarsia {
 
@@ -26,6 +27,7 @@ struct Kernels {
   const AttendKernels& attend;
   const SoftmaxKernels& softmax;
   const RowKernels& row;
+  const SwigluKernels& swiglu;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

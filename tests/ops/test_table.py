@@ -30,6 +30,7 @@ from intarsia.ops import (
     short_convolution,
     softmax_attention,
     softmax_gradient,
+    swiglu,
 )
 from intarsia.ops.available import available
 from intarsia.ops.choice import Implementation, table
@@ -63,6 +64,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "short_convolution": (short_convolution, (x, weight), {"activation": "silu", **past}),
         "gated_rms_norm": (gated_rms_norm, (v, z, scale), {"eps": 1e-5, "gate": "swish"}),
         "l2norm": (l2norm, (q,), {}),
+        "swiglu": (swiglu, (v, z), {}),
         "log_sum_exp": (log_sum_exp, (x[0],), {}),
         "softmax_gradient": (
             softmax_gradient,

@@ -21,7 +21,7 @@ from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.grouped import grouped_linear
-from intarsia.ops import PackedWeights, packed_linear
+from intarsia.ops import PackedWeights, packed_linear, swiglu
 from intarsia.ops.precision import product_dtype, without_autocast
 
 
@@ -238,6 +238,6 @@ def _activate(h: Tensor, config: ExpertsConfig) -> Tensor:
     """`[N, 2 F]`, the gate first, to `[N, F]`."""
     gate, up = h.chunk(2, dim=-1)
     if config.activation == "swiglu":
-        return F.silu(gate) * up
+        return swiglu(gate, up)
     gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
     return (up + 1) * gate * torch.sigmoid(SHARPNESS * gate)

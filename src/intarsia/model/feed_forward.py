@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from intarsia.model.cost import FeedForwardCost
+from intarsia.ops import swiglu
 
 
 class SwiGLU(nn.Module):
@@ -23,7 +23,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., d_model]` to the same."""
-        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(swiglu(self.gate(x), self.up(x)))
         return y
 
     def cost(self) -> FeedForwardCost:

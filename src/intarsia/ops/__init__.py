@@ -14,6 +14,7 @@ from intarsia.ops.packed_weights import PackedWeights, pack_weights
 from intarsia.ops.pools import NEW, InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
+from intarsia.ops.swiglu import swiglu
 
 __all__ = [
     "NEW",
@@ -40,4 +41,5 @@ __all__ = [
     "short_convolution",
     "softmax_attention",
     "softmax_gradient",
+    "swiglu",
 ]

@@ -16,6 +16,7 @@ from intarsia.ops.norm_call import length_call, norm_call
 from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.packed_weights import pack_weights
 from intarsia.ops.softmax_call import log_sum_call, softmax_call
+from intarsia.ops.swiglu_call import swiglu_call
 from intarsia.ops.table import TABLE
 
 # Of a tensor of zeros `[1, 1, 1, 1]`.
@@ -29,6 +30,7 @@ _SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
     "short_convolution": lambda x: conv_call(x[0], x[0, 0]),
     "gated_rms_norm": lambda x: norm_call(x, x, x[0, 0, 0], eps=1.0),
     "l2norm": length_call,
+    "swiglu": lambda x: swiglu_call(x, x),
     "log_sum_exp": lambda x: log_sum_call(x[0, 0]),
     "softmax_gradient": lambda x: softmax_call(x[0, 0], x[0, 0, 0], x[0, 0, 0].long(), x[0, 0, 0]),
     "packed_linear": lambda x: packed_linear_call(x, pack_weights(x[0, 0], "float32")),

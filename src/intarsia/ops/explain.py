@@ -21,6 +21,8 @@ from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
 from intarsia.ops.softmax_call import log_sum_call, softmax_call
+from intarsia.ops.swiglu import swiglu
+from intarsia.ops.swiglu_call import swiglu_call
 from intarsia.ops.table import TABLE
 
 OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
@@ -33,6 +35,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     short_convolution: ("short_convolution", conv_call),
     gated_rms_norm: ("gated_rms_norm", norm_call),
     l2norm: ("l2norm", length_call),
+    swiglu: ("swiglu", swiglu_call),
     log_sum_exp: ("log_sum_exp", log_sum_call),
     softmax_gradient: ("softmax_gradient", softmax_call),
     packed_linear: ("packed_linear", packed_linear_call),

@@ -37,6 +37,9 @@ from intarsia.ops import (
     softmax_cpu,
     softmax_reference,
     softmax_torch,
+    swiglu_cpu,
+    swiglu_reference,
+    swiglu_torch,
 )
 from intarsia.ops.choice import Operator, table
 from intarsia.ops.pools import InSlots
@@ -89,6 +92,11 @@ TABLE: Mapping[str, Operator] = table(
             packed_linear_reference.IMPLEMENTATION,
         ),
         "l2norm": (norm_torch.OF_LENGTH, norm_reference.OF_LENGTH),
+        "swiglu": (
+            swiglu_cpu.IMPLEMENTATION,
+            swiglu_torch.IMPLEMENTATION,
+            swiglu_reference.IMPLEMENTATION,
+        ),
         "log_sum_exp": (softmax_cpu.LOG_SUM, softmax_torch.LOG_SUM, softmax_reference.LOG_SUM),
         "softmax_gradient": (softmax_cpu.GRADIENT, softmax_torch.GRADIENT, softmax_reference.GRADIENT),
     },
