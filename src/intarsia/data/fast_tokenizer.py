@@ -85,6 +85,17 @@ class FastTokenizer(Tokenizer):
         # The switch above keeps special tokens out; some files declare theirs as ordinary added tokens.
         return [ids if self.separator not in ids else self._without_separator(ids) for ids in batch]
 
+    @functools.cached_property
+    def _for_chats(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special tokens are what they are spelled."""
+        other = type(self.backend).from_str(self.backend.to_str())
+        other.encode_special_tokens = False
+        return other
+
+    def encode_chat(self, text: str) -> list[int]:
+        ids: list[int] = self._for_chats.encode(valid_unicode(text), add_special_tokens=False).ids
+        return ids
+
     def _without_separator(self, ids: list[int]) -> list[int]:
         spelled = _pieces(self.backend, self.separator_text)
         return [piece for token in ids for piece in (spelled if token == self.separator else [token])]

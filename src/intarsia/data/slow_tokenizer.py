@@ -30,12 +30,18 @@ class SlowTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
+    def encode_chat(self, text: str) -> list[int]:
+        return self._encode([text], split_special_tokens=False)[0]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._encode(texts, split_special_tokens=True)
+
+    def _encode(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
         valid = [valid_unicode(text) for text in texts]
         found = self.backend(
             valid,
             add_special_tokens=False,
-            split_special_tokens=True,
+            split_special_tokens=split_special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,

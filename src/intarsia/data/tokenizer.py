@@ -12,6 +12,7 @@ from intarsia.data.byte_tokenizer import ByteTokenizer
 from intarsia.data.documents import Corpus
 from intarsia.data.fast_tokenizer import TOKENIZER_FILE, load_fast_tokenizer
 from intarsia.data.slow_tokenizer import SlowTokenizer
+from intarsia.data.tiktoken_tokenizer import TIKTOKEN_FILE, load_tiktoken_tokenizer
 from intarsia.data.tokenizer_base import METADATA_FILE, Tokenizer
 from intarsia.errors import DataError, MissingExtraError
 from intarsia.extras import require
@@ -27,7 +28,7 @@ def open_tokenizer(
     Args:
         name: `"bytes"`; `"bpe:SIZE"`, a byte-level BPE of that vocabulary, trained on the corpus;
             `"hf:NAME"`, one on the Hugging Face hub; `"hf:PATH"`, a `tokenizer.json` or a directory with one,
-            or with whatever transformers' AutoTokenizer reads.
+            or with Kimi's `tiktoken.model`, or with whatever transformers' AutoTokenizer reads.
         corpus: what a BPE is trained on.
         directory: where trained tokenizers are kept, to be found again. If None, a BPE is trained each time.
 
@@ -67,6 +68,8 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         return load_fast_tokenizer(directory / TOKENIZER_FILE, metadata["name"], metadata["separator"])
     if kind == "slow":
         return SlowTokenizer(_auto_tokenizer(str(directory)), metadata["name"])
+    if kind == "tiktoken":
+        return load_tiktoken_tokenizer(directory, metadata["name"])
     if kind == "foreign":
         return _open_hugging_face(str(directory))
     raise DataError(f"{directory / METADATA_FILE} is of a later version: it has the kind {kind!r}")
@@ -86,6 +89,8 @@ def _open_hugging_face(source: str) -> Tokenizer:
         configuration = _download(source, _CONFIGURATION_FILE)
     if file is not None and file.is_file():
         return load_fast_tokenizer(file, f"hf:{source}", _end_of_text(configuration))
+    if (path / TIKTOKEN_FILE).is_file():
+        return load_tiktoken_tokenizer(path, f"hf:{source}")
     try:
         return SlowTokenizer(_auto_tokenizer(str(path) if path.is_dir() else source), f"hf:{source}")
     except MissingExtraError as error:

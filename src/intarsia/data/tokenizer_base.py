@@ -46,6 +46,12 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without separators."""
 
+    def encode_chat(self, text: str) -> list[int]:
+        """The tokens of what a chat template has made, where the spelling of a special token means that token. Never
+        for texts of unknown origin alone: they could end a turn and begin another. Without special tokens other than
+        the separator this is `encode`."""
+        return self.encode(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of several texts, on all cores where the tokenizer can."""
         return [self.encode(text) for text in texts]
