@@ -13,17 +13,16 @@ struct AttendEntries {
   const int64_t* pages;  // or null
   int64_t page_size, page_bytes, entry_bytes, head_bytes;
 
-  const char* at(int64_t i, int64_t head) const {
-    const char* entry =
-        pages ? address + pages[i / page_size] * page_bytes + i % page_size * entry_bytes : address + i * entry_bytes;
-    return entry + head * head_bytes;
+  const char* at(int64_t i) const {
+    return pages ? address + pages[i / page_size] * page_bytes + i % page_size * entry_bytes
+                 : address + i * entry_bytes;
   }
 };
 
-// The queries `begin` .. `end` of the rows of q: those of the last tokens of a sequence of `keys` keys, of which the
-// first that are held is `held`.
+// The queries `begin` .. `end` of the rows of q: those of the last tokens of a sequence of `keys` keys, of which
+// `held` .. `last` are there to be looked at.
 struct AttendSequence {
-  int64_t begin, end, keys, held;
+  int64_t begin, end, keys, held, last;
   AttendEntries k, v;
 };
 
@@ -35,8 +34,15 @@ struct AttendCall {
   const float* sinks;
   const AttendSequence* sequences;
   int64_t count;
+  // What each row of each head has of earlier keys, and has after this call: [R, H, padded V + 2], or null. Where it
+  // is not the `last` call, there are no results yet.
+  float* carried;
+  bool last;
 };
 
 void attend(const AttendCall& call, const AttendKernels& kernels, int threads);
+
+// The numbers that are carried of a row of a head.
+int64_t attend_carried(const AttendForm& form, const AttendKernels& kernels);
 
 }  // namespace intarsia

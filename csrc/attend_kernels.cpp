@@ -14,6 +14,17 @@ constexpr int N = LANES<float>, BLOCK = ATTEND_BLOCK;
 
 INLINE float infinity() { return __builtin_inff(); }
 
+// The largest lane of numbers.
+template <int STRIDE = N / 2>
+INLINE float largest_of(Vec<float> v) {
+  if constexpr (STRIDE >= 1) {
+    const Vec<float> other = pick<float>(v, v, [](int i) { return (i + STRIDE) % N; });
+    return largest_of<STRIDE / 2>(other > v ? other : v);
+  } else {
+    return v[0];
+  }
+}
+
 INLINE float exponential(float x) { return exp_of_negative<float>(splat<float>(x))[0]; }
 
 // Weights in the form in which values are multiplied with them, and the sums of values: a step of channels is `VECTORS`
@@ -73,26 +84,67 @@ INLINE int place_of(int c) {
     return c % FORM::PARTS * (STEP / FORM::PARTS) + c / FORM::PARTS;
 }
 
+// Where the keys and values of a block are that comes next, to fetch them while this one is worked on: of each line of
+// memory that is read here, the same one of the key in the same place. Reading heads that lie apart, or pages, the
+// processor does not guess what comes next.
+struct Ahead {
+  const char* const* entries;
+  int64_t offset;
+  int count;
+
+  INLINE void fetch(int s, int64_t byte) const {
+    if (s < count && byte % 64 == 0) __builtin_prefetch(entries[s] + offset + byte, 0, 2);
+  }
+};
+
 template <class FORM>
 class Attention {
  public:
   using Weight = typename Values<FORM>::Weight;
   static constexpr int SIZE = FORM::BYTES;
+  // Keys are turned over: to each step along the channels belong the numbers of all keys of a block, so that a query's
+  // number meets a vector of keys. Such a step is one number, or a pair of bfloat16.
+  static constexpr int STEP_NUMBERS = FORM::PAIRS ? 2 : 1;
+  // The rows whose logits are worked on together, which share the keys of a block.
+  static constexpr int TOGETHER = 32;
 
   Attention(const AttendForm& form, Arena& arena)
       : form(form),
         padded_K(round_up(form.K, STEP)),
         padded_V(round_up(form.V, STEP)),
-        logits(arena.take<float>(ATTEND_ROWS * BLOCK)),
-        weights(arena.take<Weight>(ATTEND_ROWS * BLOCK)),
-        tails_k(arena.take<char>(form.K % STEP ? BLOCK * padded_K * SIZE : 0)),
+        turned(arena.take<float>(padded_K / STEP_NUMBERS * BLOCK)),
+        logits(arena.take<float>(TOGETHER * BLOCK)),
+        weights(arena.take<Weight>(TOGETHER * BLOCK)),
+        tails_k(arena.take<char>(form.K % STEP ? N * padded_K * SIZE : 0)),
         tails_v(arena.take<char>(form.V % STEP ? BLOCK * padded_V * SIZE : 0)) {}
 
-  void chunk(const AttendKeys& keys, const AttendRows& rows) {
-    for (int i = 0; i < rows.count; i++) rows.most[i] = -infinity(), rows.total[i] = 0;
-    zero(rows.sums, int64_t(rows.count) * padded_V);
-    for (int64_t begin = keys.first; begin < keys.last; begin += BLOCK)
-      block(keys, begin, int(begin + BLOCK < keys.last ? BLOCK : keys.last - begin), rows);
+  void block(const AttendKeys& keys, const AttendKeys* next, const AttendRows& rows) {
+    int most = 0;
+    for (int i = 0; i < rows.count; i++) {
+      const Span span = seen(rows.positions[i], keys);
+      most = span.last > most ? span.last : most;
+    }
+    if (most == 0) return;
+    const Ahead k_ahead{next ? next->k : nullptr, next ? next->k_offset : 0, next ? next->count : 0};
+    turn_over(keys, most, k_ahead);
+    const char* v[BLOCK];
+    for (int s = 0; s < most; s++) v[s] = whole(keys.v[s] + keys.v_offset, tails_v, s, form.V, padded_V);
+    for (int first = 0; first < rows.count; first += TOGETHER) {
+      const int count = rows.count - first < TOGETHER ? rows.count - first : TOGETHER;
+      const AttendRows some{count,
+                            rows.q + first * prepared(form),
+                            rows.positions + first,
+                            rows.most + first,
+                            rows.total + first,
+                            rows.sums + int64_t(first) * padded_V};
+      Span spans[TOGETHER];
+      float factors[TOGETHER];
+      for (int i = 0; i < count; i++) spans[i] = seen(some.positions[i], keys);
+      score(most, some);
+      for (int i = 0; i < count; i++) factors[i] = weigh(some, i, spans[i]);
+      const Ahead v_ahead{next ? next->v : nullptr, next ? next->v_offset : 0, next && !first ? next->count : 0};
+      weighted_sums(v, some, spans, factors, v_ahead);
+    }
   }
 
   static int64_t prepared(const AttendForm& form) { return int64_t(round_up(form.K, STEP)) * (FORM::PAIRS ? 2 : 4); }
@@ -100,41 +152,21 @@ class Attention {
  private:
   const AttendForm& form;
   int padded_K, padded_V;
+  float* turned;    // [steps][BLOCK]
   float* logits;    // [rows][BLOCK]
   Weight* weights;  // the same
   char *tails_k, *tails_v;
 
   struct Span {  // of a block's keys
     int first, last;
-    INLINE bool operator==(const Span& other) const { return first == other.first && last == other.last; }
   };
 
   // The keys of a block that a row sees.
-  Span seen(int64_t position, int64_t begin, int count) const {
-    int64_t first = form.window ? position - form.window + 1 - begin : 0, last = position + 1 - begin;
-    first = first < 0 ? 0 : first > count ? count : first;
-    last = last < first ? first : last > count ? count : last;
+  Span seen(int64_t position, const AttendKeys& keys) const {
+    int64_t first = form.window ? position - form.window + 1 - keys.first : 0, last = position + 1 - keys.first;
+    first = first < 0 ? 0 : first > keys.count ? keys.count : first;
+    last = last < first ? first : last > keys.count ? keys.count : last;
     return {int(first), int(last)};
-  }
-
-  void block(const AttendKeys& keys, int64_t begin, int count, const AttendRows& rows) {
-    Span spans[ATTEND_ROWS];
-    int most = 0;
-    for (int i = 0; i < rows.count; i++) {
-      spans[i] = seen(rows.positions[i], begin, count);
-      most = spans[i].last > most ? spans[i].last : most;
-    }
-    if (most == 0) return;
-    const char *k[BLOCK], *v[BLOCK];
-    const int64_t offset = begin - keys.first;
-    for (int s = 0; s < most; s++) {
-      k[s] = whole(keys.k[offset + s], tails_k, s, form.K, padded_K);
-      v[s] = whole(keys.v[offset + s], tails_v, s, form.V, padded_V);
-    }
-    score(k, most, rows);
-    float factors[ATTEND_ROWS];
-    for (int i = 0; i < rows.count; i++) factors[i] = weigh(rows, i, spans[i]);
-    weighted_sums(v, rows, spans, factors);
   }
 
   // A row of keys or values that can be read in whole steps.
@@ -146,33 +178,75 @@ class Attention {
     return copied;
   }
 
+  // The keys 0 .. count - 1 in `turned`, and whatever it may be up to whole vectors of keys.
+  void turn_over(const AttendKeys& keys, int count, const Ahead& ahead) {
+    constexpr int NUMBERS = N * 4 / SIZE;  // of a vector's bytes
+    for (int s = 0; s < count; s += N) {
+      const char* row[N];
+      for (int j = 0; j < N; j++)
+        row[j] = whole(keys.k[s + j < count ? s + j : count - 1] + keys.k_offset, tails_k, j, form.K, padded_K);
+      for (int64_t c = 0; c < padded_K; c += NUMBERS) {
+        Vec<float> tile[N];
+        for (int j = 0; j < N; j++) {
+          tile[j] = load(reinterpret_cast<const float*>(row[j] + c * SIZE));
+          if (c < form.K) ahead.fetch(s + j, c * SIZE);
+        }
+        transpose_lanes<float>(tile);
+        float* to = turned + c / STEP_NUMBERS * BLOCK + s;
+        for (int i = 0; i < N; i++)
+          if constexpr (FORM::PAIRS || SIZE == 4) {
+            store(to + i * BLOCK, tile[i]);
+          } else {
+            const BitsVec pairs = (BitsVec)tile[i];
+            store(to + 2 * i * BLOCK, (Vec<float>)(pairs << 16));
+            store(to + (2 * i + 1) * BLOCK, (Vec<float>)(pairs & 0xffff0000));
+          }
+      }
+    }
+  }
+
   // logits[i][s] for the keys 0 .. count - 1 and some more, which are not looked at.
-  void score(const char* const* k, int count, const AttendRows& rows) {
+  void score(int count, const AttendRows& rows) {
+    constexpr int MR = N >= 16 ? 4 : 2;
     int i = 0;
-    if constexpr (N >= 8)
-      for (; i + 4 <= rows.count; i += 4) score_rows<4>(k, count, rows, i);
-    for (; i + 2 <= rows.count; i += 2) score_rows<2>(k, count, rows, i);
-    for (; i < rows.count; i++) score_rows<1>(k, count, rows, i);
+    for (; i + MR <= rows.count; i += MR) score_rows<MR>(count, rows, i);
+    for (; i < rows.count; i++) score_rows<1>(count, rows, i);
   }
   template <int MR>
-  void score_rows(const char* const* k, int count, const AttendRows& rows, int i) {
-    constexpr int NR = N / MR;  // as many sums as a vector has lanes
+  void score_rows(int count, const AttendRows& rows, int i) {
+    constexpr int NR = 4;
     const int64_t bytes = prepared(form);
-    const char* q[MR];
-    for (int r = 0; r < MR; r++) q[r] = rows.q + (i + r) * bytes;
-    for (int s = 0; s < count; s += NR) {
-      const char* row[NR];
-      for (int j = 0; j < NR; j++) row[j] = k[s + j < count ? s + j : count - 1];
-      Vec<float> sums[N] = {};
-      for (int64_t c = 0; c < padded_K; c += STEP)
-        for (int j = 0; j < NR; j++) {
-          const FORM step = FORM::unpack(row[j], c);
-          for (int r = 0; r < MR; r++) step.add(sums[r * NR + j], q[r], c);
+    const float* q[MR];
+    for (int r = 0; r < MR; r++) q[r] = reinterpret_cast<const float*>(rows.q + (i + r) * bytes);
+    const int steps = padded_K / STEP_NUMBERS;
+    for (int s = 0; s < count; s += NR * N) {
+      Vec<float> sums[MR][NR] = {};
+      const float* k = turned + s;
+      for (int c = 0; c < steps; c++, k += BLOCK)
+        for (int r = 0; r < MR; r++) {
+          const Vec<float> x = broadcast(q[r] + c);
+          for (int j = 0; j < NR; j++) sums[r][j] = add_product(sums[r][j], x, load(k + j * N));
         }
-      const Vec<float> found = sums_of<float>(sums) * float(form.scale);
       for (int r = 0; r < MR; r++)
-        copy(logits + (i + r) * BLOCK + s, reinterpret_cast<const float*>(&found) + r * NR, NR);
+        for (int j = 0; j < NR; j++) store(logits + (i + r) * BLOCK + s + j * N, sums[r][j] * float(form.scale));
     }
+  }
+  // A number of a query, or a pair of them, in all lanes.
+  static INLINE Vec<float> broadcast(const float* q) {
+#if defined(__AVX512BF16__)
+    if constexpr (FORM::PAIRS) {
+      int pair;
+      copy(reinterpret_cast<char*>(&pair), reinterpret_cast<const char*>(q), 4);
+      return (Vec<float>)_mm512_set1_epi32(pair);
+    }
+#endif
+    return splat<float>(*q);
+  }
+  static INLINE Vec<float> add_product(Vec<float> sum, Vec<float> q, Vec<float> k) {
+#if defined(__AVX512BF16__)
+    if constexpr (FORM::PAIRS) return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)k);
+#endif
+    return sum + q * k;
   }
 
   // The weights of a row's keys, zero for those that it does not see; what its sums so far are multiplied with.
@@ -184,12 +258,11 @@ class Attention {
     Vec<float> largest = splat<float>(-infinity());
     for (int s = 0; s < BLOCK; s += N) {
       const IntVec<float> at = lane + s;
-      const Vec<float> masked = at >= span.first & at < span.last ? load(x + s) : splat<float>(-infinity());
+      const Vec<float> masked = ((at >= span.first) & (at < span.last)) ? load(x + s) : splat<float>(-infinity());
       store(x + s, masked);
       largest = masked > largest ? masked : largest;
     }
-    float most = rows.most[i];
-    for (int l = 0; l < N; l++) most = largest[l] > most ? largest[l] : most;
+    const float here = largest_of(largest), most = here > rows.most[i] ? here : rows.most[i];
     // What is not a number does not become the largest, and makes the weights none.
     if (most == -infinity() && !not_a_number(x)) {
       zero(reinterpret_cast<char*>(p), BLOCK * int64_t(sizeof(Weight)));
@@ -217,20 +290,53 @@ class Attention {
 
   // sums[i] = factors[i] sums[i] + Σ_s weights[i][s] v[s]. No key that a row does not see is multiplied, even by zero:
   // it might not be finite.
-  void weighted_sums(const char* const* v, const AttendRows& rows, const Span* spans, const float* factors) {
-    constexpr int MR = N >= 16 ? 4 : 2;
-    for (int i = 0; i < rows.count;) {
-      bool alike = i + MR <= rows.count;
-      for (int r = 1; alike && r < MR; r++) alike = spans[i + r] == spans[i];
-      if (alike)
-        weighted_rows<MR>(v, rows, i, spans[i], factors);
-      else
-        weighted_rows<1>(v, rows, i, spans[i], factors);
-      i += alike ? MR : 1;
-    }
+  void weighted_sums(const char* const* v, const AttendRows& rows, const Span* spans, const float* factors,
+                     const Ahead& ahead) {
+    const Ahead nothing{nullptr, 0, 0};
+    int i = 0;
+    const auto take = [&](auto width) {
+      constexpr int MR = decltype(width)::COUNT;
+      while (i + MR <= rows.count) {
+        if (!share<MR>(v, rows, i, spans, factors, i ? nothing : ahead)) {
+          for (int r = 0; r < MR; r++)
+            weighted_rows<1>(v, rows, i + r, spans[i + r], factors + i + r, i + r ? nothing : ahead);
+        }
+        i += MR;
+      }
+    };
+    if constexpr (N >= 16) take(Width<8>());
+    take(Width<N >= 16 ? 4 : 2>());
+    take(Width<1>());
   }
+  template <int COUNT_>
+  struct Width {
+    static constexpr int COUNT = COUNT_;
+  };
+
+  // Whether MR rows begin with the same keys: what they all see is added to them together, the rest to each alone.
   template <int MR>
-  void weighted_rows(const char* const* v, const AttendRows& rows, int i, Span span, const float* factors) {
+  bool share(const char* const* v, const AttendRows& rows, int i, const Span* spans, const float* factors,
+             const Ahead& ahead) {
+    Span common = spans[i];
+    bool alike = true;
+    for (int r = 1; r < MR; r++) {
+      if (spans[i + r].first != common.first) return false;
+      alike = alike && spans[i + r].last == common.last;
+      common.last = spans[i + r].last < common.last ? spans[i + r].last : common.last;
+    }
+    // Keys that are taken together stay together.
+    if (!alike) common.last = common.last / Values<FORM>::KEYS * Values<FORM>::KEYS;
+    if (common.last <= common.first && !alike) return false;
+    weighted_rows<MR>(v, rows, i, common, factors + i, ahead);
+    const float one = 1;
+    for (int r = 0; r < MR && !alike; r++)
+      weighted_rows<1>(v, rows, i + r, {common.last, spans[i + r].last}, &one, Ahead{nullptr, 0, 0});
+    return true;
+  }
+
+  template <int MR>
+  void weighted_rows(const char* const* v, const AttendRows& rows, int i, Span span, const float* factors,
+                     const Ahead& ahead) {
     if (span.first == span.last) return;
     constexpr int KEYS = Values<FORM>::KEYS;
     const int begin = span.first / KEYS * KEYS;
@@ -238,8 +344,10 @@ class Attention {
       Vec<float> sums[MR][VECTORS];
       for (int r = 0; r < MR; r++)
         for (int d = 0; d < VECTORS; d++)
-          sums[r][d] = load(rows.sums + int64_t(i + r) * padded_V + c + d * N) * factors[i + r];
+          sums[r][d] = load(rows.sums + int64_t(i + r) * padded_V + c + d * N) * factors[r];
       for (int s = begin; s < span.last; s += KEYS) {
+        for (int j = 0; j < KEYS; j++)
+          for (int line = 0; line < STEP * SIZE; line += 64) ahead.fetch(s + j, c * SIZE + line);
         const Weight* p = weights + i * BLOCK + s;
         if constexpr (KEYS == 1) {
           Values<FORM>::template add<MR>(sums, v[s], nullptr, p, BLOCK, c);
@@ -281,11 +389,22 @@ int64_t scratch(const AttendForm& form) {
   return counter.used();
 }
 void prepare(const AttendForm& form, const Rows& q, int64_t row, char* to) {
-  with_form(form, [&](auto numbers) { prepare_row<decltype(numbers)>(q, row, to, form.K, round_up(form.K, STEP)); });
+  const int padded = round_up(form.K, STEP);
+  with_form(form, [&](auto numbers) {
+    if constexpr (decltype(numbers)::PAIRS)
+      prepare_row<decltype(numbers)>(q, row, to, form.K, padded);
+    else
+      read_row(q, row, reinterpret_cast<float*>(to), form.K, padded);
+  });
 }
-void chunk(const AttendForm& form, const AttendKeys& keys, const AttendRows& rows, char* memory) {
+void clear(const AttendForm& form, const AttendRows& rows) {
+  for (int i = 0; i < rows.count; i++) rows.most[i] = -infinity(), rows.total[i] = 0;
+  zero(rows.sums, rows.count * padded(form));
+}
+void block(const AttendForm& form, const AttendKeys& keys, const AttendKeys* next, const AttendRows& rows,
+           char* memory) {
   Arena arena(memory);
-  with_form(form, [&](auto numbers) { Attention<decltype(numbers)>(form, arena).chunk(keys, rows); });
+  with_form(form, [&](auto numbers) { Attention<decltype(numbers)>(form, arena).block(keys, next, rows); });
 }
 
 void merge(const AttendForm& form, const AttendRows& rows, const AttendRows& more) {
@@ -326,6 +445,6 @@ void finish(const AttendForm& form, const AttendRows& rows, int i, double sink, 
 
 }  // namespace
 
-extern const AttendKernels attend_kernels{prepared, padded, scratch, prepare, chunk, merge, finish};
+extern const AttendKernels attend_kernels{prepared, padded, scratch, prepare, clear, block, merge, finish};
 
 }  // namespace intarsia::INTARSIA_ISA

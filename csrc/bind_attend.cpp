@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "attend.h"
 #include "bindings.h"
 #include "dispatch.h"
@@ -26,19 +28,21 @@ struct Entries {
     if (pages) table = pages->data(), most = int64_t(pages->shape(1));
   }
 
-  AttendEntries of(int64_t n, int64_t keys, int64_t held) const {
+  // `offset`: the number of the first entry of the tensors, which the sequence's entries up to `last` are in.
+  AttendEntries of(int64_t n, int64_t last, int64_t held, int64_t offset) const {
     const Array& array = arrays.size() > 1 ? arrays.at(size_t(n)) : arrays[0];
     const int64_t bytes = size_of(array.dtype), batch = arrays.size() > 1 ? 0 : n;
     AttendEntries entries{array.data, nullptr, 1, 0, array.stride[1] * bytes, array.stride[2] * bytes};
     if (!table) {
-      if (batch >= array.shape[0] || keys > array.shape[1]) throw std::invalid_argument("there are fewer keys");
-      entries.address += batch * array.stride[0] * bytes;
+      if (batch >= array.shape[0] || last - offset > array.shape[1] || offset > held)
+        throw std::invalid_argument("there are fewer keys");
+      entries.address += batch * array.stride[0] * bytes - offset * entries.entry_bytes;
       return entries;
     }
     entries.pages = table + n * most;
     entries.page_size = array.shape[1], entries.page_bytes = array.stride[0] * bytes;
-    if (keys > most * entries.page_size) throw std::invalid_argument("the pages do not hold the keys");
-    for (int64_t i = held / entries.page_size; i * entries.page_size < keys; i++)
+    if (offset || last > most * entries.page_size) throw std::invalid_argument("the pages do not hold the keys");
+    for (int64_t i = held / entries.page_size; i * entries.page_size < last; i++)
       if (entries.pages[i] < 0 || entries.pages[i] >= array.shape[0])
         throw std::invalid_argument("the block table points to a page that is not there");
     return entries;
@@ -48,7 +52,7 @@ struct Entries {
 void run(const Tensor& q, const std::vector<Tensor>& k, const std::vector<Tensor>& v,
          const std::optional<Indices>& pages, const std::vector<int64_t>& edges, const std::vector<int64_t>& lengths,
          const std::vector<int64_t>& held, double scale, int64_t window, const MaybeTensor& sinks, const Tensor& o,
-         const std::string& isa, int threads) {
+         const MaybeTensor& carried, bool last, const std::string& isa, int threads) {
   AttendCall call{};
   call.q = array_of(q), call.o = array_of(o);
   const Entries keys(k, pages), values(v, pages);
@@ -80,10 +84,26 @@ void run(const Tensor& q, const std::vector<Tensor>& k, const std::vector<Tensor
     const int64_t begin = edges[size_t(n)], end = edges[size_t(n + 1)], S = lengths[size_t(n)], first = held[size_t(n)];
     if (begin < 0 || end < begin || end > call.q.shape[0] || end - begin > S || first < 0 || first > S)
       throw std::invalid_argument("a sequence has more queries than keys, or queries that there are not");
-    if (end > begin) sequences.push_back({begin, end, S, first, keys.of(n, S, first), values.of(n, S, first)});
+    // Of keys that come a block at a time, the tensors hold those from the first on.
+    const int64_t offset = carried ? first : 0, there = carried ? std::min(S, first + key.shape[1]) : S;
+    if (end > begin)
+      sequences.push_back(
+          {begin, end, S, first, there, keys.of(n, there, first, offset), values.of(n, there, first, offset)});
   }
   call.sequences = sequences.data(), call.count = int64_t(sequences.size());
   const AttendKernels& kernels = kernels_of(isa).attend;
+  call.last = last;
+  if (carried) {
+    const Array array = array_of(*carried);
+    const int64_t numbers = attend_carried(call.form, kernels);
+    if (array.dtype != Dtype::float32 || array.dims != 3 || array.shape[0] != call.q.shape[0] || array.shape[1] != H ||
+        array.shape[2] != numbers || array.stride[2] != 1 || array.stride[1] != numbers ||
+        array.stride[0] != H * numbers)
+      throw std::invalid_argument("what is carried must be [R, H, numbers] in float32");
+    call.carried = reinterpret_cast<float*>(array.data);
+  } else if (!last) {
+    throw std::invalid_argument("without what is carried there is one call");
+  }
   nb::gil_scoped_release release;
   attend(call, kernels, threads);
 }
@@ -92,7 +112,14 @@ void run(const Tensor& q, const std::vector<Tensor>& k, const std::vector<Tensor
 
 void bind_attend(nb::module_& m) {
   m.def("attend", &run, "q"_a, "k"_a, "v"_a, "pages"_a.none(), "edges"_a, "lengths"_a, "held"_a, "scale"_a, "window"_a,
-        "sinks"_a.none(), "o"_a, "isa"_a, "threads"_a);
+        "sinks"_a.none(), "o"_a, "carried"_a.none(), "last"_a, "isa"_a, "threads"_a);
+  m.def(
+      "attend_carried",
+      [](const Tensor& q, int64_t V, const std::string& isa) {
+        const AttendForm form{array_of(q).dtype, 1, int(V), 1, 0};
+        return attend_carried(form, kernels_of(isa).attend);
+      },
+      "q"_a, "V"_a, "isa"_a);
 }
 
 }  // namespace intarsia

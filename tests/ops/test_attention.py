@@ -288,7 +288,7 @@ def test_wrong_arguments_are_named() -> None:
         ({"k": (k[:1],), "v": (v[:1],)}, "of 1 sequences and q of 2"),
         ({"k": (k[:1], k[:1, :4]), "v": (v[:1], v[:1, :4])}, "5 queries and 4 entries"),
         ({"k": (k[:1], k[:1, :, :1]), "v": (v[:1], v[:1])}, "of one dtype and device"),
-        ({"k": (), "v": ()}, "without a sequence"),
+        ({"k": (), "v": ()}, "a tensor of each"),
     ):
         with pytest.raises(ShapeError, match=message):
             softmax_attention(**{"q": q, "k": k, "v": v, **changes})

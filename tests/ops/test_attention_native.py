@@ -13,11 +13,13 @@ from intarsia.ops import (
     BlockTable,
     Paged,
     Sequences,
+    attention_cpu,
     explain,
     latent_attention,
     native,
     softmax_attention,
 )
+from intarsia.ops.attention_call import latent_call
 
 pytestmark = pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -134,6 +136,80 @@ def test_latents_in_pieces_are_those_in_one(T: int, dtype: torch.dtype) -> None:
         one = latent_attention(q[:, t : t + 1], latents[:, : 300 - T + t + 1], up, impl="cpu")
         # The products around the kernel are PyTorch's, which may round one row otherwise than several.
         torch.testing.assert_close(one, o[:, t : t + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_a_long_piece_is_its_tokens_one_by_one(heads: tuple[int, int], dtype: torch.dtype) -> None:
+    # So many queries that a thread has several parts of each head, and blocks of which some see a part.
+    (H, HKV), T, S = heads, 200, 700
+    q = normal(1, T, H, 40, seed=0, dtype=dtype)
+    k, v = normal(1, S, HKV, 40, seed=1, dtype=dtype), normal(1, S, HKV, 24, seed=2, dtype=dtype)
+    o = softmax_attention(q, k, v, impl="cpu")
+    exact = softmax_attention(q, k, v, impl="reference")
+    assert (o - exact).abs().max() <= (3e-6 if dtype == torch.float32 else 2.0**-7) * float(v.abs().max())
+    for t in (0, 11, 64, 130, T - 1):
+        seen = S - T + t + 1
+        assert torch.equal(
+            softmax_attention(q[:, t : t + 1], k[:, :seen], v[:, :seen], impl="cpu"), o[:, t : t + 1]
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_chunks_than_there_is_room_for(dtype: torch.dtype) -> None:
+    # What chunks give is added up in several turns.
+    q = normal(1, 31, 4, 32, seed=0, dtype=dtype)
+    k, v = (normal(1, 24_000, 4, n, seed=n, dtype=dtype) for n in (32, 96))
+    o = softmax_attention(q, k, v, impl="cpu")
+    exact = softmax_attention(q.double(), k.double(), v.double(), impl="torch")
+    assert (o - exact).abs().max() <= (3e-6 if dtype == torch.float32 else 2.0**-7) * float(v.abs().max())
+    assert torch.equal(o[:, 7:9], softmax_attention(q[:, 7:9], k[:, : -31 + 9], v[:, : -31 + 9], impl="cpu"))
+
+
+def test_where_keys_lie_apart_from_values() -> None:
+    q, x = normal(1, 1, 2, 32, seed=0, dtype=torch.float32), normal(1, 32, 2, 32, seed=1, dtype=torch.float32)
+    pages, table = x[0].unflatten(0, (2, 16)), BlockTable([[0, 1]], [32], 16)
+    other = Paged(pages.flip(0), BlockTable([[1, 0]], [32], 16))
+    for k, v in ((Paged(pages, table), other), (Paged(pages, table), x), (x, other)):
+        assert explain(softmax_attention, q, k, v).impl == "torch"
+        torch.testing.assert_close(softmax_attention(q, k, v), softmax_attention(q, x, x))
+        with pytest.raises(UnsupportedError, match="pages of one table"):
+            softmax_attention(q, k, v, impl="cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_and_values_made_of_latents_a_block_at_a_time(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    H, own, shared, rank, V, T, S = 3, 16, 8, 64, 24, 150, 1000
+    q = normal(1, T, H, own + shared, seed=0, dtype=dtype)
+    latents = normal(1, S, rank + shared, seed=1, dtype=dtype)
+    up = normal(H, own + V, rank, seed=2, dtype=dtype) / rank**0.5
+    call = latent_call(q, latents, up)
+    assert attention_cpu.worth_expanding(call)
+    assert not attention_cpu.worth_expanding(latent_call(q[:, -20:], latents, up))
+    monkeypatch.setattr(attention_cpu, "EXPANDED", 1)
+    o = latent_attention(q, latents, up, impl="cpu")
+    exact = latent_attention(q, latents, up, impl="reference")
+    made = exact.abs().max()
+    # Keys and values are rounded once more than where they are made whole.
+    assert (o - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 2.0**-5) * made
+    # One block, which needs nothing carried, and four.
+    monkeypatch.setattr(attention_cpu, "EXPANDED", 1 << 30)
+    torch.testing.assert_close(latent_attention(q, latents, up, impl="cpu"), o)
+    # Nothing of later ones; and the same of pages, and beside another sequence.
+    spoiled = latents.clone()
+    spoiled[:, -1] = torch.nan
+    assert torch.equal(latent_attention(q, spoiled, up, impl="cpu")[:, :-1], o[:, :-1])
+    monkeypatch.setattr(attention_cpu, "EXPANDED", 1)
+    padded = torch.nn.functional.pad(latents[0], (0, 0, 0, 8), value=torch.nan).unflatten(0, (-1, 16))
+    table = BlockTable([list(range(len(padded)))[::-1]], [S], 16)
+    assert torch.equal(latent_attention(q, Paged(padded.flip(0), table), up, impl="cpu"), o)
+    several = latent_attention(
+        torch.cat([q, q[:, -1:]], dim=1), (latents, latents), up, cu_seqlens=Sequences((T, 1)), impl="cpu"
+    )
+    assert torch.equal(several[:, :T], o)
+    torch.testing.assert_close(several[:, T:], o[:, -1:])
 
 
 def test_who_serves_what() -> None:

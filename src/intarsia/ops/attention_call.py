@@ -148,8 +148,10 @@ def _check_keys(name: str, keys: Keys, q: Tensor, seqs: Sequences | None, dims: 
     """Raise ShapeError unless these are entries of `dims` dimensions for the sequences of q."""
     shape = f"[B, S, {'heads, dim' if dims == 2 else 'channels'}]"
     if isinstance(keys, tuple):
-        if not keys:
-            raise ShapeError(f"{name} is a tuple without a sequence")
+        if not keys or not all(isinstance(x, Tensor) for x in keys):
+            raise ShapeError(
+                f"{name} of several sequences are a tensor of each; got {[type(x).__name__ for x in keys]}"
+            )
         odd = next((x for x in keys if x.dim() != 2 + dims or x.shape[0] != 1), None)
         if odd is not None or len({(x.shape[2:], x.dtype, x.device) for x in keys}) > 1:
             raise ShapeError(

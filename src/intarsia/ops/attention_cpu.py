@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
-from intarsia.ops.attention_call import AttentionCall, LatentCall
-from intarsia.ops.keys import Keys, Paged, as_heads, entry_of, lengths_of
+from intarsia.ops.attention_call import AttentionCall, LatentCall, queries_of
+from intarsia.ops.keys import Keys, Paged, as_heads, between, entry_of, lengths_of
 from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
@@ -28,7 +28,11 @@ def attention_cpu(call: AttentionCall) -> Tensor:
 
 
 def latent_cpu(call: LatentCall) -> Tensor:
-    """The same of latents, which all heads read as one shared key head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`."""
+    """The same of latents. All heads read them as one shared key head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`. Or, for many
+    queries, the heads' keys and values are made of them, of so many at a time as a cache of the processor holds."""
+    if worth_expanding(call) and apart_from_torch(call.q, entry_of(call.latents), call.up):
+        parts = [_expanded(call, n, q) for n, q in queries_of(call.q, call.seqs)]
+        return torch.cat(parts, dim=0 if call.seqs is None else 1) if len(parts) > 1 else parts[0]
     q, own, rank = call.q, call.own, call.rank
     w_k, w_v = call.up.to(q.dtype).split([own, call.up.shape[1] - own], dim=1)
     q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
@@ -36,6 +40,49 @@ def latent_cpu(call: LatentCall) -> Tensor:
     latents, values = as_heads(call.latents), as_heads(call.latents, rank)
     found = _attend(wide, latents, values, call.seqs, call.scale, None, None)
     return torch.einsum("bthr,hvr->bthv", found, w_v)
+
+
+def worth_expanding(call: LatentCall) -> bool:
+    """Whether making keys and values costs less than it saves: a query and a key of a head take `K + V` products
+    instead of `2 rank + shared`."""
+    rank, made = call.rank, call.up.shape[1]
+    if call.seqs is not None and isinstance(call.latents, Tensor):
+        return False  # packed sequences without a past
+    tokens = call.q.shape[1] if call.seqs is None else max(call.seqs.lengths)
+    return tokens * (2 * rank - made) > rank * made
+
+
+EXPANDED = 16 << 20
+"""Keys and values that are made at a time take so many bytes, or those of one of the kernels' chunks."""
+
+
+def _expanded(call: LatentCall, n: int, q: Tensor) -> Tensor:
+    """Attention of the queries of one sequence `[1, T, H, K]` to its keys and values, which come a block at a time.
+    What each query has so far is carried from one block to the next."""
+    own, rank, H = call.own, call.rank, q.shape[2]
+    S, V, up = lengths_of(call.latents)[n], call.up.shape[1] - own, call.up.to(q.dtype).flatten(0, 1)
+    queries, kernels = rows(q[0]), native.native()
+    isa, threads = native.instruction_set(), torch.get_num_threads()
+    numbers = kernels.attend_carried(queries.detach(), V, isa)
+    carried = torch.zeros(q.shape[1], H, numbers, dtype=torch.float32)
+    carried[..., -2] = -torch.inf
+    o = q.new_empty(q.shape[1], H, V)
+    size = max(EXPANDED // (H * (q.shape[3] + V) * q.element_size()) // CHUNK, 1) * CHUNK
+    for begin in range(0, S, size):
+        end = min(begin + size, S)
+        latents = between(call.latents, n, begin, end)
+        kv = torch.nn.functional.linear(latents[..., :rank], up).unflatten(-1, (H, -1))
+        shared = latents[..., None, rank:].expand(-1, -1, H, -1)
+        k = torch.cat([kv[..., :own], shared], dim=-1)
+        kernels.attend(
+            queries.detach(), [k.detach()], [kv[..., own:].detach()], None, [0, q.shape[1]], [S], [begin],
+            call.scale, 0, None, o, carried, end == S, isa, threads,
+        )  # fmt: skip
+    return o[None]
+
+
+CHUNK = 256
+"""The keys that the kernels work on from nothing: where blocks end changes no bit if it is where such a chunk ends."""
 
 
 def _attend(
@@ -85,7 +132,7 @@ def _run(
     o = q.new_empty((*q.shape[:2], v[0].shape[-1]))
     native.native().attend(
         q.detach(), [x.detach() for x in k], [x.detach() for x in v], pages, edges, lengths, held, scale, window,
-        None if sinks is None else sinks.detach(), o, native.instruction_set(), torch.get_num_threads(),
+        None if sinks is None else sinks.detach(), o, None, True, native.instruction_set(), torch.get_num_threads(),
     )  # fmt: skip
     return o
 
@@ -101,7 +148,17 @@ def _fake(
 def _refuse_attention(call: AttentionCall) -> str | None:
     if call.log_gate is not None:
         return "the kernels have no forget gate"
+    if not _lie_alike(call.k, call.v):
+        return "the kernels read keys and values from the same places: both tensors, or pages of one table"
     return _refuse(call.q, (call.k, call.v), call.sinks)
+
+
+def _lie_alike(k: Keys, v: Keys) -> bool:
+    if not isinstance(k, Paged) or not isinstance(v, Paged):
+        return isinstance(k, Paged) == isinstance(v, Paged) and isinstance(k, tuple) == isinstance(v, tuple)
+    return k.table is v.table or (
+        k.table.first == v.table.first and torch.equal(k.table.pages, v.table.pages)
+    )
 
 
 def _refuse_latent(call: LatentCall) -> str | None:

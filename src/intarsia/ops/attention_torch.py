@@ -31,6 +31,10 @@ several sequences together."""
 SMALL = 1 << 16
 """So many numbers of each sequence are copied on a CPU to compute several sequences together."""
 
+SHOWN = 1 << 24
+"""Whether a query sees a key is written down for so many pairs at a time, or for one query: a mask of a long text's
+piece would take more memory than its keys."""
+
 
 def attention_torch(call: AttentionCall) -> Tensor:
     """`[B, T, H, V]` in the dtype of q."""
@@ -94,6 +98,13 @@ def by_sequence(
     return torch.cat(found, dim=0 if seqs is None else 1)
 
 
+def in_blocks(function: Callable[[int, int], Tensor], T: int, rows: int) -> Tensor:
+    """The outputs `[B, T, ...]` of `function(begin, end)` for so many `rows` of T queries at a time."""
+    if rows >= T:
+        return function(0, T)
+    return torch.cat([function(begin, min(begin + rows, T)) for begin in range(0, T, rows)], dim=1)
+
+
 def shown(T: int, lengths: list[int], window: int | None, device: torch.device) -> Tensor:
     """Which keys the last T tokens of several sequences see, whose keys stand at the right of a common length:
     `[N, 1, T, S]` bool."""
@@ -124,8 +135,15 @@ def _alone(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, scale: float, 
         k, v = k.to(q.dtype), v.to(q.dtype)
         if window is not None and window < S:
             return _WINDOWED(None, (q, k, v, sinks), scale, window)
-        mask = visible(T, S, None, q.device) if 1 < T < S else None
-        return _attend(q, k, v, mask, scale=scale, sinks=sinks)
+        if not 1 < T < S:
+            return _attend(q, k, v, None, scale=scale, sinks=sinks)
+
+        def block(begin: int, end: int) -> Tensor:
+            seen = S - T + end
+            mask = visible(end - begin, seen, None, q.device)
+            return _attend(q[:, begin:end], k[:, :seen], v[:, :seen], mask, scale=scale, sinks=sinks)
+
+        return in_blocks(block, T, max(SHOWN // S, 1))
 
     return attended(attend, [k], [v], queries=q, windows=[window, window])
 

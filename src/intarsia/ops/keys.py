@@ -170,6 +170,17 @@ def row_of(keys: Keys, n: int, last: int | None = None) -> Tensor:
     return keys.pages.index_select(0, pages).flatten(0, 1)[None, begin - skipped : end - skipped]
 
 
+def between(keys: Keys, n: int, begin: int, end: int) -> Tensor:
+    """The entries `begin` .. `end` of sequence n, all of them held, `[1, end - begin, ...]`: a view, or of pages a
+    copy."""
+    if not isinstance(keys, Paged):
+        return row_of(keys, n)[:, begin:end]
+    table, size = keys.table, keys.table.page_size
+    found = keys.pages.index_select(0, table.pages[n, begin // size : -(-end // size)]).flatten(0, 1)
+    skipped = begin // size * size
+    return found[None, begin - skipped : end - skipped]
+
+
 def right_aligned(keys: Keys, numbers: Sequence[int], size: int) -> Tensor:
     """The last `size` entries of the sequences `numbers`, `[len(numbers), size, ...]`: one that has fewer has zeros in
     front of them."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops.attention_call import AttentionCall, LatentCall
-from intarsia.ops.attention_torch import attention_torch, by_sequence, shown, visible
+from intarsia.ops.attention_torch import attention_torch, by_sequence, in_blocks, shown, visible
 from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import lengths_of, right_aligned, row_of
@@ -16,6 +16,9 @@ from intarsia.ops.keys import lengths_of, right_aligned, row_of
 MANY = 8
 """Expanding costs the past once a call, absorbing costs each query more: absorbed is what looks at so many tokens of
 the past for each query."""
+
+LOGITS = 1 << 23
+"""So many are made at a time, or those of one query."""
 
 
 def latent_torch(call: LatentCall) -> Tensor:
@@ -46,7 +49,14 @@ def expanded(call: LatentCall, latents: Tensor) -> tuple[Tensor, Tensor]:
 def _dense(call: LatentCall, q: Tensor, latents: Tensor) -> Tensor:
     T, S = q.shape[1], latents.shape[1]
     if T < S and T * MANY <= S - T:
-        return _absorbed(call, q, latents, visible(T, S, None, q.device) if T > 1 else None)
+        rows = max(LOGITS // (q.shape[0] * q.shape[2] * S), 1)
+
+        def block(begin: int, end: int) -> Tensor:
+            seen = latents[:, : S - T + end]
+            mask = visible(end - begin, seen.shape[1], None, q.device) if end - begin > 1 else None
+            return _absorbed(call, q[:, begin:end], seen, mask)
+
+        return in_blocks(block, T, rows)
     k, v = expanded(call, latents)
     return attention_torch(AttentionCall(q, k, v, call.scale, None, None, None, call.seqs))
 
