@@ -121,7 +121,11 @@ class PagedState(PooledState, GrowingState):
         return self.pool.form
 
     def grow(self, x: Tensor, seqs: Sequences | None) -> Growth:
+        self.check_input(x)
         return _PagedGrowth(self, x, seqs)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.pool.pages[name].dtype
 
     def held(self, name: str) -> Paged:
         """The entries of that name."""

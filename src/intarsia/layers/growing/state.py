@@ -50,6 +50,23 @@ class GrowingState(State):
     def fixed(self, name: str) -> Tensor:
         """What is kept of each sequence, `[N, ...]`."""
 
+    @abstractmethod
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the entries of that name."""
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ShapeError where the entries that a mixer makes of `x` would be rounded to be kept. Autocast may want
+        that."""
+        if torch.is_autocast_enabled(x.device.type):
+            return
+        for name, entry in self.form.growing.items():
+            held = self.dtype_of(name)
+            if entry.dtype is None and held != x.dtype:
+                raise ShapeError(
+                    f"the state holds {name} in {held} and the input is {x.dtype}: begin with a state of a layer whose "
+                    "weights have that dtype"
+                )
+
     def check_truncated(self, tokens: Sequence[int]) -> None:
         if len(tokens) != self.count:
             raise ShapeError(f"the state is of {self.count} sequences; got {len(tokens)} numbers of tokens")

@@ -56,7 +56,11 @@ class GrowingValue(GrowingState):
         return GrowingValue(self.form, growing, fixed, tokens)
 
     def grow(self, x: Tensor, seqs: Sequences | None) -> Growth:
+        self.check_input(x)
         return _ValueGrowth(self, x, seqs)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.growing[name][0].content.dtype
 
     def value(self) -> GrowingValue:
         return self
