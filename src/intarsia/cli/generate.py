@@ -60,9 +60,9 @@ def command(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     prefill_chunk: Annotated[
-        int | None,
+        int,
         typer.Option(min=1, help="Read a long prompt in pieces of so many tokens, to bound the memory."),
-    ] = None,
+    ] = 2048,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
@@ -78,7 +78,8 @@ def command(
 ) -> None:
     """Continue a text with a model, trained here or published.
 
-    The text streams to stdout, prompt included; how many tokens there were and how fast goes to stderr.
+    The text streams to stdout, prompt included; how many tokens there were and how fast goes to stderr, and at a
+    terminal how far the reading of a long prompt is.
 
     \b
       intarsia generate runs/my-run "def fibonacci(n):"
@@ -105,9 +106,12 @@ def command(
         pieces = list(run)
         print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
         return
-    sys.stdout.write(text)
+    pieces = iter(run)
+    # What shows how far the reading is has a line of its own: the text begins when it is done.
+    first = next(pieces, "")
+    sys.stdout.write(text + first)
     sys.stdout.flush()
-    for piece in run:
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -145,7 +149,7 @@ class Generation:
         max_tokens: int,
         sampling: Sampling,
         seed: int,
-        prefill_chunk: int | None,
+        prefill_chunk: int,
         conduct: Conduct,
     ) -> None:
         from intarsia.inference import generate
@@ -161,6 +165,7 @@ class Generation:
             seed=seed,
             stop=set(conduct.stop),
             prefill_chunk=prefill_chunk,
+            on_read=self._show_reading if len(ids) > prefill_chunk and sys.stderr.isatty() else None,
         )
         self.max_tokens = max_tokens
         self.prompt_tokens = len(ids)
@@ -172,6 +177,13 @@ class Generation:
 
         self._started = self._first = self._last = time.perf_counter()
         yield from text_pieces(self._tokenizer, self._counted())
+
+    def _show_reading(self, read: int, total: int) -> None:
+        """A line at the terminal that is written over, and goes away at the end."""
+        speed = read / (time.perf_counter() - self._started)
+        line = f"reading the prompt: {read:,} of {total:,} tokens, {speed:,.0f} tokens/s, Ctrl-C stops"
+        sys.stderr.write(f"\r{line}\x1b[K" if read < total else "\r\x1b[K")
+        sys.stderr.flush()
 
     def _counted(self) -> Iterator[int]:
         for token in self._tokens:

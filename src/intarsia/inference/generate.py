@@ -1,4 +1,4 @@
-"""Generation: the prompt is read in one pass (or in chunks), then one token at a time with the state.
+"""Generation: the prompt is read in pieces, then one token at a time with the state.
 
 So a long prompt is read once, and each further token costs the same in every linear layer, however long the text has
 become. Several prompts of different lengths go through the model together, packed in one row. States that are given are
@@ -8,7 +8,7 @@ values: they go into the model and new ones come out. Those of texts that begin 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, overload
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 AHEAD = 4096
 """For how many tokens behind its prompt a text has room at first."""
 
+PREFILL_CHUNK = 2048
+"""A prompt is read in pieces of so many tokens, where nobody says otherwise: as fast as in one piece, in memory that
+does not grow with it beyond the states."""
+
+OnRead = Callable[[int, int], None]
+"""Is told how many tokens of all prompts have been read, and how many there are."""
+
 
 @overload
 def generate(
@@ -37,6 +44,7 @@ def generate(
     stop: Collection[int] = ...,
     prefill_chunk: int | None = ...,
     states: ModelStates | None = ...,
+    on_read: OnRead | None = ...,
 ) -> Iterator[int]: ...
 
 
@@ -51,6 +59,7 @@ def generate(
     stop: Collection[int] = ...,
     prefill_chunk: int | None = ...,
     states: ModelStates | None = ...,
+    on_read: OnRead | None = ...,
 ) -> Iterator[tuple[int, int]]: ...
 
 
@@ -62,8 +71,9 @@ def generate(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     stop: Collection[int] = (),
-    prefill_chunk: int | None = None,
+    prefill_chunk: int | None = PREFILL_CHUNK,
     states: ModelStates | None = None,
+    on_read: OnRead | None = None,
 ) -> Iterator[int] | Iterator[tuple[int, int]]:
     """Continue a prompt, or several of different lengths together, a token at a time.
 
@@ -78,10 +88,12 @@ def generate(
         seed: of this generation's own random generator. Same model, prompt, sampling and seed: same tokens. Of
             several prompts the one of number n has `seed + n`, or the n-th of several seeds.
         stop: ids that end a sequence; they are not yielded.
-        prefill_chunk: read prompts in pieces of this many tokens, which bounds the memory that a long prompt takes
+        prefill_chunk: prompts are read in pieces of this many tokens, which bounds the memory that a long one takes
             and changes the result by rounding alone. None reads them in one piece.
         states: go on from these states instead of from the beginning, one sequence for each prompt, which follows
             what that has seen. They are not changed, so one prefix can be continued many times.
+        on_read: is called after each piece of the prompts, with how many of their tokens have been read and how many
+            there are. What it raises ends the generation.
 
     Yields:
         Token ids, each as soon as it is chosen. Of several prompts pairs, the number of the prompt and the token.
@@ -110,7 +122,7 @@ def generate(
         _Text(n, ids, Sampler(sampling, s)) for n, (ids, s) in enumerate(zip(prompts, seeds, strict=True))
     ]
     ready = model if isinstance(model, InferenceModel) else InferenceModel(model)
-    steps = _steps(ready, texts, max_tokens, frozenset(stop), prefill_chunk, states)
+    steps = _steps(ready, texts, max_tokens, frozenset(stop), prefill_chunk, states, on_read)
     return steps if several else (token for _, token in steps)
 
 
@@ -122,7 +134,7 @@ def stream_text(
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     seed: int = 0,
-    prefill_chunk: int | None = None,
+    prefill_chunk: int | None = PREFILL_CHUNK,
 ) -> Iterator[str]:
     """Continue a text, as a document of its own, until the model ends it or `max_tokens` are reached.
 
@@ -180,13 +192,19 @@ def _steps(
     stop: frozenset[int],
     chunk: int | None,
     states: ModelStates | None,
+    on_read: OnRead | None,
 ) -> Iterator[tuple[int, int]]:
     """A text that has been read gives a token while others, which are longer, are still being read."""
     if max_tokens == 0:
         return
     memory = _Memory(states) if states is not None else _begin(model, texts, max_tokens)
+    read, total = 0, sum(len(text.ids) for text in texts)
     while True:
-        logits = memory.advance(model, [text.take(chunk) for text in texts])
+        pieces = [text.take(chunk) for text in texts]
+        logits = memory.advance(model, pieces)
+        if on_read is not None and read < total:
+            read += sum(len(piece) for text, piece in zip(texts, pieces, strict=True) if not text.produced)
+            on_read(read, total)
         going_on = []
         for n, text in enumerate(texts):
             if text.wants_a_token:
