@@ -76,19 +76,31 @@ def per_token(
     return {f"{name}_ms": median(each[WARM:]) for name, each in times.items()}, states
 
 
-def run(options: Any) -> dict[str, Any]:
+def run(options: Any) -> None:
+    """Read the text, and measure at each place; results are written as they come."""
     config = small_hybrid(options.width, options.heads, options.key_heads, options.head_dim)
     language_model = LanguageModel(config)
     language_model.init_weights(0)
     model = InferenceModel(language_model.to(torch.bfloat16))
     layers: list[Any] = [block.mixer.for_inference() for block in model.model.blocks]
     generator = torch.Generator().manual_seed(0)
+    about = {
+        "machine": machine(),
+        "layout": config.layout,
+        "width": config.d_model,
+        "heads": options.heads,
+        "key_heads": options.key_heads,
+        "head_dim": options.head_dim,
+        "dtype": "bfloat16",
+        "piece": options.piece,
+        "weights_MiB": model.weight_bytes / 2**20,
+    }
     places = [n for n in (4096, 16384, 65536, 262144, 1048576) if n < options.tokens] + [options.tokens]
     room = options.tokens + 2 * (DECODED + WARM) * len(places)
     # Once each way before memory is looked at: what is loaded and made at first stays.
     warm = model(torch.zeros(1, options.piece, dtype=torch.int64), model.init_states(1)).states
     assert warm is not None
-    per_token(model, layers, warm, 2)
+    per_token(model, layers, warm, WARM + 1)
     before = resident_peak()
     pool = model.new_pool(1, room)
     states, read, seconds, rows = pool.view([pool.take()]), 0, 0.0, []
@@ -116,18 +128,8 @@ def run(options: Any) -> dict[str, Any]:
         print("\r\x1b[K", end="", file=sys.stderr)
         table([row], header=not rows)
         rows.append(row)
-    return {
-        "machine": machine(),
-        "layout": config.layout,
-        "width": config.d_model,
-        "heads": options.heads,
-        "key_heads": options.key_heads,
-        "head_dim": options.head_dim,
-        "dtype": "bfloat16",
-        "piece": options.piece,
-        "weights_MiB": model.weight_bytes / 2**20,
-        "results": rows,
-    }
+        if options.out:
+            write_results(options.out, {**about, "results": rows})
 
 
 def main() -> None:
@@ -135,15 +137,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1 << 20)
     parser.add_argument("--piece", type=int, default=2048)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--key-heads", type=int, default=1)
     parser.add_argument("--head-dim", type=int, default=32)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    results = run(options)
-    if options.out:
-        write_results(options.out, results)
+    run(options)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,20 @@ def test_a_closed_pipe_is_no_mistake(trained: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stdout == "o"
     assert "Traceback" not in done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_far_a_long_prompt_is(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunk, shown in ((3, True), (100, False)):
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stderr", terminal)
+        done = cli("generate", trained, "one two", "-n", 2, "--prefill-chunk", chunk)
+        assert done.status == 0
+        assert done.out.startswith("one two")
+        assert ("3 of 8 tokens" in terminal.getvalue()) == shown

@@ -101,3 +101,19 @@ def test_states_of_different_mixers_do_not_come_together(case: str) -> None:
             continue
         with pytest.raises(ShapeError, match="different forms"):
             GrowingState.concatenate([state, other])
+
+
+@every_growing
+def test_a_state_of_another_dtype_is_refused_before_it_is_written(case: str) -> None:
+    mixer = build(case)
+    if all(entry.dtype is not None for entry in mixer.memory.growing.values()):  # type: ignore[union-attr]
+        return
+    state, x = mixer.init_state(1), tokens(3)
+    pool = mixer.new_pool(1, 20)
+    view = pool.view([pool.take()])
+    narrow = mixer.float()
+    for held in (state, view):
+        with pytest.raises(ShapeError, match=r"in torch.float64 and the input is torch.float32"):
+            narrow(x.float(), held)
+    assert pool.tokens([0]) == (0,)
+    assert view.tokens == (0,)
