@@ -12,13 +12,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from common import machine, median, options_parser, table, write_results
 from intarsia.mixers import AttentionConfig, KDAConfig
 from intarsia.model import FeedForwardConfig, InferenceModel, LanguageModel, ModelConfig, ModelStates
+from intarsia.model.block import Block
 
 VOCABULARY = 256
 DECODED, WARM = 20, 3
@@ -82,7 +83,7 @@ def run(options: Any) -> None:
     language_model = LanguageModel(config)
     language_model.init_weights(0)
     model = InferenceModel(language_model.to(torch.bfloat16))
-    layers: list[Any] = [block.mixer.for_inference() for block in model.model.blocks]
+    layers: list[Any] = [cast(Block, block).mixer.for_inference() for block in model.model.blocks]
     generator = torch.Generator().manual_seed(0)
     about = {
         "machine": machine(),
@@ -103,7 +104,8 @@ def run(options: Any) -> None:
     per_token(model, layers, warm, WARM + 1)
     before = resident_peak()
     pool = model.new_pool(1, room)
-    states, read, seconds, rows = pool.view([pool.take()]), 0, 0.0, []
+    states, read, seconds = pool.view([pool.take()]), 0, 0.0
+    rows: list[dict[str, Any]] = []
     for place in places:
         while read < place:
             size = min(options.piece, place - read)

@@ -106,7 +106,7 @@ def test_states_of_different_mixers_do_not_come_together(case: str) -> None:
 @every_growing
 def test_a_state_of_another_dtype_is_refused_before_it_is_written(case: str) -> None:
     mixer = build(case)
-    if all(entry.dtype is not None for entry in mixer.memory.growing.values()):  # type: ignore[union-attr]
+    if all(entry.dtype is not None for entry in mixer.memory.growing.values()):
         return
     state, x = mixer.init_state(1), tokens(3)
     pool = mixer.new_pool(1, 20)

@@ -106,12 +106,12 @@ def command(
         pieces = list(run)
         print_json({"prompt": text, "text": "".join(pieces), **run.facts()})
         return
-    pieces = iter(run)
+    coming = iter(run)
     # What shows how far the reading is has a line of its own: the text begins when it is done.
-    first = next(pieces, "")
+    first = next(coming, "")
     sys.stdout.write(text + first)
     sys.stdout.flush()
-    for piece in pieces:
+    for piece in coming:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
