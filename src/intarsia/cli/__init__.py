@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from intarsia import __version__
-from intarsia.cli import compare, convert, exam, generate, inspect, mixers, presets, train
+from intarsia.cli import chat, compare, convert, exam, generate, inspect, mixers, presets, train
 from intarsia.cli.failures import reported
 from intarsia.cli.threads import wait_briefly
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 VERBS = {
     "train": train,
     "generate": generate,
+    "chat": chat,
     "compare": compare,
     "exam": exam,
     "inspect": inspect,

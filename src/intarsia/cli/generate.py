@@ -95,12 +95,14 @@ def command(
     use_plugins(plugin)
     text = read_prompt(prompt, file)
     # Told before a model is read.
-    Sampling(_or(temperature, 0.8), _or(top_p, 1.0), _or(min_p, 0.05), greedy)
+    Sampling(first_given(temperature, 0.8), first_given(top_p, 1.0), first_given(min_p, 0.05), greedy)
     ready, tokenizer, conduct = load(model, device, dtype, weights)
     sampling = Sampling(
-        _or(temperature, conduct.temperature, 0.8), _or(top_p, conduct.top_p, 1.0), _or(min_p, conduct.min_p, 0.05),
+        first_given(temperature, conduct.temperature, 0.8),
+        first_given(top_p, conduct.top_p, 1.0),
+        first_given(min_p, conduct.min_p, 0.05),
         greedy,
-    )  # fmt: skip
+    )
     run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk, conduct)
     if json:
         pieces = list(run)
@@ -119,7 +121,7 @@ def command(
     note(run.summary())
 
 
-def _or(*values: float | None) -> float:
+def first_given(*values: float | None) -> float:
     """The first that is given."""
     return next(value for value in values if value is not None)
 

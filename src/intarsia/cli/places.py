@@ -148,9 +148,10 @@ def load(
             model = InferenceModel(open_model(place, as_dtype, on))
         else:
             model = open_model(place, as_dtype, on, weights=weights)  # type: ignore[call-overload]
-    if ours:
+    # One that was converted has the files of its origin beside its tokenizer.
+    asked = conduct_of(place / native.TOKENIZER if ours else place)
+    if ours and not asked.stop:
         return model, tokenizer, Conduct((tokenizer.separator,), frozenset([tokenizer.separator]))
-    asked = conduct_of(place)
     return model, tokenizer, asked if asked.stop else replace(asked, stop=frozenset([tokenizer.separator]))
 
 
