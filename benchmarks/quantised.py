@@ -64,7 +64,7 @@ def main() -> None:
                 presets.get(options.preset, vocab_size=tokenizer.vocab_size),
                 config, dataset, tokenizer, run, progress=progress, label=options.preset,
             )  # fmt: skip
-        model = load_model(run).to(torch.bfloat16)
+        model = load_model(run / "model").to(torch.bfloat16)
         documents = range(min(options.documents, dataset.heldout.documents))
         rows = judge(model, dataset.heldout, documents, options.length)
     if options.out:

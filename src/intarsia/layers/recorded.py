@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor
 
 from intarsia.errors import UnsupportedError
@@ -104,6 +105,9 @@ class RecordedEntries(Recorded, GrowingState):
 
     def grow(self, x: Tensor, seqs: Sequences | None) -> Growth:
         return _Growth(self)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.pages[name].dtype
 
     def value(self) -> NoReturn:
         self._refuse()
