@@ -21,11 +21,11 @@ STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #6a5f54 }
 .name { font-weight: 600; fill: #241d17 } .middle { text-anchor: middle } .year { font-weight: 600 }
 .grid { stroke: #e4dbcf } .band { fill: #6a5f54; opacity: 0.06 }
-.additive { --c: #1f6f8b } .delta { --c: #c4622d } .softmax { --c: #7a5c3e }
+.additive { --c: #1f6f8b } .delta { --c: #c4622d } .softmax { --c: #7a5c3e } .convolution { --c: #5f7a3e }
 .dot { fill: var(--c) } .trail { stroke: var(--c); stroke-width: 1.4; opacity: 0.35; fill: none }
 @media (prefers-color-scheme: dark) {
   text { fill: #b3a697 } .name { fill: #efe7dc } .grid { stroke: #3a322b } .band { fill: #efe7dc }
-  .additive { --c: #5bb8d6 } .delta { --c: #f0915a } .softmax { --c: #c8a884 }
+  .additive { --c: #5bb8d6 } .delta { --c: #f0915a } .softmax { --c: #c8a884 } .convolution { --c: #a3c478 }
 }
 """
 COLUMNS = ("none", "fixed", "head", "channel")
@@ -34,6 +34,7 @@ FAMILIES = {
     "additive": "adds",
     "delta": "erases, then adds",
     "softmax": "keeps every token",
+    "convolution": "keeps the last few",
 }
 LEFT, STEP, TOP, ROW, WIDTH = 52.0, 74.0, 84.0, 33.0, 930.0
 TEXT = LEFT + 4 * STEP + 8

@@ -37,7 +37,7 @@ def names(configs: Sequence[type[MixerConfig]]) -> str:
 
 def erases(config: type[MixerConfig]) -> str:
     """What a token erases from the memory of a mixer of the linear family; empty for others."""
-    if config.about.family == "softmax":
+    if config.about.family in ("softmax", "convolution"):
         return ""
     if config.about.operator == "dplr_rule":
         return "anything"

@@ -1,4 +1,4 @@
-"""Mamba, Mamba-2, Lightning Attention and Longhorn against independent implementations with the same weights."""
+"""Mamba, Mamba-2, Lightning Attention, Longhorn and the gated convolution against independent implementations with the same weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intarsia.layers import selective_scan
 from intarsia.mixers import Mixer
+from intarsia.mixers.gated_convolution import GatedConvolutionConfig
 from intarsia.mixers.lightning import LightningConfig
 from intarsia.mixers.longhorn import LonghornConfig
 from intarsia.mixers.mamba import MambaConfig
@@ -79,6 +80,43 @@ def test_mamba2_equals_transformers(groups: int, limits: tuple[float, float | No
         },
     )
     close(ours(inputs())[0], theirs(inputs()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gated_convolution_equals_transformers_lfm2(bias: bool) -> None:
+    pytest.importorskip("transformers")
+    from transformers import Lfm2Config
+    from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+
+    config = Lfm2Config(
+        hidden_size=D, num_hidden_layers=1, layer_types=["conv"], conv_bias=bias, conv_L_cache=4
+    )
+    theirs = Lfm2ShortConv(config, 0).eval()
+    randomise(theirs)
+    w = theirs.state_dict()
+    weights = {"conv.weight": w["conv.weight"].squeeze(1)}
+    for kind in ("weight", "bias") if bias else ("weight",):
+        b, c, v = w[f"in_proj.{kind}"].chunk(3)
+        weights |= {f"input_gate_proj.{kind}": b, f"output_gate_proj.{kind}": c, f"v_proj.{kind}": v}
+        weights[f"o_proj.{kind}"] = w[f"out_proj.{kind}"]
+    if bias:
+        weights["conv.bias"] = w["conv.bias"]
+    ours = load(GatedConvolutionConfig(conv_size=4, bias=bias).build(D), weights)
+    close(ours(inputs())[0], theirs(inputs()))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_gated_convolution_equals_its_equation(size: int) -> None:
+    """Written out tap by tap, in float64."""
+    mixer = GatedConvolutionConfig(conv_size=size).build(D).double()
+    randomise(mixer)
+    x, w = inputs(torch.float64), dict(mixer.named_parameters())
+    b, c, v = (x @ w[f"{name}.weight"].T for name in ("input_gate_proj", "output_gate_proj", "v_proj"))
+    h = torch.zeros_like(x)
+    for t in range(T):
+        for i in range(min(size, t + 1)):
+            h[:, t] += w["conv.weight"][:, size - 1 - i] * (b * v)[:, t - i]
+    torch.testing.assert_close(mixer(x)[0], (c * h) @ w["o_proj.weight"].T, rtol=1e-11, atol=1e-11)
 
 
 def test_mamba_equals_transformers() -> None:

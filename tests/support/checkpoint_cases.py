@@ -67,6 +67,10 @@ OLMO = {
     "linear_num_value_heads": 3, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
 }  # fmt: skip
 OLMO_NORMS = ((r"layers\.1\.feedforward_layer_norm", "layers.1.post_attention_layernorm"),)
+LFM2 = {
+    **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 76,
+    "block_multiple_of": 4, "num_hidden_layers": 4, "layer_types": ["conv", FULL, "conv", FULL],
+}  # fmt: skip
 
 CASES = [
     Case(
@@ -114,6 +118,14 @@ CASES = [
     Case(
         "olmo_hybrid", "nope", "OlmoHybridConfig", "OlmoHybridForCausalLM", {**OLMO, "attention_bias": True},
         OLMO_NORMS,
+    ),
+    Case("lfm2", "", "Lfm2Config", "Lfm2ForCausalLM", LFM2),
+    Case(
+        "lfm2", "biased", "Lfm2Config", "Lfm2ForCausalLM",
+        {
+            **LFM2, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False, "block_auto_adjust_ff_dim": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
     ),
 ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from intarsia.mixers.deltaformer import DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNetConfig
 from intarsia.mixers.deltaproduct import DeltaProductConfig
 from intarsia.mixers.forgetting import ForgettingConfig
+from intarsia.mixers.gated_convolution import GatedConvolutionConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2Config
 from intarsia.mixers.gla import GLAConfig
 from intarsia.mixers.hgrn2 import HGRN2Config
@@ -77,6 +78,8 @@ CASES: dict[str, MixerConfig] = {
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),
     "mamba2 grouped, limited": Mamba2Config(4, 6, 8, num_groups=2, conv_size=3, dt_min=0.2, dt_max=1.0),
+    "conv": GatedConvolutionConfig(),
+    "conv with biases": GatedConvolutionConfig(conv_size=4, bias=True),
     "lightning": LightningConfig(num_heads=3, head_dim=8, head_v_dim=6),
     "longhorn": LonghornConfig(expand=1, state_dim=5, dt_rank=3),
     "fox": ForgettingConfig(num_heads=3, head_dim=8),

@@ -15,6 +15,7 @@ CHECKPOINTS = (
     "gpt_oss",
     "deepseek_v3",
     "olmo_hybrid",
+    "lfm2",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""
 

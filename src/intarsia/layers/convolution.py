@@ -9,14 +9,18 @@ from torch import Tensor, nn
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.recurrent import RecurrentState
 from intarsia.ops import Sequences, short_convolution
+from intarsia.ops.conv_call import Activation
 
 
 class ShortConvolution(FillsItself):
-    """A causal convolution of each channel with its last `size` inputs, then SiLU. Weight `[channels, size]`, and
-    where it is asked for, as Mamba has it, a bias `[channels]`."""
+    """A causal convolution of each channel with its last `size` inputs, then SiLU unless `activation` is None. Weight
+    `[channels, size]`, and where it is asked for, as Mamba has it, a bias `[channels]`."""
 
-    def __init__(self, channels: int, size: int, bias: bool = False) -> None:
+    def __init__(
+        self, channels: int, size: int, bias: bool = False, activation: Activation | None = "silu"
+    ) -> None:
         super().__init__()
+        self.activation: Activation | None = activation
         self.weight = nn.Parameter(torch.empty(channels, size))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(channels)) if bias else None)
@@ -34,10 +38,13 @@ class ShortConvolution(FillsItself):
     ) -> tuple[Tensor, Tensor | None]:
         """`[B, T, channels]` to the same; the state `[N, size - 1, channels]` holds each sequence's last inputs."""
         y, tail = short_convolution(
-            x, self.weight, activation="silu" if self.bias is None else None, initial_state=state,
+            x, self.weight, activation=self.activation if self.bias is None else None, initial_state=state,
             output_final_state=state is not None, cu_seqlens=seqs,
         )  # fmt: skip
-        return (y if self.bias is None else F.silu(y + self.bias.to(y.dtype))), tail
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+            y = F.silu(y) if self.activation == "silu" else y
+        return y, tail
 
 
 def short_convolution_of(channels: int, size: int | None) -> ShortConvolution | None:

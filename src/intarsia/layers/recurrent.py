@@ -229,6 +229,10 @@ class RecurrentPool(Pool[RecurrentState]):
         return (self.room.board,) if self.room.conv is None else (self.room.board, self.room.conv)
 
 
+NO_BOARD = (0, 0, 0)
+"""The board of a mixer that remembers the inputs of its convolution alone: its state has a board of no numbers."""
+
+
 @dataclass(frozen=True)
 class RecurrentMemory:
     """What a linear mixer remembers of one sequence, in shapes: the board `(HV, K, V)` and, with a short convolution

@@ -11,6 +11,7 @@ from intarsia.mixers.deltaformer import DeltaFormer, DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNet, DeltaNetConfig
 from intarsia.mixers.deltaproduct import DeltaProduct, DeltaProductConfig
 from intarsia.mixers.forgetting import ForgettingAttention, ForgettingConfig
+from intarsia.mixers.gated_convolution import GatedConvolution, GatedConvolutionConfig
 from intarsia.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2, GatedDeltaNet2Config
 from intarsia.mixers.gla import GatedLinearAttention, GLAConfig
@@ -50,6 +51,8 @@ __all__ = [
     "ForgettingAttention",
     "ForgettingConfig",
     "GLAConfig",
+    "GatedConvolution",
+    "GatedConvolutionConfig",
     "GatedDeltaNet",
     "GatedDeltaNet2",
     "GatedDeltaNet2Config",

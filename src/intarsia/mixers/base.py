@@ -137,7 +137,7 @@ class Mixer(FillsItself, Generic[S]):
                 raise ShapeError(f"the state is of {state.count} sequences and the input of {count}")
 
 
-Family = Literal["additive", "delta", "softmax"]
+Family = Literal["additive", "delta", "softmax", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,15 @@ class About:
     source: str
     """Where it was published: `arXiv:…` where it is there."""
     family: Family
-    """What a token does to the memory: adds to it, also erases from it, or keeps every token to look at."""
+    """What a token does to the memory: adds to it, also erases from it, keeps every token to look at, or keeps the last
+    few."""
     equation: str
     """The update rule in ASCII, in the notation of the operators: S the state, g the log-decay, b beta."""
     brought: str
     """What it fixed or brought, in a sentence."""
     operator: str
     """What computes the exchange between tokens: `linear_attention`, `gated_delta_rule`, `dplr_rule`,
-    `softmax_attention`, or a name of its own."""
+    `softmax_attention`, `short_convolution`, or a name of its own."""
     example: Mapping[str, Any]
     """Options of a common size (width 1024, where possible 8 heads of 128), for tables of cost."""
     decay: Decay = "none"

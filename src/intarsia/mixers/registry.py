@@ -30,6 +30,7 @@ MIXERS = {
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",
     "mamba2": "mamba2:Mamba2Config",
+    "conv": "gated_convolution:GatedConvolutionConfig",
     "lightning": "lightning:LightningConfig",
     "longhorn": "longhorn:LonghornConfig",
     "deltanet": "deltanet:DeltaNetConfig",
