@@ -57,7 +57,7 @@ class GrowingState(State):
     def check_input(self, x: Tensor) -> None:
         """Raise ShapeError where the entries that a mixer makes of `x` would be rounded to be kept. Autocast may want
         that."""
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             return
         for name, entry in self.form.growing.items():
             held = self.dtype_of(name)
