@@ -1,4 +1,5 @@
-"""Mamba, Mamba-2, Lightning Attention, Longhorn and the gated convolution against independent implementations with the same weights."""
+"""Mamba, Mamba-2, Lightning Attention, Longhorn and the gated convolution against independent implementations with the
+same weights."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ CASES = [
     Case(
         "lfm2", "biased", "Lfm2Config", "Lfm2ForCausalLM",
         {
-            **LFM2, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False, "block_auto_adjust_ff_dim": False,
+            **LFM2, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False,
+            "block_auto_adjust_ff_dim": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
         },
     ),

@@ -26,7 +26,7 @@ class GatedConvolutionConfig(MixerConfig):
         source="arXiv:2511.23404",
         family="convolution",
         equation="y_t = c_t * sum_i w_i (b_{t-i} * v_{t-i})",
-        brought="no memory but the last two inputs, between two gates: enough where a few layers of attention look back",
+        brought="no memory but the last two inputs, between two gates: a few layers of attention look back",
         operator="short_convolution",
         example={"conv_size": 3},
     )
