@@ -71,6 +71,11 @@ LFM2 = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 76,
     "block_multiple_of": 4, "num_hidden_layers": 4, "layer_types": ["conv", FULL, "conv", FULL],
 }  # fmt: skip
+MINIMAX = {
+    **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
+    "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
+}  # fmt: skip
+MINIMAX_FACTORS = {"full_attn_alpha_factor": 1.7, "linear_attn_alpha_factor": 1.7, "mlp_alpha_factor": 1.7}
 
 CASES = [
     Case(
@@ -118,6 +123,27 @@ CASES = [
     Case(
         "olmo_hybrid", "nope", "OlmoHybridConfig", "OlmoHybridForCausalLM", {**OLMO, "attention_bias": True},
         OLMO_NORMS,
+    ),
+    Case(
+        "minimax", "", "MiniMaxConfig", "MiniMaxForCausalLM",
+        {
+            **MINIMAX, **MINIMAX_FACTORS, "layer_types": [LINEAR, LINEAR, FULL], "num_hidden_layers": 3,
+            "block_size": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    Case(
+        "minimax_m2", "", "MiniMaxM2Config", "MiniMaxM2ForCausalLM",
+        {
+            **MINIMAX, "num_hidden_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.45},
+        },
+    ),
+    Case(
+        "minimax_m2", "tied", "MiniMaxM2Config", "MiniMaxM2ForCausalLM",
+        {
+            **MINIMAX, "num_hidden_layers": 2, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
     ),
     Case("lfm2", "", "Lfm2Config", "Lfm2ForCausalLM", LFM2),
     Case(

@@ -37,6 +37,8 @@ class Family:
     """The table of names, for a model of this configuration."""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Beginnings of names in their files that are not of the text model, and what they are."""
+    computed: tuple[str, ...] = ()
+    """Ends of names in their files of what is computed anew, whatever a file says."""
     missing: str = ""
     """For the documentation: what is not built yet."""
     oracle: str = "transformers"

@@ -16,7 +16,7 @@ from intarsia.model.config import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PASSED_OVER = ("rotary_emb.inv_freq",)
-"""Ends of names of what is computed anew, whatever a file says."""
+"""Ends of names of what is computed anew, whatever a file says, in every family."""
 _SHOWN = 5
 
 
@@ -44,11 +44,12 @@ def make_plan(
     problems = [f"{name} is missing" for row in rows for name in _missing(row, folder)]
     used = {indexed(name)[0] for row in rows for name in row.theirs}
     left_out: dict[str, int] = {}
+    passed_over = PASSED_OVER + family.computed
     for name in sorted(folder.names - used):
         what = _left_out(family, config, name)
         if what:
             left_out[what] = left_out.get(what, 0) + 1
-        elif not name.endswith(PASSED_OVER) and not (name == HEAD and config.tie_embeddings):
+        elif not name.endswith(passed_over) and not (name == HEAD and config.tie_embeddings):
             problems.append(f"{folder.told(name)} belongs to nothing")
     if not problems:
         problems = [problem for row in rows for problem in _shape_problems(row, folder, expected)]

@@ -15,6 +15,8 @@ CHECKPOINTS = (
     "gpt_oss",
     "deepseek_v3",
     "olmo_hybrid",
+    "minimax",
+    "minimax_m2",
     "lfm2",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""

@@ -17,7 +17,7 @@ from intarsia.checkpoints.families.parts import (
     PRE_NORMS,
     QKVO,
     SWIGLU,
-    experts,
+    block_of_experts,
     outside,
     sizes_of,
     the_experts,
@@ -172,18 +172,12 @@ def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
 def feed_forward(config: ModelConfig, layer: int) -> Iterator[Row | Either]:
     """Dense layers are `mlp` in the release and `block_sparse_moe` in what transformers saves, which renames all; in
     its modules all are `mlp`."""
-    released, modules = "block_sparse_moe.", "mlp."
-    if not config.has_experts(layer):
-        dense = list(weights(SWIGLU))
-        yield either(
-            [each.under("", modules) for each in dense], [each.under("", released) for each in dense]
-        )
+    if config.has_experts(layer):
+        of = the_experts(config)
+        yield from block_of_experts(of, sigmoid_experts(of))
         return
-    of = the_experts(config)
-    apart, stacked = experts(of, "w1", "w3", "w2").layouts
-    yield either([x.under("", released) for x in apart], [x.under("", modules) for x in stacked])
-    others = list(sigmoid_experts(of))
-    yield either([x.under("", released) for x in others], [x.under("", modules) for x in others])
+    dense = list(weights(SWIGLU))
+    yield either([x.under("", "mlp.") for x in dense], [x.under("", "block_sparse_moe.") for x in dense])
 
 
 def rows(config: ModelConfig) -> Iterator[Row | Either]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from intarsia.checkpoints.options import Options
@@ -39,6 +39,15 @@ def experts(
         apart.append(row(f"down[{e}]", f"experts.{e}.{down}.weight"))
     stacked = (row("gate_up", "experts.gate_up_proj"), row("down", "experts.down_proj"))
     return either(apart, stacked)
+
+
+def block_of_experts(config: ExpertsConfig, others: Iterable[Row]) -> Iterator[Either]:
+    """A feed-forward of experts as Mixtral has it: `block_sparse_moe` in releases, `mlp` in transformers' modules.
+    `others` are all but the routed experts."""
+    released, modules = "block_sparse_moe.", "mlp."
+    apart, stacked = experts(config, "w1", "w3", "w2").layouts
+    for one, other in ((apart, stacked), (tuple(others),) * 2):
+        yield either([x.under("", released) for x in one], [x.under("", modules) for x in other])
 
 
 def layers_by_interval(options: Options, interval: int) -> list[str]:
