@@ -27,7 +27,8 @@ def table() -> str:
         of = family(name)
         types = ", ".join(f"`{kind}`" for kind in of.model_types)
         lines.append(
-            f"| `{name}` | {of.title} | {types} | both | {of.oracle} | {of.missing or 'nothing known'} |"
+            f"| `{name}` | {of.title} | {types} | {'loads' if of.write is None else 'both'} | {of.oracle} | "
+            f"{of.missing or 'nothing known'} |"
         )
     return "\n".join(lines) + "\n"
 

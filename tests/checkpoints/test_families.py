@@ -10,13 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.checkpoints.opening import load, save
+from intarsia.checkpoints.family import Family
+from intarsia.checkpoints.opening import load as load_as_it_is
+from intarsia.checkpoints.opening import save
 from intarsia.checkpoints.registry import CHECKPOINTS, family
+from intarsia.errors import UnsupportedError
 from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
 
 pytest.importorskip("transformers")
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def family_of(case: Case) -> Family:
+    return family(case.family)
+
+
+WRITTEN = [case for case in CASES if family_of(case).write is not None]
+
+
+def load(case: Case, *args: Any, **kwargs: Any) -> Any:
+    """The model in a folder; where its attention is sparse, only when that is asked for, and with a warning."""
+    if case.sparse == "refuse":
+        return load_as_it_is(*args, **kwargs)
+    with pytest.raises(UnsupportedError, match="sparse='dense'"):
+        load_as_it_is(*args, **kwargs)
+    with pytest.warns(UserWarning, match="indexer"):
+        return load_as_it_is(*args, **kwargs, sparse=case.sparse)
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -55,7 +75,7 @@ def test_every_family_has_a_case() -> None:
 @each_case
 @pytest.mark.parametrize("runtime", [False, True], ids=["released", "runtime"])
 def test_gives_their_logits(case: Case, runtime: bool, tmp_path: Path) -> None:
-    model = load(their_folder(case, tmp_path, runtime))
+    model = load(case, their_folder(case, tmp_path, runtime))
     x = tokens(70)
     with torch.no_grad():
         got = model(x).logits
@@ -68,19 +88,30 @@ def test_gives_their_logits(case: Case, runtime: bool, tmp_path: Path) -> None:
     close(in_pieces(model, x[:, :12], [1] * 12), expected[:, :12])
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in CASES if case not in WRITTEN], ids=str)
+def test_what_is_only_read_is_saved_as_what_it_became(case: Case, tmp_path: Path) -> None:
+    model, x = load(case, their_folder(case, tmp_path / "theirs")), tokens(9)
+    with pytest.raises(UnsupportedError, match="only read"):
+        save(model, tmp_path / "ours", case.family)
+    save(model, tmp_path / "ours")
+    again = load_as_it_is(tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(again(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids=str)
 def test_what_is_saved_is_theirs_again(case: Case, tmp_path: Path) -> None:
     import transformers
     from safetensors.torch import load_file
 
     there = their_folder(case, tmp_path / "theirs")
-    model = load(there)
+    model = load(case, there)
     save(model, tmp_path / "ours", case.family)
     theirs, ours = (load_file(tmp_path / x / "model.safetensors") for x in ("theirs", "ours"))
     for pattern, released in case.renamed:
         theirs = {re.sub(pattern, released, name): tensor for name, tensor in theirs.items()}
     theirs, ours = with_joined_convolutions(theirs), with_joined_convolutions(ours)
-    computed = family(case.family).computed
+    computed = family_of(case).computed
     theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith(computed)}
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
@@ -89,7 +120,7 @@ def test_what_is_saved_is_theirs_again(case: Case, tmp_path: Path) -> None:
         tmp_path / "ours", attn_implementation="eager", dtype=torch.float32
     )
     close(their_logits(again.eval(), tokens(40)), their_logits(their_model(case), tokens(40)))
-    assert load(tmp_path / "ours").config == model.config
+    assert load(case, tmp_path / "ours").config == model.config
 
 
 @each_case
@@ -97,12 +128,12 @@ def test_bfloat16_keeps_the_budget(case: Case, tmp_path: Path) -> None:
     """The error against the same rounded weights in float64 is at most twice that of transformers' own bfloat16, and
     what must be float32 is."""
     narrow = their_model(case, torch.bfloat16)
-    model, x = load(their_folder(case, tmp_path, dtype=torch.bfloat16)), tokens(40)
+    model, x = load(case, their_folder(case, tmp_path, dtype=torch.bfloat16)), tokens(40)
     assert model.embed.weight.dtype == torch.bfloat16
     for name, tensor in model.state_dict().items():
         if name.endswith(("A_log", "dt_bias", "router.weight", "router.bias")):
             assert tensor.dtype == torch.float32, name
-    wide = load(tmp_path, torch.float64)
+    wide = load(case, tmp_path, torch.float64)
     with torch.no_grad():
         expected = wide(x).logits
         got = model(x).logits
@@ -118,8 +149,8 @@ def test_is_quantised_on_loading(case: Case, weights: Any, tmp_path: Path) -> No
     from intarsia.model import InferenceModel
 
     folder = their_folder(case, tmp_path)
-    whole = InferenceModel(load(folder), weights)
-    streamed = load(folder, weights=weights)
+    whole = InferenceModel(load(case, folder), weights)
+    streamed = load(case, folder, weights=weights)
     assert isinstance(streamed, InferenceModel)
     assert streamed.weight_bytes == whole.weight_bytes
     assert torch.equal(streamed(tokens(9), last_only=False).logits, whole(tokens(9), last_only=False).logits)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intarsia.checkpoints.options import Sparse
+
 VOCABULARY = 61
 
 
@@ -29,6 +31,8 @@ class Case:
     options: dict[str, Any] = field(hash=False)
     renamed: tuple[tuple[str, str], ...] = ()
     """What transformers writes under names that no release has: a pattern, and what stands for it there."""
+    sparse: Sparse = "refuse"
+    """As `load` takes it."""
 
     def __str__(self) -> str:
         return f"{self.family}-{self.variant}"
@@ -61,6 +65,12 @@ DEEPSEEK = {
     "first_k_dense_replace": 2, "routed_scaling_factor": 1.7,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
 }  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0,
+    "mscale": 0.7, "mscale_all_dim": 1.3,
+}  # fmt: skip
+# With more tokens chosen than there are, every layer attends to all.
+INDEXED = {**DEEPSEEK, "q_lora_rank": 9, "index_topk": 100, "index_n_heads": 3, "index_head_dim": 8}
 OLMO = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 52,
     "layer_types": [LINEAR, FULL, LINEAR], "num_hidden_layers": 3, "linear_num_key_heads": 3,
@@ -115,6 +125,22 @@ CASES = [
             **DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
             "first_k_dense_replace": 1,
         },
+    ),
+    Case(  # without experts, whose choice hangs on the last bit
+        "deepseek_v3", "stretched", "DeepseekV3Config", "DeepseekV3ForCausalLM",
+        {
+            **DEEPSEEK, "q_lora_rank": 9, "rope_parameters": YARN, "max_position_embeddings": 64,
+            "first_k_dense_replace": 3,
+        },
+    ),
+    Case(
+        "deepseek_v32", "", "DeepseekV32Config", "DeepseekV32ForCausalLM",
+        {**INDEXED, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 64},
+        sparse="dense",
+    ),
+    Case(
+        "glm_moe_dsa", "", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",
+        {**INDEXED, "n_group": 1, "topk_group": 1, "index_topk_freq": 2}, sparse="dense",
     ),
     Case(
         "olmo_hybrid", "", "OlmoHybridConfig", "OlmoHybridForCausalLM",

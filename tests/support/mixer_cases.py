@@ -74,6 +74,9 @@ CASES: dict[str, MixerConfig] = {
     "mla": MLAConfig(num_heads=2, kv_rank=10, nope_dim=8, rope_dim=4, v_dim=6),
     "mla rotated": MLAConfig(2, 10, 8, 4, 14, rotate=True),
     "mla rotated, query rank": MLAConfig(2, 10, 8, 4, 6, q_rank=12, rotate=True),
+    "mla stretched": MLAConfig(
+        2, 10, 8, 4, 6, rotate=True, yarn=Yarn(8.0, 16, attention_factor=1.0), yarn_logits=1.0
+    ),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),

@@ -31,12 +31,13 @@ class Family:
     """transformers' class for it, which is written."""
     read: Callable[[Options], ModelConfig]
     """Their options to our configuration. Raises UnsupportedError for a part that the model does not have."""
-    write: Callable[[ModelConfig], dict[str, Any]]
-    """The other way round; what a family cannot say is found by reading it again."""
+    write: Callable[[ModelConfig], dict[str, Any]] | None
+    """The other way round; what a family cannot say is found by reading it again. None: a family that is only read."""
     rows: Callable[[ModelConfig], Rows]
     """The table of names, for a model of this configuration."""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Beginnings of names in their files that are not of the text model, and what they are."""
+    """Beginnings of names in their files that are not of the text model, and what they are; with a dot before it, a
+    part that stands anywhere in a name."""
     computed: tuple[str, ...] = ()
     """Ends of names in their files of what is computed anew, whatever a file says."""
     missing: str = ""
@@ -57,6 +58,8 @@ def written(family: Family, config: ModelConfig) -> dict[str, Any]:
         UnsupportedError: it is no model of this family, or has an option that the family cannot say.
     """
     title = f"this model cannot be written as {family.name}"
+    if family.write is None:
+        raise UnsupportedError(f"{title}, which is only read")
     try:
         values = family.write(config)
         again = family.read(Options(values, f"config.json of {family.name}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -80,6 +81,10 @@ class Options:
         value: T | None = self.get(name, kind, None, *names)
         return value
 
+    def presume(self, **values: Any) -> None:
+        """Take these where the file says nothing: the defaults of another class than the one that is asked next."""
+        self.values = {**values, **self.values}
+
     def only(self, name: str, *allowed: Any, part: str) -> None:
         """An option that may be absent or one of `allowed`; `part` is what any other value would need.
 
@@ -110,6 +115,24 @@ class Options:
     def unsupported(self, what: str) -> UnsupportedError:
         """The error of a part that is missing."""
         return UnsupportedError(f"{self.where}: {what}")
+
+    def chooses(self, count: int) -> None:
+        """Its layers attend to `count` tokens that they choose.
+
+        Raises:
+            UnsupportedError: nobody has said that they shall be computed as if they chose everything.
+        """
+        if self.sparse == "refuse":
+            raise self.unsupported(
+                f"its layers attend to {count} tokens that an indexer chooses (DeepSeek sparse attention), which is "
+                f"not built yet. With sparse='dense' they attend to all: that is the same model up to {count} tokens, "
+                "and another one for longer texts"
+            )
+        warnings.warn(
+            f"{self.where}: loaded as if its layers attended to all tokens, and not to {count} that an indexer "
+            f"chooses: for texts of more than {count} tokens this is not the published model",
+            stacklevel=2,
+        )
 
     def finish(self) -> None:
         """Raise UnsupportedError for an option that nobody has read and that is not empty."""

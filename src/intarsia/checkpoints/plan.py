@@ -101,7 +101,10 @@ def _left_out(family: Family, config: ModelConfig, name: str) -> str | None:
     parts = name.split(".")
     if name.startswith("model.layers.") and parts[2].isdigit() and int(parts[2]) >= config.depth:
         return "layers that predict several tokens"
-    return next((what for start, what in family.left_out.items() if name.startswith(start)), None)
+    for part, what in family.left_out.items():
+        if part in name if part.startswith(".") else name.startswith(part):
+            return what
+    return None
 
 
 def _shape_problems(row: Row, folder: TensorFolder, expected: Mapping[str, Tensor]) -> Iterator[str]:

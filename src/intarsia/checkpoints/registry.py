@@ -14,10 +14,12 @@ CHECKPOINTS = (
     "qwen3_next",
     "gpt_oss",
     "deepseek_v3",
+    "deepseek_v32",
     "olmo_hybrid",
     "minimax",
     "minimax_m2",
     "lfm2",
+    "glm_moe_dsa",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +18,7 @@ from intarsia.layers.packed import weights_of
 from intarsia.layers.parted import Parted, Rows
 from intarsia.layers.projections import weight_of
 from intarsia.layers.qk_clip import ClipsLogits, RowScale
-from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.rope import Yarn, positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import About, Layer, Mixer, MixerConfig, MixerOutput, positive
 from intarsia.ops import PackedWeights, Sequences, latent_attention, pack_weights, softmax_attention
@@ -34,6 +35,9 @@ class MLAConfig(MixerConfig):
     `v_dim` value channels. Keys and values are made from a latent of `kv_rank` channels. `rotate` rotates the
     shared channels by position (DeepSeek); without it the layer knows no positions and the shared channels stay
     as they are (NoPE, Kimi Linear). `q_rank` makes the queries through a latent as well.
+
+    `yarn` stretches the rotation to longer texts, and with it all logits are multiplied by
+    `(0.1 yarn_logits ln factor + 1)²` (DeepSeek-V3's `mscale_all_dim`, which is 1 there).
     """
 
     type: ClassVar[str] = "mla"
@@ -56,6 +60,8 @@ class MLAConfig(MixerConfig):
     rotate: bool = False
     rope_theta: float = 10000.0
     latent_norm_eps: float = 1e-6
+    yarn: Yarn | None = None
+    yarn_logits: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +69,16 @@ class MLAConfig(MixerConfig):
         positive(q_rank=self.q_rank, rope_theta=self.rope_theta, latent_norm_eps=self.latent_norm_eps)
         if self.rope_dim < 0 or (self.rotate and (self.rope_dim == 0 or self.rope_dim % 2)):
             raise ConfigError(f"rotate needs a positive even rope_dim; got {self.rope_dim}")
+        if self.yarn is not None and not self.rotate:
+            raise ConfigError("yarn stretches a rotation, and rotate is off")
+        if self.yarn_logits < 0 or (self.yarn_logits and self.yarn is None):
+            raise ConfigError(f"yarn_logits goes with yarn and is at least 0; got {self.yarn_logits}")
+
+    @property
+    def scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        stretched = 0.0 if self.yarn is None else self.yarn_logits * max(0.0, math.log(self.yarn.factor))
+        return self.key_dim**-0.5 * (0.1 * stretched + 1) ** 2
 
     @property
     def key_dim(self) -> int:
@@ -117,10 +133,10 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         if c.rotate:
             positions = positions_of(x, state, seqs)
             q_nope, q_shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
-            q = torch.cat([q_nope, rotate(q_shared, positions, c.rope_theta)], dim=-1)
-            shared = rotate(shared.unsqueeze(2), positions, c.rope_theta).squeeze(2)
+            q = torch.cat([q_nope, rotate(q_shared, positions, c.rope_theta, c.yarn)], dim=-1)
+            shared = rotate(shared.unsqueeze(2), positions, c.rope_theta, c.yarn).squeeze(2)
         latents = torch.cat([latent, shared], dim=-1)
-        scale, largest = c.key_dim**-0.5, None
+        scale, largest = c.scale, None
         if state is None or side:
             k, v = self._expanded(latents)
             largest = largest_logit(q, k, scale=scale, seqs=seqs) if side else None
@@ -227,11 +243,11 @@ class AbsorbedAttention(Parted):
         if c.rotate:
             positions = positions_of(latents, state, seqs)
             for x in (q[..., c.kv_rank :], latents[..., None, c.kv_rank :]):
-                x.copy_(rotate(x, positions, c.rope_theta))
+                x.copy_(rotate(x, positions, c.rope_theta, c.yarn))
         grown = state.grow(latents, seqs)
         (read,) = grown.append(latents=latents)
         keys, values = as_heads(read), as_heads(read, c.kv_rank)
-        o = softmax_attention(q, keys, values, scale=c.key_dim**-0.5, cu_seqlens=seqs)
+        o = softmax_attention(q, keys, values, scale=c.scale, cu_seqlens=seqs)
         return o.flatten(0, 1).flatten(1), grown.end()
 
     def finish(self, program: RowProgram) -> Place:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from intarsia.checkpoints.families.parts import (
     PRE_NORMS,
     SWIGLU,
+    dense_layers,
     experts,
     outside,
+    rotation_written,
     sizes_of,
     the_experts,
+    yarn_options,
 )
 from intarsia.checkpoints.family import Family, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import Either, Row, Rows, halves_of_pairs, row, under, weights
+from intarsia.layers.rope import Yarn
 from intarsia.mixers import MLAConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
@@ -23,10 +29,24 @@ LATENT = {"kv_norm": "kv_a_layernorm", "kv_up_proj": "kv_b_proj", "o_proj": "o_p
 QUERY_LATENT = {"q_down_proj": "q_a_proj", "q_norm": "q_a_layernorm"}
 
 
-def latent_options(
-    options: Options, q_rank: int | None, *, rotate: bool, theta: float = 10000.0
-) -> MLAConfig:
-    """Latent attention, as this family and Kimi Linear spell it. `q_rank` is what holds where the file says nothing."""
+def stretched(rotation: Rotation) -> tuple[Yarn | None, float]:
+    """YaRN as DeepSeek spells it, and what it does to the logits: `mscale_all_dim` makes all of them larger, and
+    `mscale` the rotated channels."""
+    rotated = rotation.more.get("mscale", float, 0.0)
+    everything = rotation.more.get("mscale_all_dim", float, 0.0)
+    yarn = yarn_options(rotation)
+    if yarn is None:
+        return None, 0.0
+    if yarn.attention_factor is None and rotated and everything:
+        size = 0.1 * math.log(max(1.0, yarn.factor))
+        yarn = dataclasses.replace(yarn, attention_factor=(rotated * size + 1) / (everything * size + 1))
+    return yarn, everything
+
+
+def latent_options(options: Options, q_rank: int | None, rotation: Rotation | None = None) -> MLAConfig:
+    """Latent attention, as this family and Kimi Linear spell it. `q_rank` is what holds where the file says nothing;
+    without a rotation there are no positions."""
+    yarn, yarn_logits = (None, 0.0) if rotation is None else stretched(rotation)
     heads = options.get("num_attention_heads", int)
     options.only(
         "num_key_value_heads", heads, part="latent attention with fewer heads of keys than of queries"
@@ -44,8 +64,10 @@ def latent_options(
         v_dim=options.get("v_head_dim", int, 128),
         # null is said of queries without a latent, and is not the same as nothing.
         q_rank=given if "q_lora_rank" in options.values else q_rank,
-        rotate=rotate,
-        rope_theta=theta,
+        rotate=rotation is not None,
+        rope_theta=10000.0 if rotation is None else rotation.theta or 10000.0,
+        yarn=yarn,
+        yarn_logits=yarn_logits,
     )
 
 
@@ -60,6 +82,16 @@ def latent_written(config: MLAConfig) -> dict[str, Any]:
         "qk_rope_head_dim": config.rope_dim,
         "v_head_dim": config.v_dim,
     }
+
+
+def rotated_written(config: MLAConfig) -> dict[str, Any]:
+    """The rotation of latent attention: `stretched` the other way round."""
+    rope = rotation_written(config.rope_theta, config.yarn)
+    if config.yarn_logits:
+        rope["mscale_all_dim"] = config.yarn_logits
+        if config.yarn is not None and config.yarn.attention_factor == 1:
+            rope["mscale"] = config.yarn_logits  # for those who do not know attention_factor
+    return rope
 
 
 def latent_attention(config: MLAConfig) -> Iterator[Row]:
@@ -81,19 +113,17 @@ def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
     options.only("scoring_func", "sigmoid", part="router of that kind")
     options.only("topk_method", "noaux_tc", part="choice of experts of that kind")
-    options.only("moe_layer_freq", 1, part="choice of layers with experts")
     options.only(
         "rope_interleave", True, part="order of rotated channels other than DeepSeek's in this family"
     )
-    rotation = Rotation(options)
-    rotation.plain()
+    depth = options.get("num_hidden_layers", int)
     shared = options.get("n_shared_experts", int, 0 if "n_shared_experts" in options.values else 1)
     return ModelConfig(
         vocab_size=options.get("vocab_size", int),
         d_model=options.get("hidden_size", int),
-        depth=options.get("num_hidden_layers", int),
+        depth=depth,
         layout="mla",
-        mixers={"mla": latent_options(options, 1536, rotate=True, theta=rotation.theta or 10000.0)},
+        mixers={"mla": latent_options(options, 1536, Rotation(options))},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 18432)),
         experts=ExpertsConfig(
             num_experts=options.get("n_routed_experts", int, 256, "num_local_experts"),
@@ -105,7 +135,7 @@ def read(options: Options) -> ModelConfig:
             num_groups=options.get("n_group", int, 8),
             num_active_groups=options.get("topk_group", int, 4),
         ),
-        dense_layers=options.get("first_k_dense_replace", int, 3),
+        dense_layers=dense_layers(options, depth, 3),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-6),
     )
@@ -117,7 +147,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         **sizes_of(config),
         **latent_written(mla),
-        "rope_parameters": {"rope_type": "default", "rope_theta": mla.rope_theta},
+        "rope_parameters": rotated_written(mla),
         "rope_interleave": True,
         "intermediate_size": config.feed_forward.d_hidden,
         "first_k_dense_replace": config.dense_layers,
@@ -170,5 +200,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
-    missing="rotations stretched by YaRN (DeepSeek's own releases have it, Moonlight not); float8 weights",
+    missing="float8 weights, in which DeepSeek's own were released (Moonlight was not)",
 )

@@ -14,8 +14,10 @@ from intarsia.checkpoints.families.parts import (
     QKVO,
     SLIDING,
     outside,
+    rotation_written,
     sizes_of,
     the_experts,
+    yarn_options,
 )
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
@@ -34,7 +36,6 @@ from intarsia.checkpoints.rows import (
     weights,
 )
 from intarsia.errors import UnsupportedError
-from intarsia.layers.rope import Yarn
 from intarsia.mixers import AttentionConfig, SlidingWindowConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 from intarsia.model.published import with_window
@@ -74,26 +75,6 @@ GATE_THEN_UP = Transform("gate and up in turn", lambda x: (_apart(x[0]),), lambd
 """Rows of gate and up alternate there; the gate's come first here."""
 
 
-def yarn_options(rotation: Rotation) -> Yarn | None:
-    """The stretched rotation."""
-    more = rotation.more
-    if rotation.kind == "default":
-        more.finish()
-        return None
-    if rotation.kind != "yarn":
-        raise more.unsupported(f"rope_type is {rotation.kind!r}; known are 'default' and 'yarn'")
-    yarn = Yarn(
-        factor=more.get("factor", float),
-        original_length=more.get("original_max_position_embeddings", int, 4096),
-        fast=more.get("beta_fast", float, 32.0),
-        slow=more.get("beta_slow", float, 1.0),
-        truncate=more.get("truncate", bool, True),
-        attention_factor=more.maybe("attention_factor", float),
-    )
-    more.finish()
-    return yarn
-
-
 def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
     options.only("swiglu_limit", 7.0, part="other limit of the clamped activation")
@@ -118,7 +99,7 @@ def read(options: Options) -> ModelConfig:
         head_dim=options.get("head_dim", int, 64),
         num_kv_heads=options.get("num_key_value_heads", int, 8),
         rope_theta=rotation.theta or 150000.0,
-        yarn=yarn_options(rotation),
+        yarn=yarn_options(rotation, 4096),
         sinks=True,
         bias=options.get("attention_bias", bool, True),
     )
@@ -155,17 +136,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         only_mixer(config, SlidingWindowConfig),
         the_experts(config),
     )
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": attention.rope_theta}
-    if (yarn := attention.yarn) is not None:
-        rope |= {
-            "rope_type": "yarn",
-            "factor": yarn.factor,
-            "original_max_position_embeddings": yarn.original_length,
-            "beta_fast": yarn.fast,
-            "beta_slow": yarn.slow,
-            "truncate": yarn.truncate,
-        }
-        rope |= {} if yarn.attention_factor is None else {"attention_factor": yarn.attention_factor}
     return {
         **sizes_of(config),
         "layer_types": names_of(config, KINDS),
@@ -174,7 +144,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         "attention_bias": attention.bias,
-        "rope_parameters": rope,
+        "rope_parameters": rotation_written(attention.rope_theta, attention.yarn),
         "intermediate_size": of.d_hidden,
         "num_local_experts": of.num_experts,
         "num_experts_per_tok": of.num_active,

@@ -18,6 +18,7 @@ from intarsia.checkpoints.families.parts import (
     QKVO,
     SWIGLU,
     block_of_experts,
+    dense_layers,
     outside,
     sizes_of,
     the_experts,
@@ -70,19 +71,6 @@ def kinds_of(options: Options, linear: Options) -> list[str]:
     return listed or [FULL if layer and layer % 4 == 0 else LINEAR for layer in range(depth)]
 
 
-def dense_layers(options: Options, depth: int) -> int:
-    """How many layers at the beginning have no experts."""
-    options.only("moe_layer_freq", 1, part="choice of layers with experts")
-    first = options.get("first_k_dense_replace", int, 1)
-    listed: list[str] = options.get("mlp_layer_types", list, [])
-    if not listed:
-        return first
-    dense = listed.count("dense")
-    if listed != ["dense"] * dense + ["sparse"] * (depth - dense):
-        raise options.unsupported("mlp_layer_types has a layer without experts behind one with experts")
-    return dense
-
-
 def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
     options.only("moe_router_activation_func", "sigmoid", part="router of that kind")
@@ -103,7 +91,7 @@ def read(options: Options) -> ModelConfig:
         d_model=options.get("hidden_size", int),
         depth=len(kinds),
         layout=layout_of(kinds, {LINEAR: "kda", FULL: "mla"}, options),
-        mixers={"kda": kda, "mla": latent_options(options, None, rotate=False)},
+        mixers={"kda": kda, "mla": latent_options(options, None)},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 9216)),
         experts=ExpertsConfig(
             num_experts=options.get("num_experts", int, 256, "num_local_experts"),
@@ -115,7 +103,7 @@ def read(options: Options) -> ModelConfig:
             num_groups=options.get("num_expert_group", int, 1, "n_group"),
             num_active_groups=options.get("topk_group", int, 1),
         ),
-        dense_layers=dense_layers(options, len(kinds)),
+        dense_layers=dense_layers(options, len(kinds), 1),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-5),
     )

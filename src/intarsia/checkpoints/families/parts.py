@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from intarsia.checkpoints.options import Options
+from intarsia.checkpoints.options import REQUIRED, Options, Rotation
 from intarsia.checkpoints.rows import Either, Row, either, joined, row, weights
 from intarsia.errors import UnsupportedError
+from intarsia.layers.rope import Yarn
 from intarsia.model.config import ExpertsConfig, ModelConfig
 
 SWIGLU = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -50,6 +51,19 @@ def block_of_experts(config: ExpertsConfig, others: Iterable[Row]) -> Iterator[E
         yield either([x.under("", released) for x in one], [x.under("", modules) for x in other])
 
 
+def dense_layers(options: Options, depth: int, default: int) -> int:
+    """How many layers at the beginning have no experts."""
+    options.only("moe_layer_freq", 1, part="choice of layers with experts")
+    first = options.get("first_k_dense_replace", int, default)
+    listed: list[str] = options.get("mlp_layer_types", list, [])
+    if not listed:
+        return first
+    dense = listed.count("dense")
+    if listed != ["dense"] * dense + ["sparse"] * (depth - dense):
+        raise options.unsupported("mlp_layer_types has a layer without experts behind one with experts")
+    return dense
+
+
 def layers_by_interval(options: Options, interval: int) -> list[str]:
     """`layer_types`; where they are not listed, each `full_attention_interval`-th is full attention."""
     depth = options.get("num_hidden_layers", int)
@@ -66,6 +80,42 @@ def share_of(rotated: int, dim: int) -> float:
     """The `partial_rotary_factor` that others, who round down, read as `rotated` of `dim` channels."""
     share = rotated / dim
     return share if int(dim * share) == rotated else (rotated + 0.25) / dim
+
+
+def yarn_options(rotation: Rotation, original_length: int = REQUIRED) -> Yarn | None:
+    """What stretches a rotation; `original_length` is what holds where the file says nothing."""
+    more = rotation.more
+    if rotation.kind == "default":
+        more.finish()
+        return None
+    if rotation.kind != "yarn":
+        raise more.unsupported(f"rope_type is {rotation.kind!r}; known are 'default' and 'yarn'")
+    yarn = Yarn(
+        factor=more.get("factor", float),
+        original_length=more.get("original_max_position_embeddings", int, original_length),
+        fast=more.get("beta_fast", float, 32.0),
+        slow=more.get("beta_slow", float, 1.0),
+        truncate=more.get("truncate", bool, True),
+        attention_factor=more.maybe("attention_factor", float),
+    )
+    more.finish()
+    return yarn
+
+
+def rotation_written(theta: float, yarn: Yarn | None = None) -> dict[str, Any]:
+    """`rope_parameters` of a rotation of all channels."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if yarn is not None:
+        rope |= {
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_length,
+            "beta_fast": yarn.fast,
+            "beta_slow": yarn.slow,
+            "truncate": yarn.truncate,
+        }
+        rope |= {} if yarn.attention_factor is None else {"attention_factor": yarn.attention_factor}
+    return rope
 
 
 def sizes_of(config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""Attention that chooses what it reads, loaded as if it chose everything; and DeepSeek's stretched rotations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import intarsia
+from intarsia.checkpoints.options import Options
+from intarsia.checkpoints.registry import family
+from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.layers.rope import Yarn
+from intarsia.mixers import MLAConfig
+from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
+
+pytest.importorskip("transformers")
+
+INDEXED = [case for case in CASES if case.sparse == "dense"]
+RELEASED_V32: dict[str, Any] = {
+    "architectures": ["DeepseekV32ForCausalLM"], "attention_bias": False, "ep_size": 1, "first_k_dense_replace": 3,
+    "hidden_act": "silu", "hidden_size": 7168, "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048,
+    "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v32",
+    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+    "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000, "routed_scaling_factor": 2.5,
+    "rope_scaling": {
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    },
+    "scoring_func": "sigmoid", "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc",
+    "v_head_dim": 128, "vocab_size": 129280,
+}  # fmt: skip
+
+
+def config_of(name: str, values: dict[str, Any]) -> Any:
+    options = Options(values, "config.json", sparse="dense")
+    with pytest.warns(UserWarning, match="not the published model"):
+        config = family(name).read(options)
+    options.finish()
+    return config
+
+
+def test_the_released_v32_is_stretched_and_its_logits_are_larger() -> None:
+    config = config_of("deepseek_v32", RELEASED_V32)
+    yarn = Yarn(40.0, 4096, attention_factor=1.0)
+    assert config.mixers["mla"] == MLAConfig(
+        128, 512, 128, 64, 128, q_rank=1536, rotate=True, yarn=yarn, yarn_logits=1.0
+    )
+    assert config.mixers["mla"].scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2)
+    assert (config.experts.num_groups, config.experts.num_active_groups, config.dense_layers) == (8, 4, 3)
+    written = family("deepseek_v3").write(config)  # type: ignore[misc]
+    assert written["rope_parameters"]["mscale"] == written["rope_parameters"]["mscale_all_dim"] == 1.0
+
+
+def test_what_is_left_out_of_glm5s_file_is_transformers_default() -> None:
+    config = config_of("glm_moe_dsa", {
+        "vocab_size": 154880, "hidden_size": 6144, "num_hidden_layers": 78, "num_attention_heads": 64,
+        "rope_parameters": {"rope_theta": 1000000}, "indexer_rope_interleave": True,
+    })  # fmt: skip
+    assert config.mixers["mla"] == MLAConfig(
+        64, 512, 192, 64, 256, q_rank=2048, rotate=True, rope_theta=1_000_000.0
+    )
+    assert (config.experts.num_groups, config.feed_forward.d_hidden, config.norm_eps) == (1, 12288, 1e-5)
+
+
+@pytest.mark.parametrize("case", INDEXED, ids=str)
+def test_it_is_the_published_model_up_to_the_tokens_that_are_chosen(case: Case, tmp_path: Path) -> None:
+    """And no longer behind them, as the warning says."""
+    few = dataclasses.replace(case, options={**case.options, "index_topk": 12, "index_n_heads": 16})
+    folder = their_folder(few, tmp_path)
+    with pytest.warns(UserWarning, match="indexer") as told:
+        model = intarsia.load(folder, sparse="dense")
+    messages = [str(warning.message) for warning in told]
+    assert any("more than 12 tokens" in message for message in messages)
+    assert any("left out: the indexers of sparse attention" in message for message in messages)
+    x = tokens(40)
+    with torch.no_grad():
+        ours, theirs = model(x).logits, their_model(few)(x).logits
+    error = (ours - theirs).abs().amax(dim=(0, 2)) / theirs.abs().max()
+    assert error[:12].max() < 1e-4 < error[12:].max()
+
+
+def test_it_is_not_dense_unless_that_is_asked_for(tmp_path: Path) -> None:
+    case = INDEXED[0]
+    folder = their_folder(case, tmp_path)
+    with pytest.raises(UnsupportedError, match=r"DeepSeek sparse attention.*sparse='dense'"):
+        intarsia.load(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**values, "layer_types": ["full_attention"] * 3}), encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="layer_types"), pytest.warns(UserWarning, match="indexer"):
+        intarsia.load(folder, sparse="dense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rotate": False, "yarn": Yarn(2.0, 64)}, "rotate is off"),
+        ({"yarn_logits": 1.0}, "goes with yarn"),
+        ({"yarn": Yarn(2.0, 64), "yarn_logits": -1.0}, "at least 0"),
+    ],
+)
+def test_stretched_latent_attention_that_cannot_be(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        MLAConfig(
+            **{
+                "num_heads": 2,
+                "kv_rank": 8,
+                "nope_dim": 4,
+                "rope_dim": 4,
+                "v_dim": 6,
+                "rotate": True,
+                **changes,
+            }
+        )
