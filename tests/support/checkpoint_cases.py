@@ -71,6 +71,10 @@ YARN = {
 }  # fmt: skip
 # With more tokens chosen than there are, every layer attends to all.
 INDEXED = {**DEEPSEEK, "q_lora_rank": 9, "index_topk": 100, "index_n_heads": 3, "index_head_dim": 8}
+LING = {
+    **LATENT, "head_dim": 8, "num_local_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2,
+    "routed_scaling_factor": 1.7, "rope_theta": 5000.0, "short_conv_kernel_size": 3,
+}  # fmt: skip
 OLMO = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 52,
     "layer_types": [LINEAR, FULL, LINEAR], "num_hidden_layers": 3, "linear_num_key_heads": 3,
@@ -137,6 +141,17 @@ CASES = [
         "deepseek_v32", "", "DeepseekV32Config", "DeepseekV32ForCausalLM",
         {**INDEXED, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 64},
         sparse="dense",
+    ),
+    Case(
+        "bailing_hybrid", "", "BailingHybridConfig", "BailingHybridForCausalLM",
+        {**LING, "num_hidden_layers": 6, "layer_group_size": 3, "kda_lower_bound": -3.0},
+    ),
+    Case(
+        "bailing_hybrid", "unbounded", "BailingHybridConfig", "BailingHybridForCausalLM",
+        {
+            **LING, "num_hidden_layers": 3, "layer_types": [FULL, LINEAR, LINEAR], "kda_safe_gate": False,
+            "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "norm_topk_prob": False,
+        },
     ),
     Case(
         "glm_moe_dsa", "", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",

@@ -77,6 +77,7 @@ CASES: dict[str, MixerConfig] = {
     "mla stretched": MLAConfig(
         2, 10, 8, 4, 6, rotate=True, yarn=Yarn(8.0, 16, attention_factor=1.0), yarn_logits=1.0
     ),
+    "mla gated": MLAConfig(3, 10, 8, 4, 6, rotate=True, head_gate=True),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),

@@ -15,7 +15,7 @@ from intarsia.checkpoints.family import Family, written
 from intarsia.checkpoints.filling import Reader, fill, make_unsaved_buffers, packed_model
 from intarsia.checkpoints.options import Options, Sparse
 from intarsia.checkpoints.places import find_folder
-from intarsia.checkpoints.plan import EMBEDDING, Plan, make_plan
+from intarsia.checkpoints.plan import Plan, embedding_of, make_plan
 from intarsia.checkpoints.registry import families, family, family_of
 from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.checkpoints.writing import CONFIG, save_as
@@ -95,7 +95,8 @@ def load(
     with torch.device("meta"):
         model = LanguageModel(config)
     if dtype is None:
-        dtype = tensors.place(EMBEDDING).dtype if EMBEDDING in tensors.names else torch.float32
+        name = embedding_of(found, config, tensors)
+        dtype = tensors.place(name).dtype if name in tensors.names else torch.float32
     model = model.to(dtype).eval()
     expected = native.stored(model)
     plan = make_plan(found, config, tensors, expected)

@@ -14,7 +14,7 @@ from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.errors import CheckpointError
 from intarsia.model.config import ModelConfig
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 PASSED_OVER = ("rotary_emb.inv_freq",)
 """Ends of names of what is computed anew, whatever a file says, in every family."""
 _SHOWN = 5
@@ -66,7 +66,7 @@ def make_plan(
     if unfilled:
         raise CheckpointError(f"the family {family.name} says nothing of {', '.join(unfilled[:_SHOWN])}")
     if config.tie_embeddings and HEAD in folder.names:
-        _check_tied(folder)
+        _check_tied(folder, embedding_of(family, config, folder))
     return Plan({name: tuple(of) for name, of in found.items()}, left_out)
 
 
@@ -79,6 +79,11 @@ def chosen(rows: Rows, folder: TensorFolder | None = None) -> Iterator[Row]:
             continue
         layouts = each.layouts
         yield from layouts[0] if folder is None else min(layouts, key=lambda rows: _absent(rows, folder))
+
+
+def embedding_of(family: Family, config: ModelConfig, folder: TensorFolder) -> str:
+    """What the embedding is called in a folder."""
+    return next(row.theirs[0] for row in chosen(family.rows(config), folder) if row.ours == ("embed.weight",))
 
 
 def loaded(row: Row, folder: TensorFolder) -> list[Tensor]:
@@ -140,13 +145,13 @@ def _shape_problems(row: Row, folder: TensorFolder, expected: Mapping[str, Tenso
             yield f"{told} is {str(got.dtype).removeprefix('torch.')}, which are no weights that can be read yet"
 
 
-def _check_tied(folder: TensorFolder) -> None:
+def _check_tied(folder: TensorFolder, embedding: str) -> None:
     """Embedding and head are one tensor by the configuration; that a file has both must make no difference."""
-    if folder.place(HEAD).shape != folder.place(EMBEDDING).shape or not torch.equal(
-        folder.tensor(HEAD), folder.tensor(EMBEDDING)
+    if folder.place(HEAD).shape != folder.place(embedding).shape or not torch.equal(
+        folder.tensor(HEAD), folder.tensor(embedding)
     ):
         raise CheckpointError(
             f"config.json ties the head to the embedding, and {folder.told(HEAD)} differs from "
-            f"{folder.told(EMBEDDING)}: one of both is wrong"
+            f"{folder.told(embedding)}: one of both is wrong"
         )
     folder.let_go()

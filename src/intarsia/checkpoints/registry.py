@@ -19,6 +19,7 @@ CHECKPOINTS = (
     "minimax",
     "minimax_m2",
     "lfm2",
+    "bailing_hybrid",
     "glm_moe_dsa",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""

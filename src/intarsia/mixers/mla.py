@@ -24,6 +24,7 @@ from intarsia.mixers.base import About, Layer, Mixer, MixerConfig, MixerOutput, 
 from intarsia.ops import PackedWeights, Sequences, latent_attention, pack_weights, softmax_attention
 from intarsia.ops.attention import largest_logit
 from intarsia.ops.keys import as_heads
+from intarsia.ops.precision import widen
 from intarsia.ops.row_program import Place, Product, RowProgram
 
 
@@ -37,7 +38,8 @@ class MLAConfig(MixerConfig):
     as they are (NoPE, Kimi Linear). `q_rank` makes the queries through a latent as well.
 
     `yarn` stretches the rotation to longer texts, and with it all logits are multiplied by
-    `(0.1 yarn_logits ln factor + 1)²` (DeepSeek-V3's `mscale_all_dim`, which is 1 there).
+    `(0.1 yarn_logits ln factor + 1)²` (DeepSeek-V3's `mscale_all_dim`, which is 1 there). `head_gate` multiplies each
+    head's output with a sigmoid of the input (Ling 3.0).
     """
 
     type: ClassVar[str] = "mla"
@@ -62,6 +64,7 @@ class MLAConfig(MixerConfig):
     latent_norm_eps: float = 1e-6
     yarn: Yarn | None = None
     yarn_logits: float = 0.0
+    head_gate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +98,8 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         c = rmsnorm(W x)            k_shared = W x            [k_h; v_h] = W_h c            q_h = W_h x
         y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared] / sqrt(K)) v_h
 
+    with `head_gate` `y = W_o (sigmoid(W x)_h * softmax(…) v_h)`.
+
     The cache holds `c` and `k_shared` alone; `latent_attention` reads them without making keys and values of the past
     for a few queries.
     """
@@ -114,6 +119,7 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         self.kv_down_proj = nn.Linear(d_model, config.kv_rank + config.rope_dim, bias=False)
         self.kv_norm = RMSNorm(config.kv_rank, config.latent_norm_eps)
         self.kv_up_proj = nn.Linear(config.kv_rank, H * (config.nope_dim + config.v_dim), bias=False)
+        self.head_gate_proj = nn.Linear(d_model, H, bias=False) if config.head_gate else None
         self.o_proj = nn.Linear(H * config.v_dim, d_model, bias=False)
         self.reset_parameters()
 
@@ -148,6 +154,8 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
             state = grown.end()
             up = weight_of(self.kv_up_proj, c.kv_rank).unflatten(0, (c.num_heads, -1))
             o = latent_attention(q, read, up, scale=scale, cu_seqlens=seqs)
+        if self.head_gate_proj is not None:
+            o = _gated(o, self.head_gate_proj(x))
         y = self.o_proj(o.flatten(-2))
         return (y, state, SideResults(largest)) if side else (y, state)
 
@@ -209,19 +217,22 @@ class AbsorbedAttention(Parted):
     def parts(self) -> bool:
         layer = self.layer
         first = layer.q_proj if layer.config.q_rank is None else layer.q_down_proj
-        maps = (first, layer.q_proj, layer.kv_down_proj, layer.o_proj)
+        gate = () if layer.head_gate_proj is None else (layer.head_gate_proj,)
+        maps = (first, layer.q_proj, layer.kv_down_proj, layer.o_proj, *gate)
         return self._found and all(weights_of(each) is not None for each in maps)
 
     def begin(self, program: RowProgram, x: Place) -> None:
         layer, c = self.layer, self.layer.config
         size = c.kv_rank + c.rope_dim
         latents, wide = program.result(size), program.result(c.num_heads * size)
-        down, q = Product(x, _weights(layer.kv_down_proj), latents), program.room(c.num_heads * c.key_dim)
+        others, q = [Product(x, _weights(layer.kv_down_proj), latents)], program.room(c.num_heads * c.key_dim)
+        if layer.head_gate_proj is not None:
+            others.append(Product(x, _weights(layer.head_gate_proj), program.result(c.num_heads)))
         if c.q_rank is None:
-            program.products([Product(x, _weights(layer.q_proj), q), down])
+            program.products([Product(x, _weights(layer.q_proj), q), *others])
         else:
             q_latent = program.room(c.q_rank)
-            program.products([Product(x, _weights(layer.q_down_proj), q_latent), down])
+            program.products([Product(x, _weights(layer.q_down_proj), q_latent), *others])
             program.norm(q_latent, layer.q_norm.weight, layer.q_norm.eps, to=q_latent)
             program.products([Product(q_latent, _weights(layer.q_proj), q)])
         latent = latents.columns(0, c.kv_rank)
@@ -238,7 +249,7 @@ class AbsorbedAttention(Parted):
         self, rows: Rows, shape: tuple[int, int], state: GrowingState, seqs: Sequences | None
     ) -> tuple[Tensor, GrowingState]:
         c = self.layer.config
-        latents, q = (x.unflatten(0, shape) for x in rows)
+        latents, q, *gate = (x.unflatten(0, shape) for x in rows)
         q = q.unflatten(-1, (c.num_heads, -1))
         if c.rotate:
             positions = positions_of(latents, state, seqs)
@@ -248,6 +259,8 @@ class AbsorbedAttention(Parted):
         (read,) = grown.append(latents=latents)
         keys, values = as_heads(read), as_heads(read, c.kv_rank)
         o = softmax_attention(q, keys, values, scale=c.scale, cu_seqlens=seqs)
+        # What is found in the latents may be gated as well as the values that are made of it.
+        o = _gated(o, gate[0]) if gate else o
         return o.flatten(0, 1).flatten(1), grown.end()
 
     def finish(self, program: RowProgram) -> Place:
@@ -255,6 +268,11 @@ class AbsorbedAttention(Parted):
         found, o = program.input(c.num_heads * c.kv_rank), program.room(c.num_heads * c.v_dim)
         program.product_of_each(found, self._of_latents, o)
         return program.product(o, _weights(self.layer.o_proj))
+
+
+def _gated(o: Tensor, gate: Tensor) -> Tensor:
+    """Heads `[B, T, H, V]` times the sigmoid of `[B, T, H]`."""
+    return o * torch.sigmoid(widen(gate)).to(o.dtype).unsqueeze(-1)
 
 
 def _weights(module: nn.Linear) -> PackedWeights:

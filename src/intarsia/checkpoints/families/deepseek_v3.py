@@ -43,10 +43,16 @@ def stretched(rotation: Rotation) -> tuple[Yarn | None, float]:
     return yarn, everything
 
 
-def latent_options(options: Options, q_rank: int | None, rotation: Rotation | None = None) -> MLAConfig:
+def latent_options(
+    options: Options, q_rank: int | None, rotation: Rotation | None = None, **more: Any
+) -> MLAConfig:
     """Latent attention, as this family and Kimi Linear spell it. `q_rank` is what holds where the file says nothing;
     without a rotation there are no positions."""
     yarn, yarn_logits = (None, 0.0) if rotation is None else stretched(rotation)
+    if rotation is not None and rotation.share != 1:
+        raise options.unsupported(
+            f"partial_rotary_factor is {rotation.share}, and latent attention rotates all of its shared channels"
+        )
     heads = options.get("num_attention_heads", int)
     options.only(
         "num_key_value_heads", heads, part="latent attention with fewer heads of keys than of queries"
@@ -68,6 +74,7 @@ def latent_options(options: Options, q_rank: int | None, rotation: Rotation | No
         rope_theta=10000.0 if rotation is None else rotation.theta or 10000.0,
         yarn=yarn,
         yarn_logits=yarn_logits,
+        **more,
     )
 
 
