@@ -92,6 +92,7 @@ def _tensors(model: LanguageModel) -> Named:
     for number, block in enumerate(model.blocks):
         before = f"blk.{number}."
         assert isinstance(block, Block)
+        assert block.feed_forward_norm is not None
         yield before + "attn_norm.weight", block.mixer_norm.weight
         yield before + "ffn_norm.weight", block.feed_forward_norm.weight
         for part in ("gate", "up", "down"):

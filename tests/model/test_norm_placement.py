@@ -8,6 +8,7 @@ import torch
 from intarsia.errors import ConfigError
 from intarsia.model import LanguageModel, ModelConfig
 from intarsia.model.initialization import init_weights
+from intarsia.model.language_model import cost_of
 
 PLACEMENTS = {"kda": "before", "mla": "after", "attention": "stream"}
 
@@ -120,3 +121,74 @@ def init_weights_of(module: torch.nn.Module) -> None:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
         parameter.requires_grad_(False)
+
+
+def test_layer_norms_and_blocks_without_a_feed_forward_add_up(make_model):
+    """Against PyTorch's own layer norm, in float64."""
+    from torch.nn.functional import layer_norm
+
+    changes = {"norm": "layer", "embed_norm": True, "mixer_only": ("kda",), "norm_eps": 1e-3}
+    model = make_model(layout="kda mla kda", **changes).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm." in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+    def normed(norm, x):
+        return layer_norm(x, (32,), norm.weight, norm.bias, 1e-3)
+
+    x = torch.randint(0, 97, (2, 20), generator=generator)
+    expected = normed(model.embed_norm, model.embed.weight[x])
+    for block in model.blocks:
+        expected = expected + block.mixer(normed(block.mixer_norm, expected))[0]
+        if block.name == "mla":
+            expected = expected + block.feed_forward(normed(block.feed_forward_norm, expected))
+        else:
+            assert block.feed_forward is None
+            assert block.feed_forward_norm is None
+    expected = normed(model.norm, expected) @ model.head.weight.T
+    torch.testing.assert_close(model(x).logits, expected)
+
+    config, cost = model.config, model.cost()
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    unbuilt = cost_of(config, torch.float64)
+    assert cost.parameters_by_part() == unbuilt.parameters_by_part()
+    assert cost.forward_flops_per_token(64) == unbuilt.forward_flops_per_token(64)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.parameters_by_part()["feed-forwards"] == cost.layers[1].feed_forward.parameters
+    load = model(x, targets=x, side=("load",)).side
+    assert [told.load is not None for told in load] == [False, True, False]
+
+
+def test_a_model_without_feed_forwards_decodes_and_cannot_be_widened(make_model):
+    from intarsia.model import InferenceModel
+    from intarsia.model.matching import match_parameters
+
+    model = make_model(layout="kda mla", mixer_only=("kda", "mla"), experts=None)
+    assert not [name for name, _ in model.named_parameters() if "feed_forward" in name]
+    ready = InferenceModel(model)
+    tokens = torch.randint(0, 97, (1, 9), generator=torch.Generator().manual_seed(0)).to(
+        model.embed.weight.device
+    )
+    states, logits = ready.init_states(1), []
+    for token in tokens.split(1, dim=1):
+        output = ready(token, states)
+        states = output.states
+        logits.append(output.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), model(tokens).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="no block"):
+        match_parameters(model.config, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"norm": "batch"}, "must be 'rms' or 'layer'"),
+        ({"mixer_only": ["kad"]}, "did you mean 'kda'"),
+        ({"norm": "layer", "zero_centered_norms": True}, "not zero-centred"),
+    ],
+)
+def test_norms_and_blocks_that_cannot_be_are_named(make_model, changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        make_model(**changes)

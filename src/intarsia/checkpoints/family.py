@@ -81,13 +81,15 @@ def told(config: ModelConfig) -> dict[str, Any]:
         name: getattr(config, name)
         for name in (
             "vocab_size", "d_model", "depth", "tie_embeddings", "norm_eps", "zero_centered_norms", "residual_scale",
+            "norm", "embed_norm",
         )
     }  # fmt: skip
-    dense = [layer for layer in range(config.depth) if not config.has_experts(layer)]
-    values["layers without experts"] = dense
+    there = [layer for layer in range(config.depth) if config.has_feed_forward(layer)]
+    dense = [layer for layer in there if not config.has_experts(layer)]
+    values["layers with a feed-forward"], values["layers without experts"] = there, dense
     if dense:
         values["feed_forward"] = config.feed_forward
-    if config.experts is not None and len(dense) < config.depth:
+    if config.experts is not None and len(dense) < len(there):
         # How experts are balanced in training is nobody else's business, and shared ones are one feed-forward.
         experts = dataclasses.replace(config.experts, bias_update_rate=0)
         if experts.num_shared:

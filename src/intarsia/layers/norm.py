@@ -1,14 +1,16 @@
-"""Root-mean-square normalisation, alone and with a gate."""
+"""Root-mean-square normalisation, alone and with a gate, and layer normalisation."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.ops import gated_rms_norm
+from intarsia.ops.precision import widen
 
 OutputGate = Literal["sigmoid", "swish", "none"]
 """What a head's output is multiplied by: a sigmoid or SiLU of a projection of the input, or nothing."""
@@ -41,6 +43,30 @@ class RMSNorm(FillsItself):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}, zero_centered={self.zero_centered}"
+
+
+class LayerNorm(FillsItself):
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension (Ba et al. 2016), in float32."""
+
+    def __init__(self, d: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(d))
+        self.bias = nn.Parameter(torch.empty(d))
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., d]` to `[..., d]`, in the dtype of x."""
+        wide = widen(x)
+        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class GatedNorm(FillsItself):

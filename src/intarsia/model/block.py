@@ -9,16 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from intarsia.layers.norm import RMSNorm
+from intarsia.layers.norm import LayerNorm, RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
 from intarsia.mixers.base import Layer
 from intarsia.model.config import ModelConfig
-from intarsia.model.cost import LayerCost
+from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.ops.sequences import Sequences
+
+Norm = RMSNorm | LayerNorm
+
+
+def norm_of(config: ModelConfig) -> Norm:
+    """A new norm of the residual stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.d_model, config.norm_eps)
+    return RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
 
 
 class BlockOutput(NamedTuple):
@@ -33,19 +42,21 @@ class BlockOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """Residual block: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))`, or with the norms where
-    `ModelConfig.norm_placement` wants them."""
+    """Residual block: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))` if it has a feed-forward, or with the
+    norms where `ModelConfig.norm_placement` wants them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.name = config.layers[layer]
         self.placement, self.residual_scale = config.placement_of(self.name), config.residual_scale
-        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+        self.mixer_norm = norm_of(config)
         options = config.mixers[self.name].at_layer(layer, config.depth)
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
-        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
-        self.feed_forward: SwiGLU | Experts
-        if config.experts is not None and config.has_experts(layer):
+        self.feed_forward_norm = norm_of(config) if config.has_feed_forward(layer) else None
+        self.feed_forward: SwiGLU | Experts | None
+        if self.feed_forward_norm is None:
+            self.feed_forward = None
+        elif config.experts is not None and config.has_experts(layer):
             self.feed_forward = Experts(config.d_model, config.experts)
         else:
             self.feed_forward = SwiGLU(config.d_model, config.feed_forward.d_hidden)
@@ -85,6 +96,8 @@ class Block(nn.Module):
         else:
             mixed, state = (self.mixer if mixer is None else mixer)(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
+        if self.feed_forward is None or self.feed_forward_norm is None:
+            return BlockOutput(x, state, told)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
         if not isinstance(self.feed_forward, Experts):
             y = self.feed_forward(h)
@@ -94,7 +107,7 @@ class Block(nn.Module):
             y = self.feed_forward(h)
         return BlockOutput(self._add(x, h, y, self.feed_forward_norm), state, told.beside(told_by_experts))
 
-    def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: RMSNorm) -> Tensor:
+    def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: Norm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
         if self.placement == "after":
             return x + norm(y)
@@ -115,8 +128,10 @@ class Block(nn.Module):
 
     def cost(self) -> LayerCost:
         """Parameters, FLOPs and state bytes."""
-        norms = self.mixer_norm.weight.numel() + self.feed_forward_norm.weight.numel()
-        return LayerCost(self.name, self.mixer.cost(), self.feed_forward.cost(), norms)
+        norms = [x for x in (self.mixer_norm, self.feed_forward_norm) if x is not None]
+        size = sum(p.numel() for norm in norms for p in norm.parameters())
+        feed_forward = FeedForwardCost.nothing() if self.feed_forward is None else self.feed_forward.cost()
+        return LayerCost(self.name, self.mixer.cost(), feed_forward, size)
 
 
 def _of_these(names: tuple[SideName, ...], had: tuple[SideName, ...]) -> tuple[SideName, ...]:

@@ -17,6 +17,7 @@ RoutingWeights = Literal["unbiased", "biased"]
 ExpertScores = Literal["sigmoid", "softmax"]
 ExpertActivation = Literal["swiglu", "clamped"]
 NormPlacement = Literal["before", "after", "stream"]
+Norm = Literal["rms", "layer"]
 READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 
 
@@ -117,6 +118,10 @@ class ModelConfig:
     * `"before"`: `x + f(norm(x))`, nearly every model
     * `"after"`: `x + norm(f(x))`, OLMo 2 and the attention of OLMo-Hybrid
     * `"stream"`: `s h + f(h)` with `h = norm(x)`, MiniMax-01
+
+    `norm` is what the norms of blocks and output are: `"rms"`, or `"layer"`, with a mean that is taken off and a bias
+    (RWKV). `embed_norm` puts one behind the embedding as well. Blocks of the mixers in `mixer_only` have no
+    feed-forward (Mamba; RWKV, whose channel mixing is a mixer here, since it sees the token before).
     """
 
     vocab_size: int
@@ -133,6 +138,9 @@ class ModelConfig:
     init_std: float = 0.02
     norm_placement: NormPlacement | Mapping[str, NormPlacement] = "before"
     residual_scale: float = 1.0
+    norm: Norm = "rms"
+    embed_norm: bool = False
+    mixer_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         settle_types(self, READERS)
@@ -145,6 +153,11 @@ class ModelConfig:
         for name in parse_layout(self.layout):
             if name not in self.mixers:
                 raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
+        if self.norm == "layer" and self.zero_centered_norms:
+            raise OptionError("layer norms are not zero-centred", ("zero_centered_norms",))
+        for name in self.mixer_only:
+            if name not in self.mixers:
+                raise OptionError(f"mixer_only names {unknown(name, self.mixers, 'mixer')}", ("mixer_only",))
         if isinstance(self.norm_placement, Mapping):
             object.__setattr__(self, "norm_placement", MappingProxyType(dict(self.norm_placement)))
             for name in self.norm_placement:
@@ -166,9 +179,13 @@ class ModelConfig:
         pattern = parse_layout(self.layout)
         return (pattern * math.ceil(self.depth / len(pattern)))[: self.depth]
 
+    def has_feed_forward(self, layer: int) -> bool:
+        """Whether the layer (counted from 0) has a feed-forward, or experts, behind its mixer."""
+        return self.layers[layer] not in self.mixer_only
+
     def has_experts(self, layer: int) -> bool:
         """Whether the layer (counted from 0) has a mixture of experts in place of the feed-forward."""
-        return self.experts is not None and layer >= self.dense_layers
+        return self.experts is not None and layer >= self.dense_layers and self.has_feed_forward(layer)
 
     def replace(self, **changes: Any) -> ModelConfig:
         """This configuration with some fields changed."""

@@ -25,6 +25,11 @@ class FeedForwardCost:
     active_share: float = 1.0
     """Of the experts that tokens choose from, the share that serves one token."""
 
+    @classmethod
+    def nothing(cls) -> FeedForwardCost:
+        """Of a block without one."""
+        return cls(0, 0, 0)
+
     def parameters_read(self, tokens: int) -> float:
         """Those that serve any of so many tokens, each of which chooses its experts at random."""
         idle = self.parameters - self.active_parameters
@@ -65,6 +70,8 @@ class ModelCost:
     layers: tuple[LayerCost, ...]
     weight_bytes: int = 4
     """Of one parameter."""
+    outer_norms: int = 0
+    """Parameters of the norms outside of the layers."""
 
     @property
     def embedding_parameters(self) -> int:
@@ -74,7 +81,7 @@ class ModelCost:
     @property
     def non_embedding_parameters(self) -> int:
         """All others: what the arms of a comparison are matched in."""
-        return sum(layer.parameters for layer in self.layers) + self.d_model
+        return sum(layer.parameters for layer in self.layers) + self.outer_norms
 
     @property
     def parameters(self) -> int:
@@ -87,7 +94,7 @@ class ModelCost:
             "embeddings": self.embedding_parameters,
             "mixers": sum(layer.mixer.parameters for layer in self.layers),
             "feed-forwards": sum(layer.feed_forward.parameters for layer in self.layers),
-            "norms": sum(layer.norm_parameters for layer in self.layers) + self.d_model,
+            "norms": sum(layer.norm_parameters for layer in self.layers) + self.outer_norms,
         }
 
     def packed_bytes(self, bits: float) -> int:
@@ -104,7 +111,7 @@ class ModelCost:
         The head counts, and so does the embedding where it is the head.
         """
         blocks = sum(layer.active_parameters for layer in self.layers)
-        return blocks + self.d_model + self.vocab_size * self.d_model
+        return blocks + self.outer_norms + self.vocab_size * self.d_model
 
     def forward_flops_per_token(self, length: int) -> float:
         """FLOPs of a forward pass per token of a sequence of `length` tokens, logits at every token."""
@@ -135,7 +142,7 @@ class ModelCost:
             layer.mixer.parameters + layer.norm_parameters + layer.feed_forward.parameters_read(tokens)
             for layer in self.layers
         )
-        return blocks + self.d_model + self.vocab_size * self.d_model
+        return blocks + self.outer_norms + self.vocab_size * self.d_model
 
     def decode_seconds(self, machine: Machine, length: int, batch: int = 1) -> float:
         """The least time in which a machine can compute the last of `length` tokens of each of `batch` sequences, all

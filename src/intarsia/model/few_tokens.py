@@ -18,7 +18,7 @@ from intarsia.layers.packed import weights_of
 from intarsia.layers.parted import Parted, Rows
 from intarsia.layers.states import State
 from intarsia.mixers.base import Layer
-from intarsia.model.block import Block
+from intarsia.model.block import Block, Norm
 from intarsia.model.experts import PackedExperts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.states import ModelStates
@@ -50,7 +50,8 @@ class FewTokens:
         builder = _Builder(norm)
         for number, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
             builder.add_mixer(block, number, layer)
-            builder.add_feed_forward(block)
+            if block.feed_forward is not None:
+                builder.add_feed_forward(block)
         self._stages, self._last = builder.stages, builder.program
         self._head = RowProgram(norm.weight.dtype)
         x = self._head.input(norm.weight.shape[0])
@@ -60,9 +61,11 @@ class FewTokens:
 
     @staticmethod
     def of(
-        blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: RMSNorm, head: nn.Module
+        blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: Norm, head: nn.Module
     ) -> FewTokens | None:
         """The same, or None where there are no kernels for the model."""
+        if not isinstance(norm, RMSNorm):
+            return None
         weight, weights = norm.weight, weights_of(head)
         plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
         return FewTokens(blocks, layers, norm, weights) if plain and weights is not None else None
@@ -133,7 +136,10 @@ class _Builder:
 
     def add_feed_forward(self, block: Block) -> None:
         """What follows the mixer of a block."""
-        h, feed_forward = self._normed(block, block.feed_forward_norm), block.feed_forward
+        feed_forward, norm = block.feed_forward, block.feed_forward_norm
+        assert feed_forward is not None
+        assert norm is not None
+        h = self._normed(block, norm)
         routed = feed_forward if isinstance(feed_forward, PackedExperts) and feed_forward.are_plain else None
         dense = routed.shared if routed else feed_forward
         maps = () if dense is None else _maps_of(dense)
@@ -148,7 +154,7 @@ class _Builder:
 
             self._leave(h, whole, None)
             y = self.program.input(self._width)
-        self._add(block, y, block.feed_forward_norm)
+        self._add(block, y, norm)
 
     def _feed_forward(self, h: Place, maps: tuple[PackedWeights, ...], routed: PackedExperts | None) -> Place:
         """A SwiGLU of the weights `maps` (none: there is none), `routed` experts, or both."""
@@ -182,21 +188,22 @@ class _Builder:
             program.add(y, found)
         return found
 
-    def _normed(self, block: Block, norm: RMSNorm) -> Place:
+    def _normed(self, block: Block, norm: Norm) -> Place:
         """What goes into a part of a block."""
         if block.placement == "after":
             return self.x
         return self.norm(self.program, self.x, norm, to=self.x if block.placement == "stream" else None)
 
-    def _add(self, block: Block, y: Place, norm: RMSNorm) -> None:
+    def _add(self, block: Block, y: Place, norm: Norm) -> None:
         """Add what a part gave to the residual stream; `"stream"` has its norm there already."""
         if block.placement == "after":
             y = self.norm(self.program, y, norm, to=y)
         self.program.add(y, self.x, block.residual_scale if block.placement == "stream" else 1.0)
 
     @staticmethod
-    def norm(program: RowProgram, x: Place, norm: RMSNorm, to: Place | None = None) -> Place:
+    def norm(program: RowProgram, x: Place, norm: Norm, to: Place | None = None) -> Place:
         """List a norm."""
+        assert isinstance(norm, RMSNorm), "of other norms there are no programs"
         weight = norm.weight.detach().float()
         return program.norm(x, 1 + weight if norm.zero_centered else weight, norm.eps, to)
 

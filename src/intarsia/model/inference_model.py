@@ -96,7 +96,7 @@ class InferenceModel:
         with torch.inference_mode():
             if self.few_tokens is not None and states is not None and self.few_tokens.takes(tokens):
                 places = self.model.check(tokens, states, seqs, last_only)
-                logits, after = self.few_tokens(self.model.embed(tokens), states, seqs, places)
+                logits, after = self.few_tokens(self.model.embedded(tokens), states, seqs, places)
                 return ModelOutput(logits, None, after)
             output: ModelOutput = self.model(
                 tokens, states=states, seqs=seqs, last_only=last_only, layers=self.layers

@@ -52,7 +52,7 @@ class FillsBuffers(Protocol):
 
 
 def init_weights(
-    model: nn.Module, seed: int, *, std: float = INITIAL_STD, depth: int = 1, unknown: Unknown = "refuse"
+    model: nn.Module, seed: int, *, std: float = INITIAL_STD, depth: float = 1, unknown: Unknown = "refuse"
 ) -> None:
     """Fill all parameters and buffers of `model` by `seed` and their names.
 
@@ -61,7 +61,8 @@ def init_weights(
 
     Args:
         std: the standard deviation of matrices and embeddings.
-        depth: how many layers write to the residual stream: for a model's layers, not for a mixer's.
+        depth: how many layers write to the residual stream, a block without a feed-forward being half a layer: for a
+            model's layers, not for a mixer's.
         unknown: what becomes of parameters and buffers that nobody knows how to fill, since their module has neither
             the methods above nor `reset_parameters`: `"refuse"` them, or `"keep"` the values that they have.
 

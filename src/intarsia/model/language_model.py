@@ -13,16 +13,15 @@ from intarsia.errors import ShapeError
 from intarsia.layers.books import PAGE_SIZE, Books
 from intarsia.layers.cost import Cost
 from intarsia.layers.narrow import NarrowLinear
-from intarsia.layers.norm import RMSNorm
 from intarsia.layers.packed import PackedLinear
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import MixerConfig
 from intarsia.mixers.base import Layer
 from intarsia.model import initialization
-from intarsia.model.block import Block, BlockOutput
+from intarsia.model.block import Block, BlockOutput, norm_of
 from intarsia.model.config import ModelConfig
-from intarsia.model.cost import LayerCost, ModelCost
+from intarsia.model.cost import FeedForwardCost, LayerCost, ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
 from intarsia.model.loss import IGNORED, chunked_cross_entropy, cross_entropy_of
@@ -61,8 +60,9 @@ class LanguageModel(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_norm = norm_of(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm = RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+        self.norm = norm_of(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()
 
@@ -82,7 +82,9 @@ class LanguageModel(nn.Module):
 
         `intarsia.model.initialization` states the policy.
         """
-        initialization.init_weights(self, seed, std=self.config.init_std, depth=self.config.depth)
+        config = self.config
+        parts = sum(2 if config.has_feed_forward(layer) else 1 for layer in range(config.depth))
+        initialization.init_weights(self, seed, std=config.init_std, depth=parts / 2)
 
     def forward(
         self,
@@ -141,7 +143,7 @@ class LanguageModel(nn.Module):
             counted: `[B, T]` bool, which tokens count as load of the experts that serve them; None for all.
         """
         places = self.check(tokens, states, seqs, last_only)
-        x = self.embed(tokens)
+        x = self.embedded(tokens)
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
         told: list[SideResults] = []
@@ -158,6 +160,11 @@ class LanguageModel(nn.Module):
         x = self.norm(x[:, places] if last_only else x)
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What the first block is given of tokens `[B, T]`: `[B, T, D]`."""
+        x: Tensor = self.embed(tokens)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Let torch.compile compute the blocks where gradients are recorded; the backward pass too.
@@ -197,9 +204,8 @@ class LanguageModel(nn.Module):
         """Parameters, FLOPs and state bytes, from the dimensions alone."""
         layers = tuple(cast(Block, block).cost() for block in self.blocks)
         weight_bytes = self.embed.weight.element_size()
-        return ModelCost(
-            self.config.vocab_size, self.config.d_model, self.config.tie_embeddings, layers, weight_bytes
-        )
+        c = self.config
+        return ModelCost(c.vocab_size, c.d_model, c.tie_embeddings, layers, weight_bytes, _outer_norms(c))
 
     @torch.no_grad()
     def update_router_bias(self, side: Sequence[SideResults], process_group: Any = None) -> Tensor | None:
@@ -292,10 +298,25 @@ def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:
     for layer, name in enumerate(config.layers):
         mixer = config.mixers[name].at_layer(layer, config.depth)
         feed_forward = sparse if config.has_experts(layer) else dense
+        norms = 2
+        if not config.has_feed_forward(layer):
+            feed_forward, norms = FeedForwardCost.nothing(), 1
         cost = _mixer_cost(mixer, config.d_model, dtype)
-        layers.append(LayerCost(name, cost, feed_forward, norm_parameters=2 * config.d_model))
-    tied = config.tie_embeddings
-    return ModelCost(config.vocab_size, config.d_model, tied, tuple(layers), dtype.itemsize)
+        layers.append(LayerCost(name, cost, feed_forward, norm_parameters=norms * _norm_size(config)))
+    c = config
+    return ModelCost(
+        c.vocab_size, c.d_model, c.tie_embeddings, tuple(layers), dtype.itemsize, _outer_norms(c)
+    )
+
+
+def _norm_size(config: ModelConfig) -> int:
+    """Parameters of a norm of the residual stream."""
+    return config.d_model * (2 if config.norm == "layer" else 1)
+
+
+def _outer_norms(config: ModelConfig) -> int:
+    """Parameters of the norms behind the blocks and the embedding."""
+    return _norm_size(config) * (2 if config.embed_norm else 1)
 
 
 def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:

@@ -29,6 +29,8 @@ def match_parameters(config: ModelConfig, target_non_embedding: int, tolerance: 
     width = _width(config)
     parameters = cost_of(config).non_embedding_parameters
     slope = cost_of(_with_width(config, width + 1)).non_embedding_parameters - parameters
+    if not slope:
+        raise ConfigError("no block of this model has a feed-forward whose width could be chosen")
     exact = width + (target_non_embedding - parameters) / slope
     for multiple in (MULTIPLE, 1):
         matched = _with_width(config, max(1, round(exact / multiple) * multiple))
