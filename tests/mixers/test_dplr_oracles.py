@@ -1,4 +1,4 @@
-"""RWKV-7 and Comba against their papers' recurrences, written out token by token in float64.
+"""RWKV-7, its channel mixing and Comba against their papers' recurrences, written out token by token in float64.
 
 Nothing here calls the operators or the layers' parts: from the weights alone, by loops and small products. The states
 are `[V, K]`, as the papers have them.
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.mixers import Mixer
+from intarsia.mixers.base import FirstValues
+from intarsia.mixers.channel_mixing import ChannelMixingConfig
 from intarsia.mixers.comba import CombaConfig
 from intarsia.mixers.rwkv7 import RWKV7Config
 from support.oracles import inputs, layer, sigmoid
@@ -53,6 +55,13 @@ def rwkv7(w: dict[str, Tensor], x: Tensor, config: RWKV7Config) -> Tensor:
             gate = w["output_gate_proj.2.weight"][values] @ sigmoid(w["output_gate_proj.0.weight"] @ x_g)
             y[t, values] = gate * p
     return y @ w["o_proj.weight"].T
+
+
+def channel_mixing(w: dict[str, Tensor], x: Tensor, config: ChannelMixingConfig) -> Tensor:
+    """Peng et al. 2025, section 4.2: one sequence `[T, D]`."""
+    earlier = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    hidden = (x + (earlier - x) * w["shift"]) @ w["k_proj.weight"].T
+    return (hidden * hidden * (hidden > 0)) @ w["o_proj.weight"].T
 
 
 def comba(w: dict[str, Tensor], x: Tensor, config: CombaConfig) -> Tensor:
@@ -94,6 +103,8 @@ def comba(w: dict[str, Tensor], x: Tensor, config: CombaConfig) -> Tensor:
     [
         (RWKV7Config(2, 8, decay_rank=5, rate_rank=6, gate_rank=7), rwkv7),
         (RWKV7Config(3, 6, 10, decay_rank=9, rate_rank=4, gate_rank=5), rwkv7),
+        (RWKV7Config(2, 8, decay_rank=5, rate_rank=6, gate_rank=7, value_rank=3), rwkv7),
+        (ChannelMixingConfig(28), channel_mixing),
         (CombaConfig(2, 8), comba),
         (CombaConfig(2, 8, 4, 6, output_gate="swish"), comba),
         (CombaConfig(3, 6, 3, 10, conv_size=None, correction=None, output_gate="none"), comba),
@@ -107,12 +118,40 @@ def test_layers_are_the_recurrences_of_their_papers(config: Any, oracle: Any) ->
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_rwkv7_mixes_its_values_with_those_of_the_first_layer() -> None:
+    """The first passes its own on and needs none; a later one is a mixture, which its two ends show."""
+    options: dict[str, Any] = {"decay_rank": 5, "rate_rank": 6, "gate_rank": 7, "value_rank": 3}
+    first = layer(RWKV7Config(2, 8, 6, depth_fraction=0.0, **options), D, EPS)
+    later = layer(RWKV7Config(2, 8, 6, depth_fraction=0.5, **options), D, EPS)
+    assert first.takes_first
+    assert later.takes_first
+    assert first.value_mix_proj is None  # type: ignore[attr-defined]
+    x = inputs(T, D)
+    y, _, passed = first(x, None, None, FirstValues())
+    assert torch.equal(y, first(x)[0])
+    assert passed.values.shape == (x.shape[0], T, 2, 6)
+    with pytest.raises(ConfigError, match="first layer"):
+        later(x)
+    weights = later.state_dict()
+    share = weights["value_mix_bias"]
+    with torch.no_grad():
+        share.fill_(-1e9)
+        unmixed = later(x, None, None, passed)[0]
+        expected = torch.stack([rwkv7(weights, sequence, later.config) for sequence in x])  # type: ignore[arg-type]
+        torch.testing.assert_close(unmixed, expected, rtol=1e-9, atol=1e-9)
+        share.fill_(1e9)
+        of_first, _, passed_on = later(x, None, None, passed)
+        weights["v_proj.weight"].zero_()
+        assert torch.equal(passed_on.values, passed.values)
+        torch.testing.assert_close(later(x, None, None, passed)[0], of_first, rtol=1e-9, atol=1e-9)
+
+
 def test_rwkv7_begins_as_the_authors_models_do() -> None:
     """Decays that spread from slow to fast over the channels, and shifts that shrink with the depth."""
     from intarsia.model.initialization import init_weights
 
     def fresh(layer: int) -> Mixer:
-        mixer = RWKV7Config(2, 8).at_layer(layer, 12).build(D)
+        mixer = RWKV7Config(2, 8, value_rank=4).at_layer(layer, 12).build(D)
         init_weights(mixer, 0, std=0.02, depth=12)
         return mixer
 
@@ -123,6 +162,7 @@ def test_rwkv7_begins_as_the_authors_models_do() -> None:
     torch.testing.assert_close(bias[1, 7], torch.tensor(3.0))
     assert (bias.diff() > 0).all()
     assert (last.shift[:, 1:] < first.shift[:, 1:]).all()
+    torch.testing.assert_close(last.value_mix_bias[[0, -1]], torch.tensor([0.93, 0.53]))
     assert 0 <= last.shift.min() <= first.shift.max() <= 1
 
 

@@ -92,7 +92,7 @@ RULES: list[tuple[str, Callable[[Tensor, Mixer], bool]]] = [
     # RWKV-7's table of initial values: decays from slow to fast, w in (0.545, 1).
     (r"rwkv7:.*decay.*bias", spread(-8, 3, 1.0)),
     (r"rwkv7:rate_bias", spread(-0.7, 0.4, 0.05)),
-    (r"rwkv7:shift", spread(0, 1, 0.1)),
+    (r"(rwkv7|channel-mix):shift", spread(0, 1, 0.1)),
     (r"rwkv7:removal", spread(0.66, 0.76, 0.01)),
     (r"rwkv7:replacement", equal(1.02)),
     (r"rwkv7:bonus", equal(-0.04)),

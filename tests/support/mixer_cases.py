@@ -9,6 +9,7 @@ import torch
 
 from intarsia.layers.rope import Yarn
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, KDAConfig, Mixer, MixerConfig, MLAConfig
+from intarsia.mixers.channel_mixing import ChannelMixingConfig
 from intarsia.mixers.comba import CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNetConfig
@@ -83,6 +84,7 @@ CASES: dict[str, MixerConfig] = {
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),
     "mamba2 grouped, limited": Mamba2Config(4, 6, 8, num_groups=2, conv_size=3, dt_min=0.2, dt_max=1.0),
     "conv": GatedConvolutionConfig(),
+    "channel-mix": ChannelMixingConfig(d_hidden=20),
     "conv with biases": GatedConvolutionConfig(conv_size=4, bias=True),
     "lightning": LightningConfig(num_heads=3, head_dim=8, head_v_dim=6),
     "longhorn": LonghornConfig(expand=1, state_dim=5, dt_rank=3),

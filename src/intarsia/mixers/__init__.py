@@ -6,6 +6,7 @@ from intarsia.layers.recurrent import RecurrentMemory, RecurrentState
 from intarsia.layers.states import State
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import About, Cost, Mixer, MixerConfig
+from intarsia.mixers.channel_mixing import ChannelMixing, ChannelMixingConfig
 from intarsia.mixers.comba import Comba, CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormer, DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNet, DeltaNetConfig
@@ -39,6 +40,8 @@ __all__ = [
     "About",
     "Attention",
     "AttentionConfig",
+    "ChannelMixing",
+    "ChannelMixingConfig",
     "Comba",
     "CombaConfig",
     "Cost",

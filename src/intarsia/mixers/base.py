@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ __all__ = [
     "About",
     "Cost",
     "Family",
+    "FirstValues",
     "GeneratorOf",
     "GroupedHeadsConfig",
     "HeadsConfig",
@@ -40,10 +41,19 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=State)
-MixerOutput = tuple[Tensor, S | None] | tuple[Tensor, S | None, SideResults]
+MixerOutput = (
+    tuple[Tensor, S | None] | tuple[Tensor, S | None, SideResults] | tuple[Tensor, S | None, "FirstValues"]
+)
 
 Layer = Callable[[Tensor, S | None, Sequences | None], tuple[Tensor, S | None]]
 """What computes a mixer's `forward`: the mixer, or what it becomes for inference."""
+
+
+class FirstValues(NamedTuple):
+    """What layers that mix their values with those of the first of their kind are given, and pass on."""
+
+    values: Tensor | None = None
+    """Of the first of them, `[B, T, HV, V]`; None before it."""
 
 
 class Memory(Protocol[S]):
@@ -66,7 +76,8 @@ class Mixer(FillsItself, Generic[S]):
     state to start a generation from. `seqs` says where sequences begin in a packed row (`B == 1`). With both, the
     row holds what comes next of each of the state's sequences; one that brings no token keeps its state.
 
-    A mixer that lists `side_results` takes the names of some as a fourth argument `side`, and returns them third then.
+    A mixer that lists `side_results` takes the names of some as a fourth argument `side`, and returns them third then;
+    one that `takes_first` values takes and returns `FirstValues` in their place.
 
     A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
@@ -77,6 +88,10 @@ class Mixer(FillsItself, Generic[S]):
     """What it can tell beside its output."""
     reads_weights: ClassVar[tuple[str, ...]] = ()
     """The linear maps whose weights it reads itself, which therefore cannot be packed for inference."""
+
+    takes_first: bool = False
+    """Whether it mixes its values with those of the first layer of its kind, which the model hands on. It has no side
+    results then."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ MIXERS = {
     "mamba": "mamba:MambaConfig",
     "mamba2": "mamba2:Mamba2Config",
     "conv": "gated_convolution:GatedConvolutionConfig",
+    "channel-mix": "channel_mixing:ChannelMixingConfig",
     "lightning": "lightning:LightningConfig",
     "longhorn": "longhorn:LonghornConfig",
     "deltanet": "deltanet:DeltaNetConfig",

@@ -16,7 +16,16 @@ from intarsia.layers.filling import FillsItself
 from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayBias
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
-from intarsia.mixers.base import About, GeneratorOf, HeadsConfig, Mixer, NormedConfig, positive
+from intarsia.mixers.base import (
+    About,
+    FirstValues,
+    GeneratorOf,
+    HeadsConfig,
+    Mixer,
+    MixerOutput,
+    NormedConfig,
+    positive,
+)
 from intarsia.ops import Sequences, dplr_rule
 from intarsia.ops.pools import gathered
 from intarsia.ops.precision import widen
@@ -30,6 +39,9 @@ class RWKV7Config(NormedConfig, HeadsConfig):
     are those of the small networks of the decay, of the in-context learning rate and of the output gate; the
     defaults are the authors' for a width of 1024. The norm's epsilon is `norm_eps` (or the model's) times K.
     `depth_fraction`, the layer's number over the depth, shapes the initial values; the model sets it.
+
+    With a `value_rank` (32 in the authors' models of that width) the values are mixed with those of the first layer of
+    the model, which must be one of these layers then; it is the rank of the network that says how much.
     """
 
     type: ClassVar[str] = "rwkv7"
@@ -48,10 +60,12 @@ class RWKV7Config(NormedConfig, HeadsConfig):
     rate_rank: int = 64
     gate_rank: int = 128
     depth_fraction: float | None = None
+    value_rank: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(decay_rank=self.decay_rank, rate_rank=self.rate_rank, gate_rank=self.gate_rank)
+        positive(value_rank=self.value_rank)
         if self.depth_fraction is not None and not 0 <= self.depth_fraction < 1:
             raise ConfigError(f"depth_fraction must be in [0, 1); got {self.depth_fraction}")
 
@@ -106,14 +120,14 @@ class RWKV7(Mixer[RecurrentState]):
     g = -exp(-1/2) sigmoid(W tanh(W x_d) + b)            the log-decay, so that no factor is below 0.545
     a = sigmoid(W W x_a + b)                             the in-context learning rate of each channel
     κ = k * xi / |k * xi|        k~ = k * (1 + (a - 1) * alpha)        what is erased, and what is written
+    v <- v + sigmoid(W W x_v + b) (v_first - v)          in layers behind the first, with `value_rank`
     S_t = (Diag(exp g_t) - (a_t * κ_t) κ_tᵀ) S_{t-1} + k~_t v_tᵀ
     y = W_o ((layernorm_head(S_tᵀ r_t) + (r_t · (rho * k~_t)) v_t) * W sigmoid(W x_g))
 
     The state's `conv` is the last token `[B, 1, D]`. Initial values along channels and layers are the authors', but
     for matrices and the norm, which begin as everywhere in this package.
 
-    Left out: the mixing of values with those of the first layer, which one layer cannot do alone; the channel mixing,
-    which is a feed-forward; and the orthogonal initial matrices.
+    Left out: the orthogonal initial matrices. The channel mixing is a mixer of its own, `channel-mix`.
     """
 
     def __init__(self, d_model: int, config: RWKV7Config, norm_eps: float = 1e-5) -> None:
@@ -129,6 +143,12 @@ class RWKV7(Mixer[RecurrentState]):
         self.rate_proj = _network(d_model, config.rate_rank, nn.Identity(), H * K)
         self.rate_bias = nn.Parameter(torch.empty(H * K))
         self.output_gate_proj = _network(d_model, config.gate_rank, nn.Sigmoid(), H * V)
+        self.takes_first = config.value_rank is not None
+        self.value_mix_proj: nn.Sequential | None = None
+        self.value_mix_bias: nn.Parameter | None = None
+        if config.value_rank is not None and config.depth_fraction:
+            self.value_mix_proj = _network(d_model, config.value_rank, nn.Identity(), H * V)
+            self.value_mix_bias = nn.Parameter(torch.empty(H * V))
         self.removal = nn.Parameter(torch.empty(H, K))  # xi
         self.replacement = nn.Parameter(torch.empty(H, K))  # alpha
         self.bonus = nn.Parameter(torch.empty(H, K))  # rho
@@ -144,13 +164,19 @@ class RWKV7(Mixer[RecurrentState]):
         self.shift.copy_(1 - (torch.arange(D) / D) ** exponents)
         ramp = _ramp(H * K)
         self.rate_bias.copy_(-0.19 + 0.3 * _zigzag(H, K) + 0.4 * (ramp - 0.5))
+        if self.value_mix_bias is not None:
+            self.value_mix_bias.copy_(0.73 - 0.4 * (_ramp(self.value_mix_bias.numel()) - 0.5))
         self.removal.copy_((0.71 - 0.1 * (ramp - 0.5)).view(H, K))
         self.replacement.fill_(1.02)
         self.bonus.fill_(-0.04)
 
     def forward(
-        self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
-    ) -> tuple[Tensor, RecurrentState | None]:
+        self,
+        x: Tensor,
+        state: RecurrentState | None = None,
+        seqs: Sequences | None = None,
+        first_values: FirstValues | None = None,
+    ) -> MixerOutput[RecurrentState]:
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         H, K, V = self.memory.board
@@ -158,7 +184,7 @@ class RWKV7(Mixer[RecurrentState]):
         before = token_before(x, first, seqs) - x
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
         r, k = self.r_proj(x_r).unflatten(-1, (H, K)), self.k_proj(x_k).unflatten(-1, (H, K))
-        v = self.v_proj(x_v).unflatten(-1, (H, V))
+        v = self._mixed(self.v_proj(x_v).unflatten(-1, (H, V)), x_v, first_values)
         decay = self.decay(self.decay_proj(x_d))
         g = -math.exp(-0.5) * torch.sigmoid(decay).unflatten(-1, (H, K))
         rate = torch.sigmoid(widen(self.rate_proj(x_a)) + self.rate_bias).unflatten(-1, (H, K))
@@ -179,7 +205,23 @@ class RWKV7(Mixer[RecurrentState]):
         gated = (self.norm(o) + bonus) * self.output_gate_proj(x_g).unflatten(-1, (H, V))
         y = self.o_proj(gated.flatten(-2).to(o.dtype))
         last = None if first is None else last_tokens(x, first, seqs)
-        return y, following(state, x, seqs, board, last)
+        state = following(state, x, seqs, board, last)
+        if first_values is None:
+            return y, state
+        return y, state, FirstValues(v) if first_values.values is None else first_values
+
+    def _mixed(self, v: Tensor, x_v: Tensor, first: FirstValues | None) -> Tensor:
+        """The values, mixed with those of the first layer where this is a later one."""
+        if self.value_mix_proj is None or self.value_mix_bias is None:
+            return v
+        if first is None or first.values is None:
+            raise ConfigError(
+                "value_rank mixes values with those of the model's first layer, which must be of the same mixer"
+            )
+        share = torch.sigmoid(widen(self.value_mix_proj(x_v)) + self.value_mix_bias).unflatten(
+            -1, v.shape[2:]
+        )
+        return (v + share * (first.values - v)).to(v.dtype)
 
     @property
     def memory(self) -> RecurrentMemory:

@@ -13,7 +13,7 @@ from intarsia.layers.norm import LayerNorm, RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
-from intarsia.mixers.base import Layer
+from intarsia.mixers.base import FirstValues, Layer
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
@@ -39,6 +39,8 @@ class BlockOutput(NamedTuple):
     """The mixer's next state, where one was given."""
     side: SideResults
     """What was asked for, of mixer and feed-forward together."""
+    first: FirstValues | None = None
+    """What the next block is to have as its `first`."""
 
 
 class Block(nn.Module):
@@ -71,12 +73,15 @@ class Block(nn.Module):
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
         mixer: Layer[Any] | None = None,
+        first: FirstValues | None = None,
     ) -> BlockOutput:
         """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted, which need the
-        mixer itself; `mixer` is what computes it where it was made ready for inference."""
+        mixer itself; `mixer` is what computes it where it was made ready for inference; `first` is what the block
+        before passed on."""
         if self.compiled is None or state is not None or not torch.is_grad_enabled():
-            return self.compute(x, state, seqs, counted, side, mixer)
-        return self.compiled(self, x, None, None if seqs is None else seqs.filled_up(), counted, side)
+            return self.compute(x, state, seqs, counted, side, mixer, first)
+        seqs = None if seqs is None else seqs.filled_up()
+        return self.compiled(self, x, None, seqs, counted, side, None, first)
 
     def compute(
         self,
@@ -86,6 +91,7 @@ class Block(nn.Module):
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
         mixer: Layer[Any] | None = None,
+        first: FirstValues | None = None,
     ) -> BlockOutput:
         """`forward`, uncompiled."""
         h = x if self.placement == "after" else self.mixer_norm(x)
@@ -93,11 +99,13 @@ class Block(nn.Module):
         told, told_by_experts = SideResults(), SideResults()
         if asked := _of_these(side, self.mixer.side_results):
             mixed, state, told = self.mixer(h, state, seqs, asked)
+        elif self.mixer.takes_first:
+            mixed, state, first = self.mixer(h, state, seqs, FirstValues() if first is None else first)
         else:
             mixed, state = (self.mixer if mixer is None else mixer)(h, state, seqs)
         x = self._add(x, h, mixed, self.mixer_norm)
         if self.feed_forward is None or self.feed_forward_norm is None:
-            return BlockOutput(x, state, told)
+            return BlockOutput(x, state, told, first)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
         if not isinstance(self.feed_forward, Experts):
             y = self.feed_forward(h)
@@ -105,7 +113,8 @@ class Block(nn.Module):
             y, told_by_experts = self.feed_forward(h, counted, asked)
         else:
             y = self.feed_forward(h)
-        return BlockOutput(self._add(x, h, y, self.feed_forward_norm), state, told.beside(told_by_experts))
+        x = self._add(x, h, y, self.feed_forward_norm)
+        return BlockOutput(x, state, told.beside(told_by_experts), first)
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: Norm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
@@ -119,10 +128,11 @@ class Block(nn.Module):
         seqs: Sequences | None = None,
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
+        first: FirstValues | None = None,
     ) -> BlockOutput:
         """The same without state; the backward pass computes everything but `x` again."""
         output: BlockOutput = checkpoint(
-            self, x, None, seqs, counted, side, use_reentrant=False, preserve_rng_state=False
+            self, x, None, seqs, counted, side, None, first, use_reentrant=False, preserve_rng_state=False
         )
         return output
 

@@ -64,7 +64,7 @@ class FewTokens:
         blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: Norm, head: nn.Module
     ) -> FewTokens | None:
         """The same, or None where there are no kernels for the model."""
-        if not isinstance(norm, RMSNorm):
+        if not isinstance(norm, RMSNorm) or any(block.mixer.takes_first for block in blocks):
             return None
         weight, weights = norm.weight, weights_of(head)
         plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
