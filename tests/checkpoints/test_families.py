@@ -1,4 +1,5 @@
-"""Each family against transformers' own class: the same weights, read and written, give the same logits."""
+"""Each family against transformers' own class, or the published equations: the same weights, read and written, give the
+same logits."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from intarsia.checkpoints.opening import load as load_as_it_is
 from intarsia.checkpoints.opening import save
 from intarsia.checkpoints.registry import CHECKPOINTS, family
 from intarsia.errors import UnsupportedError
-from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
+from support.checkpoint_cases import CASES, Case, their_class, their_folder, their_model, tokens
 
 pytest.importorskip("transformers")
 
@@ -101,7 +102,6 @@ def test_what_is_only_read_is_saved_as_what_it_became(case: Case, tmp_path: Path
 
 @pytest.mark.parametrize("case", WRITTEN, ids=str)
 def test_what_is_saved_is_theirs_again(case: Case, tmp_path: Path) -> None:
-    import transformers
     from safetensors.torch import load_file
 
     there = their_folder(case, tmp_path / "theirs")
@@ -116,7 +116,7 @@ def test_what_is_saved_is_theirs_again(case: Case, tmp_path: Path) -> None:
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
-    again = getattr(transformers, case.model).from_pretrained(
+    again = their_class(case, case.model).from_pretrained(
         tmp_path / "ours", attn_implementation="eager", dtype=torch.float32
     )
     close(their_logits(again.eval(), tokens(40)), their_logits(their_model(case), tokens(40)))

@@ -1,12 +1,13 @@
 """Tiny models of published families, made by transformers' own classes, of awkward sizes.
 
-One line a family and variant: the classes of transformers, and the options that make it small. The sizes differ from
-each other wherever they may, so that nothing fits by chance.
+One line a family and variant: the classes of transformers (of what it does not have, of this folder), and the options
+that make it small. The sizes differ from each other wherever they may, so that nothing fits by chance.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ VOCABULARY = 61
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny model of a family; `config` and `model` are the names of transformers' classes."""
+    """A tiny model of a family; `config` and `model` are the names of classes, of transformers or the `module`."""
 
     family: str
     variant: str
@@ -33,6 +34,7 @@ class Case:
     """What transformers writes under names that no release has: a pattern, and what stands for it there."""
     sparse: Sparse = "refuse"
     """As `load` takes it."""
+    module: str = "transformers"
 
     def __str__(self) -> str:
         return f"{self.family}-{self.variant}"
@@ -90,6 +92,12 @@ MINIMAX = {
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
 }  # fmt: skip
 MINIMAX_FACTORS = {"full_attn_alpha_factor": 1.7, "linear_attn_alpha_factor": 1.7, "mlp_alpha_factor": 1.7}
+RWKV = {
+    "vocab_size": VOCABULARY, "hidden_size": 30, "num_hidden_layers": 3, "head_dim": 10, "num_heads": 3,
+    "decay_low_rank_dim": 5, "a_low_rank_dim": 6, "gate_low_rank_dim": 7, "v_low_rank_dim": 4, "hidden_ratio": 4.0,
+    "intermediate_size": 52, "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True, "norm_eps": 1e-5,
+    "attn": None, "attn_mode": "chunk", "tie_word_embeddings": False,
+}  # fmt: skip
 
 CASES = [
     Case(
@@ -195,7 +203,16 @@ CASES = [
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
         },
     ),
+    Case(
+        "rwkv7", "", "PublishedConfig", "PublishedRWKV7",
+        {**RWKV, "value_dim": [60] * 3}, module="support.published_rwkv7",
+    ),
 ]  # fmt: skip
+
+
+def their_class(case: Case, name: str) -> Any:
+    """The class that computes the case, or that of its options."""
+    return getattr(importlib.import_module(case.module), name)
 
 
 def their_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
@@ -207,13 +224,11 @@ def their_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
 
 @cache
 def _made(case: Case) -> Any:
-    import transformers
-
-    config = getattr(transformers, case.config)(**case.options)
+    config = their_class(case, case.config)(**case.options)
     config._attn_implementation = config._experts_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, case.model)(config).eval()
+        model = their_class(case, case.model)(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (*model.parameters(), *_corrections(model)):
