@@ -185,7 +185,7 @@ def test_options_that_mean_something_else_are_refused(folder: Path) -> None:
             {"layer_types": ["linear_attention", "chunked_attention", "linear_attention"]},
             "'chunked_attention'",
         ),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"model_type": "gpt2"}, "'gpt2', which is not read yet"),
         ({"logit_softcap": 30.0}, "logit_softcap = 30.0"),
     ):

@@ -13,6 +13,7 @@ import torch
 from intarsia.checkpoints import native
 from intarsia.checkpoints.family import Family, written
 from intarsia.checkpoints.filling import Reader, fill, make_unsaved_buffers, packed_model
+from intarsia.checkpoints.float8 import Block, float8_blocks
 from intarsia.checkpoints.options import Options, Sparse
 from intarsia.checkpoints.places import find_folder
 from intarsia.checkpoints.plan import Plan, embedding_of, make_plan
@@ -90,8 +91,8 @@ def load(
     if values.get("format") == native.FORMAT:
         model = native.load_model(folder, dtype, device).eval()
         return model if weights is None else InferenceModel(model, weights, group=group)
-    found, config, left = _translated(values, folder, sparse, frozenset(ignore))
-    tensors = TensorFolder(folder, named=_without_prefix)
+    found, config, left, block = _translated(values, folder, sparse, frozenset(ignore))
+    tensors = TensorFolder(folder, named=_without_prefix, block=block)
     with torch.device("meta"):
         model = LanguageModel(config)
     if dtype is None:
@@ -168,8 +169,9 @@ def family_that_holds(config: ModelConfig) -> Family:
 
 def _translated(
     values: Mapping[str, Any], folder: Path, sparse: Sparse, ignored: frozenset[str]
-) -> tuple[Family, ModelConfig, list[str]]:
-    """The family, the configuration, and the parts beside the text model that the options name."""
+) -> tuple[Family, ModelConfig, list[str], Block | None]:
+    """The family, the configuration, the parts beside the text model that the options name, and the blocks of weights
+    of eight bits."""
     where, left = str(folder / CONFIG), []
     if isinstance(text := values.get("text_config"), Mapping):
         left = [name.removesuffix("_config") for name in values if name.endswith("_config") and values[name]]
@@ -184,10 +186,9 @@ def _translated(
         found = family_of(values.get("model_type"), where)
     options = Options(values, where, ignored, sparse)
     config = found.read(options)
-    if not options.asked("quantization_config"):
-        options.only("quantization_config", part="weights of that format in this family")
+    block = None if options.asked("quantization_config") else float8_blocks(options)
     options.finish()
-    return found, config, left
+    return found, config, left, block
 
 
 def _without_prefix(name: str) -> str:

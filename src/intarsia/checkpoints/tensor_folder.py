@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from intarsia.checkpoints.float8 import SCALES, Block, dequantised, scales_shape
 from intarsia.checkpoints.tensor_file import Place, TensorFile
 from intarsia.errors import CheckpointError
 from intarsia.files import message_of
@@ -23,13 +26,19 @@ class TensorFolder:
     Args:
         path: the folder.
         named: what a name in the files is to be called, for checkpoints that put a prefix before each.
+        block: of weights of eight bits that have scales; they are read as float32, and the scales are no tensors of
+            their own then.
 
     Raises:
-        CheckpointError: there are no weights, they are pickles, the index does not fit the files, or a file is damaged.
+        CheckpointError: there are no weights, they are pickles, the index does not fit the files, a file is damaged, or
+            scales do not fit their weights.
     """
 
-    def __init__(self, path: Path, named: Callable[[str], str] = lambda name: name) -> None:
+    def __init__(
+        self, path: Path, named: Callable[[str], str] = lambda name: name, block: Block | None = None
+    ) -> None:
         self.path = path
+        self._block = block
         index = path / INDEX
         listed = _read_index(index) if index.is_file() else None
         files = sorted(set(listed.values())) if listed is not None else [_only_file(path)]
@@ -59,19 +68,46 @@ class TensorFolder:
             raise CheckpointError(
                 f"{INDEX} says that {absent[0]} is in {path / listed[absent[0]]}: it is not"
             )
-        self.names = frozenset(self._file_of)
+        self._scaled = frozenset(self._with_scales())
+        self.names = frozenset(self._file_of) - {name + SCALES for name in self._scaled}
+
+    def _with_scales(self) -> Iterator[str]:
+        """The weights that have scales."""
+        if self._block is None:
+            return
+        for name, file in self._file_of.items():
+            if name + SCALES not in self._file_of:
+                continue
+            shape = file.places[self._name_in_file[name]].shape
+            scales = self._file_of[name + SCALES].places[self._name_in_file[name + SCALES]].shape
+            if len(shape) < 2 or scales != scales_shape(shape, self._block):
+                raise CheckpointError(
+                    f"{self.told(name + SCALES)} is {list(scales)}: no scales of blocks of {list(self._block)} of "
+                    f"{list(shape)}"
+                )
+            yield name
 
     def place(self, name: str) -> Place:
-        """Dtype and shape of a tensor."""
-        return self._file_of[name].places[self._name_in_file[name]]
+        """Dtype and shape of a tensor, as it is read."""
+        place = self._file_of[name].places[self._name_in_file[name]]
+        return dataclasses.replace(place, dtype=torch.float32) if name in self._scaled else place
 
     def told(self, name: str) -> str:
         """A tensor as messages name it: what it is called there, and the file."""
         return f"{self._name_in_file[name]} in {self._file_of[name].path}"
 
     def tensor(self, name: str, index: int | None = None, rows: slice | None = None) -> Tensor:
-        """A view, as `TensorFile.tensor` gives it."""
-        return self._file_of[name].tensor(self._name_in_file[name], index, rows)
+        """A view, as `TensorFile.tensor` gives it; or numbers, where they are weights with scales."""
+        found = self._file_of[name].tensor(self._name_in_file[name], index, rows)
+        if name not in self._scaled:
+            return found
+        assert self._block is not None
+        of, first = name + SCALES, 0
+        if rows is not None and len(self.place(name).shape) == 2:
+            first = rows.start
+            rows = None
+        scales = self._file_of[of].tensor(self._name_in_file[of], index, rows)
+        return dequantised(found, scales, self._block, first)
 
     def let_go(self) -> None:
         """Give back the memory of what was read."""

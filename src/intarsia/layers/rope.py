@@ -37,8 +37,8 @@ class Yarn:
         for name in ("factor", "original_length", "fast", "slow"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"must be positive; got {getattr(self, name)}", (name,))
-        if self.fast <= self.slow:
-            raise OptionError(f"must be above slow; got {self.fast} and {self.slow}", ("fast",))
+        if self.fast < self.slow:
+            raise OptionError(f"must not be below slow; got {self.fast} and {self.slow}", ("fast",))
 
     @property
     def magnitude(self) -> float:

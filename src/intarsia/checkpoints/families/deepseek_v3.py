@@ -201,11 +201,10 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
 
 FAMILY = Family(
     name="deepseek_v3",
-    title="DeepSeek-V3 and R1, Moonlight",
-    model_types=("deepseek_v3",),
+    title="DeepSeek-V3 and R1, Kimi K2, Moonlight",
+    model_types=("deepseek_v3", "kimi_k2"),
     architecture="DeepseekV3ForCausalLM",
     read=read,
     write=write,
     rows=rows,
-    missing="float8 weights, in which DeepSeek's own were released (Moonlight was not)",
 )

@@ -30,5 +30,5 @@ FAMILY = Family(
     write=None,
     rows=deepseek_v3.rows,
     left_out=INDEXER,
-    missing='sparse attention: loaded as dense if asked (`sparse="dense"`), saved as `deepseek_v3`; float8 weights',
+    missing='sparse attention: loaded as dense if asked (`sparse="dense"`), saved as `deepseek_v3`',
 )

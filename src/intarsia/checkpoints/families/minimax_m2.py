@@ -137,5 +137,4 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
-    missing="float8 weights, in which it was released",
 )
