@@ -16,12 +16,14 @@ from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.registry import family
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.rope import Yarn
-from intarsia.mixers import MLAConfig
+from intarsia.mixers import KDAConfig, MLAConfig
+from intarsia.model import HyperConnectionsConfig
 from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
 
 pytest.importorskip("transformers")
 
 INDEXED = [case for case in CASES if case.sparse == "dense"]
+FLAT = [case for case in INDEXED if "text_config" not in case.options]
 RELEASED_V32: dict[str, Any] = {
     "architectures": ["DeepseekV32ForCausalLM"], "attention_bias": False, "ep_size": 1, "first_k_dense_replace": 3,
     "hidden_act": "silu", "hidden_size": 7168, "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048,
@@ -70,7 +72,27 @@ def test_what_is_left_out_of_glm5s_file_is_transformers_default() -> None:
     assert (config.experts.num_groups, config.feed_forward.d_hidden, config.norm_eps) == (1, 12288, 1e-5)
 
 
-@pytest.mark.parametrize("case", INDEXED, ids=str)
+def test_glm53_says_its_linear_layers_in_two_ways_and_a_head_dim_that_means_nothing() -> None:
+    linear = {"head_dim": 96, "num_heads": 32, "short_conv_kernel_size": 3, "safe_gate": True}
+    values = {"vocab_size": 154880, "head_dim": 0, "index_kpool": 4, "index_topk": 2048, "swiglu_limit": 7.0}
+    config = config_of("glm5_next", {**values, "linear_attn_config": linear})
+    assert config.layers == tuple((["kda"] * 3 + ["mla"]) * 11 + ["kda"])
+    assert config.mixers["kda"] == KDAConfig(32, 96, conv_size=3, gate="bounded")
+    assert config.mixers["mla"] == MLAConfig(64, 512, 256, 0, 256, q_rank=1536, latent_norm_eps=1e-5)
+    assert (config.experts.limit, config.feed_forward.limit, config.dense_layers) == (7.0, 7.0, 3)
+    assert config.hyper_connections == HyperConnectionsConfig(4, 20, 1e-6)
+    for bound, expected in ((None, "softplus"), (-2.0, "bounded")):
+        mixer = config_of("glm5_next", {**values, "linear_lower_bound": bound}).mixers["kda"]
+        assert mixer.gate == expected
+        assert bound is None or mixer.gate_lower_bound == bound
+    with pytest.raises(UnsupportedError, match="qk_rope_head_dim"):
+        config_of("glm5_next", {**values, "qk_rope_head_dim": 64})
+    untailed = Options({**values, "index_kpool_always_select_tail": False}, "config.json", sparse="dense")
+    with pytest.raises(UnsupportedError, match="index_kpool_always_select_tail"):
+        family("glm5_next").read(untailed)
+
+
+@pytest.mark.parametrize("case", FLAT, ids=str)
 def test_it_is_the_published_model_up_to_the_tokens_that_are_chosen(case: Case, tmp_path: Path) -> None:
     """And no longer behind them, as the warning says."""
     few = dataclasses.replace(case, options={**case.options, "index_topk": 12, "index_n_heads": 16})

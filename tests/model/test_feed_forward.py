@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 
+from intarsia.errors import ConfigError
+from intarsia.model import ExpertsConfig, FeedForwardConfig, InferenceModel
+from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
+
+LIMIT = 0.4
 
 
 def test_swiglu():
@@ -12,3 +20,61 @@ def test_swiglu():
     x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gate, up = x @ module.gate.weight.T, x @ module.up.weight.T
     torch.testing.assert_close(module(x), (gate * gate.sigmoid() * up) @ module.down.weight.T)
+
+
+def limited(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate = torch.where(gate > LIMIT, LIMIT, gate)
+    up = torch.where(up > LIMIT, LIMIT, torch.where(up < -LIMIT, -LIMIT, up))
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def test_a_limit_holds_the_gate_from_above_and_up_from_both_sides():
+    module = SwiGLU(8, 12, LIMIT).double()
+    x = 3 * torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate, up = x @ module.gate.weight.T, x @ module.up.weight.T
+    assert (gate > LIMIT).any()
+    assert (up.abs() > LIMIT).any()
+    torch.testing.assert_close(module(x), limited(gate, up) @ module.down.weight.T)
+
+
+def test_experts_have_the_same_limit_the_shared_ones_too():
+    config = ExpertsConfig(num_experts=4, d_hidden=6, num_active=2, num_shared=1, limit=LIMIT)
+    module = Experts(8, config).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
+    x = torch.randn(5, 8, dtype=torch.float64, generator=generator)
+    chosen, weights = module.router(x)
+    expected = module.shared.down(limited(module.shared.gate(x), module.shared.up(x)))
+    for token in range(5):
+        for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
+            gate, up = (module.gate_up[expert] @ x[token]).chunk(2)
+            expected[token] += weight * (module.down[expert] @ limited(gate, up))
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_few_tokens_keep_the_limit(make_model, tokens, weights):
+    """Programs of what is done to each token have no limits: the modules are asked then."""
+    experts = ExpertsConfig(num_experts=4, d_hidden=16, num_active=2, limit=0.05)
+    model = make_model(layout="kda mla", experts=experts, feed_forward=FeedForwardConfig(40, limit=0.05))
+    ready = InferenceModel(model, weights)
+    few = ready(tokens[:, :4], ready.init_states(2), last_only=False).logits
+    many = ready(tokens[:, :40], ready.init_states(2), last_only=False).logits[:, :4]
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
+    free = make_model(layout="kda mla", experts=dataclasses.replace(experts, limit=None))
+    assert (free(tokens[:, :4]).logits - few).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FeedForwardConfig(8, limit=0.0),
+        lambda: ExpertsConfig(4, 8, 2, limit=-1.0),
+        lambda: ExpertsConfig(4, 8, 2, activation="clamped", limit=7.0),
+    ],
+)
+def test_a_limit_that_cannot_be_is_named(make):
+    with pytest.raises(ConfigError, match="limit"):
+        make()

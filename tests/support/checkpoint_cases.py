@@ -92,6 +92,18 @@ MINIMAX = {
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
 }  # fmt: skip
 MINIMAX_FACTORS = {"full_attn_alpha_factor": 1.7, "linear_attn_alpha_factor": 1.7, "mlp_alpha_factor": 1.7}
+GLM_NEXT = {
+    **LATENT, "num_hidden_layers": 4, "layer_types": [LINEAR, "indexed_attention", LINEAR, "indexed_attention"],
+    "qk_rope_head_dim": 0, "q_lora_rank": 9, "n_routed_experts": 6, "n_shared_experts": 2, "n_group": 3,
+    "topk_group": 2, "routed_scaling_factor": 1.7, "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+    "linear_num_heads": 3, "linear_head_dim": 8, "linear_lower_bound": -3.0, "swiglu_limit": 0.2, "hc_mult": 3,
+    "hc_sinkhorn_iters": 4, "hc_eps": 1e-3, "index_topk": 100, "index_kpool": 4, "index_n_heads": 4,
+    "index_head_dim": 8, "rms_norm_eps": 1e-4,
+}  # fmt: skip
+GLM_VISION = {
+    "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 40, "intermediate_size": 20,
+    "projection_intermediate_size": 24, "image_size": 28,
+}  # fmt: skip
 RWKV = {
     "vocab_size": VOCABULARY, "hidden_size": 30, "num_hidden_layers": 3, "head_dim": 10, "num_heads": 3,
     "decay_low_rank_dim": 5, "a_low_rank_dim": 6, "gate_low_rank_dim": 7, "v_low_rank_dim": 4, "hidden_ratio": 4.0,
@@ -202,6 +214,10 @@ CASES = [
             "block_auto_adjust_ff_dim": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
         },
+    ),
+    Case(
+        "glm5_next", "", "Glm5NextConfig", "Glm5NextForConditionalGeneration",
+        {"text_config": GLM_NEXT, "vision_config": GLM_VISION}, sparse="dense",
     ),
     Case(
         "rwkv7", "", "PublishedConfig", "PublishedRWKV7",

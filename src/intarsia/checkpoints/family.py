@@ -81,7 +81,7 @@ def told(config: ModelConfig) -> dict[str, Any]:
         name: getattr(config, name)
         for name in (
             "vocab_size", "d_model", "depth", "tie_embeddings", "norm_eps", "zero_centered_norms", "residual_scale",
-            "norm", "embed_norm",
+            "norm", "embed_norm", "hyper_connections",
         )
     }  # fmt: skip
     there = [layer for layer in range(config.depth) if config.has_feed_forward(layer)]

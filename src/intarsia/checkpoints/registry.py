@@ -21,6 +21,7 @@ CHECKPOINTS = (
     "lfm2",
     "bailing_hybrid",
     "glm_moe_dsa",
+    "glm5_next",
     "rwkv7",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""

@@ -1,7 +1,7 @@
 """Language models: their configuration, blocks, experts, loss and cost; `presets` names some."""
 
 from intarsia.model import presets
-from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
+from intarsia.model.config import ExpertsConfig, FeedForwardConfig, HyperConnectionsConfig, ModelConfig
 from intarsia.model.cost import ModelCost
 from intarsia.model.inference_model import InferenceModel
 from intarsia.model.initialization import init_weights
@@ -13,6 +13,7 @@ from intarsia.model.states import ModelPool, ModelStates
 __all__ = [
     "ExpertsConfig",
     "FeedForwardConfig",
+    "HyperConnectionsConfig",
     "InferenceModel",
     "LanguageModel",
     "ModelConfig",

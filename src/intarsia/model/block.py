@@ -18,6 +18,7 @@ from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.hyper_connections import HyperConnection, Joined
 from intarsia.ops.sequences import Sequences
 
 Norm = RMSNorm | LayerNorm
@@ -28,6 +29,22 @@ def norm_of(config: ModelConfig) -> Norm:
     if config.norm == "layer":
         return LayerNorm(config.d_model, config.norm_eps)
     return RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
+
+
+def streams_of(config: ModelConfig) -> HyperConnection | None:
+    """How a part of a block reads and writes the residual streams, where there are several."""
+    hyper = config.hyper_connections
+    return None if hyper is None else HyperConnection(config.d_model, hyper, config.norm_eps)
+
+
+def stream_cost(config: ModelConfig, layer: int) -> FeedForwardCost:
+    """What the hyper-connections of a block cost."""
+    if config.hyper_connections is None:
+        return FeedForwardCost.nothing()
+    parts = 2 if config.has_feed_forward(layer) else 1
+    size = parts * HyperConnection.parameters_of(config.d_model, config.hyper_connections)
+    flops = parts * HyperConnection.flops_of(config.d_model, config.hyper_connections)
+    return FeedForwardCost(size, size, flops)
 
 
 class BlockOutput(NamedTuple):
@@ -50,18 +67,23 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.name = config.layers[layer]
+        self.stream_cost = stream_cost(config, layer)
+        self.mixer_streams = streams_of(config)
         self.placement, self.residual_scale = config.placement_of(self.name), config.residual_scale
         self.mixer_norm = norm_of(config)
         options = config.mixers[self.name].at_layer(layer, config.depth)
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
         self.feed_forward_norm = norm_of(config) if config.has_feed_forward(layer) else None
+        self.feed_forward_streams = None if self.feed_forward_norm is None else streams_of(config)
         self.feed_forward: SwiGLU | Experts | None
         if self.feed_forward_norm is None:
             self.feed_forward = None
         elif config.experts is not None and config.has_experts(layer):
             self.feed_forward = Experts(config.d_model, config.experts)
         else:
-            self.feed_forward = SwiGLU(config.d_model, config.feed_forward.d_hidden)
+            self.feed_forward = SwiGLU(
+                config.d_model, config.feed_forward.d_hidden, config.feed_forward.limit
+            )
         self.compiled: Callable[..., BlockOutput] | None = None
         """What computes in place of `compute` while gradients are recorded (`LanguageModel.compile_blocks`)."""
 
@@ -75,9 +97,9 @@ class Block(nn.Module):
         mixer: Layer[Any] | None = None,
         first: FirstValues | None = None,
     ) -> BlockOutput:
-        """`x` is `[B, T, D]`. `counted` is for `Experts`; `side` names the side results that are wanted, which need the
-        mixer itself; `mixer` is what computes it where it was made ready for inference; `first` is what the block
-        before passed on."""
+        """`x` is `[B, T, D]`, with hyper-connections `[B, T, N, D]`. `counted` is for `Experts`; `side` names the side
+        results that are wanted, which need the mixer itself; `mixer` is what computes it where it was made ready for
+        inference; `first` is what the block before passed on."""
         if self.compiled is None or state is not None or not torch.is_grad_enabled():
             return self.compute(x, state, seqs, counted, side, mixer, first)
         seqs = None if seqs is None else seqs.filled_up()
@@ -94,6 +116,7 @@ class Block(nn.Module):
         first: FirstValues | None = None,
     ) -> BlockOutput:
         """`forward`, uncompiled."""
+        x, joined = _entered(self.mixer_streams, x)
         h = x if self.placement == "after" else self.mixer_norm(x)
         state = None if state is None else state.recordable()
         told, told_by_experts = SideResults(), SideResults()
@@ -103,9 +126,10 @@ class Block(nn.Module):
             mixed, state, first = self.mixer(h, state, seqs, FirstValues() if first is None else first)
         else:
             mixed, state = (self.mixer if mixer is None else mixer)(h, state, seqs)
-        x = self._add(x, h, mixed, self.mixer_norm)
+        x = self._add(x, h, mixed, self.mixer_norm) if joined is None else joined.with_output(mixed)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return BlockOutput(x, state, told, first)
+        x, joined = _entered(self.feed_forward_streams, x)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
         if not isinstance(self.feed_forward, Experts):
             y = self.feed_forward(h)
@@ -113,7 +137,7 @@ class Block(nn.Module):
             y, told_by_experts = self.feed_forward(h, counted, asked)
         else:
             y = self.feed_forward(h)
-        x = self._add(x, h, y, self.feed_forward_norm)
+        x = self._add(x, h, y, self.feed_forward_norm) if joined is None else joined.with_output(y)
         return BlockOutput(x, state, told.beside(told_by_experts), first)
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: Norm) -> Tensor:
@@ -141,7 +165,12 @@ class Block(nn.Module):
         norms = [x for x in (self.mixer_norm, self.feed_forward_norm) if x is not None]
         size = sum(p.numel() for norm in norms for p in norm.parameters())
         feed_forward = FeedForwardCost.nothing() if self.feed_forward is None else self.feed_forward.cost()
-        return LayerCost(self.name, self.mixer.cost(), feed_forward, size)
+        return LayerCost(self.name, self.mixer.cost(), feed_forward, size, self.stream_cost)
+
+
+def _entered(streams: HyperConnection | None, x: Tensor) -> tuple[Tensor, Joined | None]:
+    """What a part of a block is given of the residual stream, or of several."""
+    return (x, None) if streams is None else streams(x)
 
 
 def _of_these(names: tuple[SideName, ...], had: tuple[SideName, ...]) -> tuple[SideName, ...]:

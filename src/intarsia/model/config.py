@@ -23,13 +23,32 @@ READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside."""
+    """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside. With a `limit`, the gate is at most that, and up
+    within ± that (GLM-5.3)."""
 
     d_hidden: int
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
         check_bounds(self, "d_hidden", least=1)
+        if self.limit is not None:
+            check_bounds(self, "limit", above=0)
+
+
+@dataclass(frozen=True)
+class HyperConnectionsConfig:
+    """Several residual streams (`intarsia.model.hyper_connections`): how many, and how often and with which epsilon the
+    matrix that mixes them is normalised."""
+
+    streams: int = 4
+    iterations: int = 20
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        check_bounds(self, "streams", "iterations", least=1)
+        check_bounds(self, "eps", least=0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,8 @@ class ExpertsConfig:
     `scores` are the router's: `"sigmoid"` of each expert, or `"softmax"` over all (Qwen3-Next, MiniMax-01, gpt-oss).
     `shared_gate` multiplies the shared experts with a sigmoid of the token (Qwen3-Next). `biases` gives the router and
     the routed experts biases (gpt-oss). `activation` is `"swiglu"`, or gpt-oss's `"clamped"`:
-    `(clamp(up, ±7) + 1) * g * sigmoid(1.702 g)` with `g = min(gate, 7)`.
+    `(clamp(up, ±7) + 1) * g * sigmoid(1.702 g)` with `g = min(gate, 7)`. `limit` is that of SwiGLU, of the shared
+    experts too.
     """
 
     num_experts: int
@@ -69,9 +89,14 @@ class ExpertsConfig:
     biases: bool = False
     activation: ExpertActivation = "swiglu"
     d_shared: int | None = None
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
+        if self.limit is not None:
+            check_bounds(self, "limit", above=0)
+            if self.activation != "swiglu":
+                raise ConfigError("limit is that of swiglu; the clamped activation has its own")
         counts = ("num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
         check_bounds(self, *counts, least=1)
         check_bounds(self, "num_shared", "bias_update_rate", least=0)
@@ -122,6 +147,7 @@ class ModelConfig:
     `norm` is what the norms of blocks and output are: `"rms"`, or `"layer"`, with a mean that is taken off and a bias
     (RWKV). `embed_norm` puts one behind the embedding as well. Blocks of the mixers in `mixer_only` have no
     feed-forward (Mamba; RWKV, whose channel mixing is a mixer here, since it sees the token before).
+    `hyper_connections` makes several residual streams of one; norms stand before each part then.
     """
 
     vocab_size: int
@@ -141,6 +167,7 @@ class ModelConfig:
     norm: Norm = "rms"
     embed_norm: bool = False
     mixer_only: tuple[str, ...] = ()
+    hyper_connections: HyperConnectionsConfig | None = None
 
     def __post_init__(self) -> None:
         settle_types(self, READERS)
@@ -153,6 +180,8 @@ class ModelConfig:
         for name in parse_layout(self.layout):
             if name not in self.mixers:
                 raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
+        if self.hyper_connections is not None and {*map(self.placement_of, self.mixers)} != {"before"}:
+            raise OptionError("hyper-connections have norms before each part", ("norm_placement",))
         if self.norm == "layer" and self.zero_centered_norms:
             raise OptionError("layer norms are not zero-centred", ("zero_centered_norms",))
         for name in self.mixer_only:
@@ -197,7 +226,8 @@ class ModelConfig:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["mixers"] = {name: config_to_dict(mixer) for name, mixer in self.mixers.items()}
         values["feed_forward"] = dataclasses.asdict(self.feed_forward)
-        values["experts"] = None if self.experts is None else dataclasses.asdict(self.experts)
+        for name in ("experts", "hyper_connections"):
+            values[name] = None if values[name] is None else dataclasses.asdict(values[name])
         if isinstance(self.norm_placement, Mapping):
             values["norm_placement"] = dict(self.norm_placement)
         return values

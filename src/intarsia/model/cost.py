@@ -44,20 +44,35 @@ class LayerCost:
     mixer: Cost
     feed_forward: FeedForwardCost
     norm_parameters: int
+    streams: FeedForwardCost = FeedForwardCost(0, 0, 0)
+    """Of its hyper-connections."""
 
     @property
     def parameters(self) -> int:
         """All parameters of the block."""
-        return self.mixer.parameters + self.feed_forward.parameters + self.norm_parameters
+        return self.feed_forward.parameters + self._always
 
     @property
     def active_parameters(self) -> int:
         """Those that serve one token."""
-        return self.mixer.parameters + self.feed_forward.active_parameters + self.norm_parameters
+        return self.feed_forward.active_parameters + self._always
+
+    @property
+    def _always(self) -> int:
+        return self.mixer.parameters + self.norm_parameters + self.streams.parameters
+
+    def parameters_read(self, tokens: int) -> float:
+        """Those that serve any of so many tokens."""
+        return self.feed_forward.parameters_read(tokens) + self._always
+
+    @property
+    def flops_beside_mixer(self) -> int:
+        """FLOPs per token of all but the mixer."""
+        return self.feed_forward.forward_flops_per_token + self.streams.forward_flops_per_token
 
     def forward_flops_per_token(self, length: int) -> float:
         """FLOPs of a forward pass per token of a sequence of `length` tokens."""
-        return self.mixer.forward_flops_per_token(length) + self.feed_forward.forward_flops_per_token
+        return self.mixer.forward_flops_per_token(length) + self.flops_beside_mixer
 
 
 @dataclass(frozen=True)
@@ -90,11 +105,13 @@ class ModelCost:
 
     def parameters_by_part(self) -> dict[str, int]:
         """All parameters by what they are for."""
+        streams = sum(layer.streams.parameters for layer in self.layers)
         return {
             "embeddings": self.embedding_parameters,
             "mixers": sum(layer.mixer.parameters for layer in self.layers),
             "feed-forwards": sum(layer.feed_forward.parameters for layer in self.layers),
             "norms": sum(layer.norm_parameters for layer in self.layers) + self.outer_norms,
+            **({"hyper-connections": streams} if streams else {}),
         }
 
     def packed_bytes(self, bits: float) -> int:
@@ -138,18 +155,14 @@ class ModelCost:
 
     def parameters_read(self, tokens: int) -> float:
         """Parameters that serve any of so many tokens: the fewer experts are idle, the more tokens there are."""
-        blocks = sum(
-            layer.mixer.parameters + layer.norm_parameters + layer.feed_forward.parameters_read(tokens)
-            for layer in self.layers
-        )
+        blocks = sum(layer.parameters_read(tokens) for layer in self.layers)
         return blocks + self.outer_norms + self.vocab_size * self.d_model
 
     def decode_seconds(self, machine: Machine, length: int, batch: int = 1) -> float:
         """The least time in which a machine can compute the last of `length` tokens of each of `batch` sequences, all
         at once: weights are read once, states for each."""
         flops = 2 * self.vocab_size * self.d_model + sum(
-            layer.mixer.last_token_flops(length) + layer.feed_forward.forward_flops_per_token
-            for layer in self.layers
+            layer.mixer.last_token_flops(length) + layer.flops_beside_mixer for layer in self.layers
         )
         state = sum(layer.mixer.bytes_read(length) + layer.mixer.bytes_written() for layer in self.layers)
         weights = self.weight_bytes * self.parameters_read(batch)

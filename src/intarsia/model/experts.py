@@ -19,9 +19,9 @@ from intarsia.layers.packed import Packing, packed, refuse_training, stand_in
 from intarsia.layers.side import SideName, SideResults
 from intarsia.model.config import ExpertsConfig
 from intarsia.model.cost import FeedForwardCost
-from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.feed_forward import SwiGLU, limited_swiglu
 from intarsia.model.grouped import grouped_linear
-from intarsia.ops import PackedWeights, packed_linear, swiglu
+from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.precision import product_dtype, without_autocast
 
 
@@ -103,7 +103,7 @@ class Experts(FillsItself):
         if config.biases:
             self.gate_up_bias = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden))
             self.down_bias = nn.Parameter(torch.empty(config.num_experts, d_model))
-        self.shared = SwiGLU(d_model, config.shared_width) if config.num_shared else None
+        self.shared = SwiGLU(d_model, config.shared_width, config.limit) if config.num_shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
         self.reset_parameters()
 
@@ -206,7 +206,8 @@ class PackedExperts(Experts):
     def are_plain(self) -> bool:
         """Whether they are SwiGLUs without biases, beside shared ones that nothing gates: what `RowProgram` has."""
         config = self.config
-        plain = config.activation == "swiglu" and not config.biases and self.shared_gate is None
+        plain = config.activation == "swiglu" and config.limit is None
+        plain = plain and not config.biases and self.shared_gate is None
         return plain and all(each.device.type == "cpu" for each in self.all_packed())
 
     def train(self, mode: bool = True) -> PackedExperts:
@@ -238,6 +239,6 @@ def _activate(h: Tensor, config: ExpertsConfig) -> Tensor:
     """`[N, 2 F]`, the gate first, to `[N, F]`."""
     gate, up = h.chunk(2, dim=-1)
     if config.activation == "swiglu":
-        return swiglu(gate, up)
+        return limited_swiglu(gate, up, config.limit)
     gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
     return (up + 1) * gate * torch.sigmoid(SHARPNESS * gate)

@@ -10,20 +10,29 @@ from intarsia.model.cost import FeedForwardCost
 from intarsia.ops import swiglu
 
 
+def limited_swiglu(gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
+    """`silu(gate) * up`, with the gate at most `limit` and up within ± that, where there is one."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return swiglu(gate, up)
+
+
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))` (Shazeer 2020), without biases; `x` is `[..., d_model]`."""
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020), without biases; `x` is `[..., d_model]`. `limit` is that of
+    `FeedForwardConfig`."""
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
-    def __init__(self, d_model: int, d_hidden: int) -> None:
+    def __init__(self, d_model: int, d_hidden: int, limit: float | None = None) -> None:
         super().__init__()
+        self.limit = limit
         self.gate = nn.Linear(d_model, d_hidden, bias=False)
         self.up = nn.Linear(d_model, d_hidden, bias=False)
         self.down = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., d_model]` to the same."""
-        y: Tensor = self.down(swiglu(self.gate(x), self.up(x)))
+        y: Tensor = self.down(limited_swiglu(self.gate(x), self.up(x), self.limit))
         return y
 
     def cost(self) -> FeedForwardCost:

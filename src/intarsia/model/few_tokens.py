@@ -64,7 +64,8 @@ class FewTokens:
         blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: Norm, head: nn.Module
     ) -> FewTokens | None:
         """The same, or None where there are no kernels for the model."""
-        if not isinstance(norm, RMSNorm) or any(block.mixer.takes_first for block in blocks):
+        others = any(block.mixer.takes_first or block.mixer_streams is not None for block in blocks)
+        if others or not isinstance(norm, RMSNorm):
             return None
         weight, weights = norm.weight, weights_of(head)
         plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
@@ -102,7 +103,7 @@ class FewTokens:
 
 def _maps_of(module: nn.Module) -> tuple[PackedWeights, ...] | None:
     """The weights of a SwiGLU; None where it is none, or they cannot be read."""
-    if type(module) is not SwiGLU:
+    if type(module) is not SwiGLU or module.limit is not None:
         return None
     found = [weights_of(each) for each in (module.gate, module.up, module.down)]
     return None if None in found else tuple(each for each in found if each is not None)

@@ -19,7 +19,7 @@ from intarsia.layers.states import State
 from intarsia.mixers import MixerConfig
 from intarsia.mixers.base import Layer
 from intarsia.model import initialization
-from intarsia.model.block import Block, BlockOutput, norm_of
+from intarsia.model.block import Block, BlockOutput, norm_of, stream_cost
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost, ModelCost
 from intarsia.model.experts import Experts
@@ -158,14 +158,17 @@ class LanguageModel(nn.Module):
             x, first = out.y, out.first
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
-        x = self.norm(x[:, places] if last_only else x)
+        x = x[:, places] if last_only else x
+        x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
 
     def embedded(self, tokens: Tensor) -> Tensor:
-        """What the first block is given of tokens `[B, T]`: `[B, T, D]`."""
+        """What the first block is given of tokens `[B, T]`: `[B, T, D]`, with hyper-connections `[B, T, N, D]`."""
         x: Tensor = self.embed(tokens)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        hyper = self.config.hyper_connections
+        return x if hyper is None else x.unsqueeze(2).expand(-1, -1, hyper.streams, -1)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Let torch.compile compute the blocks where gradients are recorded; the backward pass too.
@@ -303,7 +306,8 @@ def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:
         if not config.has_feed_forward(layer):
             feed_forward, norms = FeedForwardCost.nothing(), 1
         cost = _mixer_cost(mixer, config.d_model, dtype)
-        layers.append(LayerCost(name, cost, feed_forward, norm_parameters=norms * _norm_size(config)))
+        norms *= _norm_size(config)
+        layers.append(LayerCost(name, cost, feed_forward, norms, stream_cost(config, layer)))
     c = config
     return ModelCost(
         c.vocab_size, c.d_model, c.tie_embeddings, tuple(layers), dtype.itemsize, _outer_norms(c)

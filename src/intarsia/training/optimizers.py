@@ -5,7 +5,7 @@
 | matrix | 2-D weights of linear layers | Muon | yes |
 | experts | 3-D stacks of expert matrices | Muon | yes |
 | fused experts | the same, where each matrix is gate and up together | Muon, on each half | yes |
-| router | the router's weight, linear maps to one number | AdamW | yes |
+| router | the router's weight, those of hyper-connections, linear maps to one number | AdamW | yes |
 | head | the output layer, unless tied | AdamW | yes |
 | embedding | token embeddings (and the tied head) | AdamW | no |
 | vector | norms, biases, decay rates, short convolutions | AdamW | no |
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import TrainingError
 from intarsia.model.experts import Experts, Router
+from intarsia.model.hyper_connections import HyperConnection
 from intarsia.training.config import MuonPrecision, TrainConfig
 from intarsia.training.muon import Muon, fast_dtype
 
@@ -49,7 +50,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         if isinstance(module, nn.Linear):
             # A map to one number, like the gate of shared experts, has no directions to make orthogonal.
             claim(module.weight, "matrix" if module.out_features > 1 else "router")
-        elif isinstance(module, Router):
+        elif isinstance(module, Router | HyperConnection):
             claim(module.weight, "router")
         elif isinstance(module, Experts):
             claim(module.gate_up, "fused experts")
