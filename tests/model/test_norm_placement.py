@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -152,6 +154,7 @@ def test_layer_norms_and_blocks_without_a_feed_forward_add_up(make_model):
 
     config, cost = model.config, model.cost()
     assert ModelConfig.from_dict(config.to_dict()) == config
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     unbuilt = cost_of(config, torch.float64)
     assert cost.parameters_by_part() == unbuilt.parameters_by_part()
     assert cost.forward_flops_per_token(64) == unbuilt.forward_flops_per_token(64)

@@ -226,6 +226,7 @@ class ModelConfig:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["mixers"] = {name: config_to_dict(mixer) for name, mixer in self.mixers.items()}
         values["feed_forward"] = dataclasses.asdict(self.feed_forward)
+        values["mixer_only"] = list(self.mixer_only)
         for name in ("experts", "hyper_connections"):
             values[name] = None if values[name] is None else dataclasses.asdict(values[name])
         if isinstance(self.norm_placement, Mapping):
