@@ -256,9 +256,16 @@ MIXERS = _in(
     (
         "MLA with another scale",
         "mla.py",
-        "scale, largest = c.key_dim**-0.5, None",
+        "scale, largest = c.scale, None",
         "scale, largest = c.nope_dim**-0.5, None",
-        f"{PROPERTIES} -k mla",
+        "tests/mixers/test_transformers.py -k mla",
+    ),
+    (
+        "a share of values the wrong way round",
+        "rwkv7.py",
+        "v + share * (first.values - v)",
+        "first.values + share * (v - first.values)",
+        "tests/mixers/test_dplr_oracles.py",
     ),
     (
         "no negative eigenvalues",
@@ -386,8 +393,8 @@ MODEL = _in(
     (
         "a feed-forward without its gate",
         "feed_forward.py",
-        "swiglu(self.gate(x), self.up(x))",
-        "swiglu(self.gate(x), self.gate(x))",
+        "limited_swiglu(self.gate(x), self.up(x), self.limit)",
+        "limited_swiglu(self.gate(x), self.gate(x), self.limit)",
         "tests/model/test_feed_forward.py",
     ),
     (
@@ -403,6 +410,13 @@ MODEL = _in(
         'f"{seed}:{name}".encode()',
         'f"{seed}".encode()',
         "tests/model/test_initialization.py",
+    ),
+    (
+        "streams mixed by the transposed matrix",
+        "hyper_connections.py",
+        "shares.mT @ wide",
+        "shares @ wide",
+        "tests/model/test_hyper_connections.py",
     ),
     (
         "a residual scale that is forgotten",
@@ -643,6 +657,24 @@ INFERENCE = _in(
     ),
 )
 
+CHECKPOINTS = _in(
+    "src/intarsia/checkpoints",
+    (
+        "scales of the first rows for all pieces",
+        "float8.py",
+        "torch.arange(first, first + numbers.shape[-2], device=scales.device)",
+        "torch.arange(numbers.shape[-2], device=scales.device)",
+        "tests/checkpoints/test_float8.py",
+    ),
+    (
+        "sparse layers that are dense unasked",
+        "options.py",
+        'if self.sparse == "refuse":',
+        'if self.sparse == "never":',
+        "tests/checkpoints/test_sparse.py",
+    ),
+)
+
 CXX = _in(
     "csrc",
     (
@@ -731,4 +763,17 @@ CXX = _in(
     ),
 )
 
-MUTANTS = (*OPS, *LAYERS, *ATTENTION, *MIXERS, *MODEL, *DATA, *TRAINING, *EXAMS, *LADDER, *INFERENCE, *CXX)
+MUTANTS = (
+    *OPS,
+    *LAYERS,
+    *ATTENTION,
+    *MIXERS,
+    *MODEL,
+    *DATA,
+    *TRAINING,
+    *EXAMS,
+    *LADDER,
+    *INFERENCE,
+    *CHECKPOINTS,
+    *CXX,
+)
