@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from intarsia.checkpoints.families.deepseek_v3 import (
+    experts_written,
     latent_attention,
     latent_options,
     latent_written,
@@ -18,8 +19,10 @@ from intarsia.checkpoints.families.parts import (
     PRE_NORMS,
     QKVO,
     SWIGLU,
+    convolution,
     dense_layers,
     experts,
+    listed_layers,
     outside,
     sizes_of,
     the_experts,
@@ -27,11 +30,9 @@ from intarsia.checkpoints.families.parts import (
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import (
-    CONVOLUTION,
     Either,
     Row,
     either,
-    joined_convolutions,
     row,
     same,
     under,
@@ -50,10 +51,7 @@ def kinds_of(options: Options) -> list[str]:
     """`layer_types`; where they are not listed, the last layer of each group is full attention."""
     depth = options.get("num_hidden_layers", int, 42)
     group = options.get("layer_group_size", int, 6)
-    kinds: list[str] = options.get("layer_types", list, [])
-    if kinds and len(kinds) != depth:
-        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
-    return kinds or [LINEAR if (layer + 1) % group else FULL for layer in range(depth)]
+    return listed_layers(options, depth, [LINEAR if (layer + 1) % group else FULL for layer in range(depth)])
 
 
 def expert_options(options: Options) -> ExpertsConfig:
@@ -131,12 +129,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "first_k_dense_replace": config.dense_layers,
         "num_experts": of.num_experts,
         "num_shared_experts": of.num_shared,
-        "moe_intermediate_size": of.d_hidden,
-        "num_experts_per_tok": of.num_active,
-        "routed_scaling_factor": of.routed_scaling_factor,
-        "norm_topk_prob": of.normalize,
-        "n_group": of.num_groups,
-        "topk_group": of.num_active_groups,
+        **experts_written(of),
     }
 
 
@@ -145,9 +138,7 @@ def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
     wide = config.num_heads * config.head_dim
     yield from weights({name: QKVO[name] for name in ("q_proj", "k_proj", "v_proj")})
     yield from weights(GATES)
-    names = tuple(f"{x}_conv1d.weight" for x in "qkv")
-    apart = row("conv.weight", names, joined_convolutions(wide, wide, wide))
-    yield either([apart], [row("conv.weight", "conv1d.weight", CONVOLUTION)])
+    yield convolution(wide, wide, wide)
     forgetting = [row("decay_proj.weight", "f_proj.weight")]
     forgetting += same({"decay.A_log": "A_log", "decay.dt_bias": "dt_bias"})
     yield either(forgetting, [each.under("", "forget_gate.") for each in forgetting])

@@ -116,10 +116,40 @@ def latent_attention(config: MLAConfig) -> Iterator[Row]:
     yield row("kv_down_proj.weight", "kv_a_proj_with_mqa.weight", shared)
 
 
-def read(options: Options) -> ModelConfig:
-    options.only("hidden_act", "silu", part="activation of that name")
+def expert_options(
+    options: Options, shared: int, number: int = 256, groups: tuple[int, int] = (8, 4), **more: Any
+) -> ExpertsConfig:
+    """Experts as this family spells them, `shared` of which serve every token. `number` and `groups` (all, active)
+    are what holds where the file says nothing."""
     options.only("scoring_func", "sigmoid", part="router of that kind")
     options.only("topk_method", "noaux_tc", part="choice of experts of that kind")
+    return ExpertsConfig(
+        num_experts=options.get("n_routed_experts", int, number, "num_local_experts"),
+        d_hidden=options.get("moe_intermediate_size", int, 2048),
+        num_active=options.get("num_experts_per_tok", int, 8),
+        num_shared=shared,
+        routed_scaling_factor=options.get("routed_scaling_factor", float, 2.5),
+        normalize=options.get("norm_topk_prob", bool, True),
+        num_groups=options.get("n_group", int, groups[0]),
+        num_active_groups=options.get("topk_group", int, groups[1]),
+        **more,
+    )
+
+
+def experts_written(config: ExpertsConfig) -> dict[str, Any]:
+    """How experts are chosen: what all say alike who have DeepSeek's."""
+    return {
+        "moe_intermediate_size": config.d_hidden,
+        "num_experts_per_tok": config.num_active,
+        "routed_scaling_factor": config.routed_scaling_factor,
+        "norm_topk_prob": config.normalize,
+        "n_group": config.num_groups,
+        "topk_group": config.num_active_groups,
+    }
+
+
+def read(options: Options) -> ModelConfig:
+    options.only("hidden_act", "silu", part="activation of that name")
     options.only(
         "rope_interleave", True, part="order of rotated channels other than DeepSeek's in this family"
     )
@@ -132,16 +162,7 @@ def read(options: Options) -> ModelConfig:
         layout="mla",
         mixers={"mla": latent_options(options, 1536, Rotation(options))},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 18432)),
-        experts=ExpertsConfig(
-            num_experts=options.get("n_routed_experts", int, 256, "num_local_experts"),
-            d_hidden=options.get("moe_intermediate_size", int, 2048),
-            num_active=options.get("num_experts_per_tok", int, 8),
-            num_shared=shared,
-            routed_scaling_factor=options.get("routed_scaling_factor", float, 2.5),
-            normalize=options.get("norm_topk_prob", bool, True),
-            num_groups=options.get("n_group", int, 8),
-            num_active_groups=options.get("topk_group", int, 4),
-        ),
+        experts=expert_options(options, shared),
         dense_layers=dense_layers(options, depth, 3),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-6),
@@ -163,12 +184,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "topk_method": "noaux_tc",
         "n_routed_experts": of.num_experts,
         "n_shared_experts": of.num_shared,
-        "moe_intermediate_size": of.d_hidden,
-        "num_experts_per_tok": of.num_active,
-        "routed_scaling_factor": of.routed_scaling_factor,
-        "norm_topk_prob": of.normalize,
-        "n_group": of.num_groups,
-        "topk_group": of.num_active_groups,
+        **experts_written(of),
     }
 
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intarsia.checkpoints.families.deepseek_v3 import feed_forward, latent_attention, latent_options
+from intarsia.checkpoints.families.deepseek_v3 import expert_options, feed_forward, latent_options
 from intarsia.checkpoints.families.deepseek_v32 import INDEXER
-from intarsia.checkpoints.families.kimi_linear import delta_attention
-from intarsia.checkpoints.families.parts import LINEAR, PRE_NORMS, VISION, dense_layers, outside
-from intarsia.checkpoints.family import Family, layout_of, only_mixer
+from intarsia.checkpoints.families.kimi_linear import mixer
+from intarsia.checkpoints.families.parts import (
+    LINEAR,
+    PRE_NORMS,
+    VISION,
+    dense_layers,
+    listed_layers,
+    outside,
+)
+from intarsia.checkpoints.family import Family, layout_of
 from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.rows import Either, Row, either, same, under, weights
-from intarsia.mixers import KDAConfig, MLAConfig
-from intarsia.model.config import ExpertsConfig, FeedForwardConfig, HyperConnectionsConfig, ModelConfig
+from intarsia.mixers import KDAConfig
+from intarsia.model.config import FeedForwardConfig, HyperConnectionsConfig, ModelConfig
 
 NAMES = {LINEAR: "kda", "indexed_attention": "mla", "full_attention": "mla"}
 STREAMS = {"mixer_streams": "attn", "feed_forward_streams": "ffn"}
@@ -50,8 +57,6 @@ def read(options: Options) -> ModelConfig:
         if name.startswith("index"):
             options.maybe(name, object)
     options.only("hidden_act", "silu", part="activation of that name")
-    options.only("scoring_func", "sigmoid", part="router of that kind")
-    options.only("topk_method", "noaux_tc", part="choice of experts of that kind")
     options.only("qk_rope_head_dim", 0, part="latent attention with positions in this family")
     options.presume(
         q_lora_rank=1536, qk_nope_head_dim=256, qk_rope_head_dim=0, v_head_dim=256, num_attention_heads=64,
@@ -59,9 +64,7 @@ def read(options: Options) -> ModelConfig:
     )  # fmt: skip
     depth = options.get("num_hidden_layers", int)
     default = [LINEAR if layer % 4 != 3 else "indexed_attention" for layer in range(depth)]
-    kinds: list[str] = options.get("layer_types", list, default)
-    if len(kinds) != depth:
-        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
+    kinds = listed_layers(options, depth, default)
     eps, limit = options.get("rms_norm_eps", float, 1e-5), options.get("swiglu_limit", float, 10.0)
     return ModelConfig(
         vocab_size=options.get("vocab_size", int, 154880),
@@ -70,16 +73,8 @@ def read(options: Options) -> ModelConfig:
         layout=layout_of(kinds, NAMES, options),
         mixers={"kda": kda_options(options), "mla": latent_options(options, None, latent_norm_eps=eps)},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 12288), limit),
-        experts=ExpertsConfig(
-            num_experts=options.get("n_routed_experts", int, 288, "num_local_experts"),
-            d_hidden=options.get("moe_intermediate_size", int, 2048),
-            num_active=options.get("num_experts_per_tok", int, 8),
-            num_shared=options.get("n_shared_experts", int, 1),
-            routed_scaling_factor=options.get("routed_scaling_factor", float, 2.5),
-            normalize=options.get("norm_topk_prob", bool, True),
-            num_groups=options.get("n_group", int, 1),
-            num_active_groups=options.get("topk_group", int, 1),
-            limit=limit,
+        experts=expert_options(
+            options, options.get("n_shared_experts", int, 1), number=288, groups=(1, 1), limit=limit
         ),
         dense_layers=dense_layers(options, depth, 3),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
@@ -107,13 +102,7 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         yield from under(ours, theirs, weights(PRE_NORMS))
         yield from under(ours, theirs, streams())
-        options = config.mixers[name]
-        mixer = (
-            latent_attention(options)
-            if isinstance(options, MLAConfig)
-            else delta_attention(only_mixer(config, KDAConfig))
-        )
-        yield from under(ours + "mixer.", theirs + "self_attn.", mixer)
+        yield from under(ours + "mixer.", theirs + "self_attn.", mixer(config, name))
         yield from under(ours + "feed_forward.", theirs + "mlp.", feed_forward(config, layer))
 
 

@@ -13,6 +13,7 @@ from intarsia.checkpoints.families.parts import (
     PRE_NORMS,
     QKVO,
     SLIDING,
+    listed_layers,
     outside,
     rotation_written,
     sizes_of,
@@ -86,11 +87,7 @@ def read(options: Options) -> ModelConfig:
             weights_as.maybe(name, object)
         weights_as.finish()
     depth = options.get("num_hidden_layers", int, 36)
-    kinds: list[str] = options.get(
-        "layer_types", list, [SLIDING if layer % 2 == 0 else FULL for layer in range(depth)]
-    )
-    if len(kinds) != depth:
-        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
+    kinds = listed_layers(options, depth, [SLIDING if layer % 2 == 0 else FULL for layer in range(depth)])
     rotation = Rotation(options, theta=150000.0)
     options.maybe("initial_context_length", int)
     heads = options.get("num_attention_heads", int, 64)

@@ -18,6 +18,7 @@ from intarsia.checkpoints.families.parts import (
     QKVO,
     SWIGLU,
     block_of_experts,
+    convolution,
     dense_layers,
     outside,
     sizes_of,
@@ -26,11 +27,9 @@ from intarsia.checkpoints.families.parts import (
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.rows import (
-    CONVOLUTION,
     Either,
     Row,
     either,
-    joined_convolutions,
     reshaped,
     row,
     under,
@@ -144,10 +143,7 @@ def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
     """What decides of forgetting stands by itself in the release, and in a module of its own in transformers."""
     H, wide = config.num_heads, config.num_heads * config.head_dim
     yield from weights({**QKVO, **GATES})
-    apart = row(
-        "conv.weight", tuple(f"{x}_conv1d.weight" for x in "qkv"), joined_convolutions(wide, wide, wide)
-    )
-    yield either([apart], [row("conv.weight", "conv1d.weight", CONVOLUTION)])
+    yield convolution(wide, wide, wide)
     forgetting = [
         row("decay_proj.0.weight", "f_a_proj.weight"),
         row("decay_proj.1.weight", "f_b_proj.weight"),
@@ -155,6 +151,15 @@ def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
         row("decay.dt_bias", "dt_bias"),
     ]
     yield either(forgetting, [each.under("", "forget_gate.") for each in forgetting])
+
+
+def mixer(config: ModelConfig, name: str) -> Iterator[Row | Either]:
+    """The layer that is called `name` in the configuration."""
+    options = config.mixers[name]
+    if isinstance(options, MLAConfig):
+        yield from latent_attention(options)
+    else:
+        yield from delta_attention(only_mixer(config, KDAConfig))
 
 
 def feed_forward(config: ModelConfig, layer: int) -> Iterator[Row | Either]:
@@ -173,13 +178,7 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
     for layer, name in enumerate(config.layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         yield from under(ours, theirs, weights(PRE_NORMS))
-        options = config.mixers[name]
-        mixer = (
-            latent_attention(options)
-            if isinstance(options, MLAConfig)
-            else delta_attention(only_mixer(config, KDAConfig))
-        )
-        yield from under(ours + "mixer.", theirs + "self_attn.", mixer)
+        yield from under(ours + "mixer.", theirs + "self_attn.", mixer(config, name))
         yield from under(ours + "feed_forward.", theirs, feed_forward(config, layer))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from intarsia.checkpoints.families.parts import FULL, outside
+from intarsia.checkpoints.families.parts import FULL, listed_layers, outside
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import CONVOLUTION, Either, Row, row, same, split, under, weights
@@ -27,10 +27,7 @@ def layer_types(options: Options) -> list[str]:
     """`layer_types`, or the older `full_attn_idxs`; attention in all layers where there is neither."""
     depth = options.get("num_hidden_layers", int, 32)
     indices: list[int] = options.get("full_attn_idxs", list, list(range(depth)))
-    kinds: list[str] = options.get("layer_types", list, [])
-    if kinds and len(kinds) != depth:
-        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
-    return kinds or [FULL if layer in indices else CONV for layer in range(depth)]
+    return listed_layers(options, depth, [FULL if layer in indices else CONV for layer in range(depth)])
 
 
 def width(options: Options) -> int:

@@ -11,6 +11,8 @@ from intarsia.checkpoints.families.parts import (
     QK_NORMS,
     QKVO,
     SWIGLU,
+    convolution,
+    gated_delta_written,
     layers_by_interval,
     outside,
     sizes_of,
@@ -18,12 +20,9 @@ from intarsia.checkpoints.families.parts import (
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import (
-    CONVOLUTION,
     Either,
     Row,
     either,
-    joined_convolutions,
-    row,
     same,
     under,
     weights,
@@ -95,11 +94,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         **sizes_of(config),
         "intermediate_size": config.feed_forward.d_hidden,
         "layer_types": names_of(config, KINDS),
-        "linear_num_key_heads": gdn.num_heads,
-        "linear_key_head_dim": gdn.head_dim,
-        "linear_num_value_heads": gdn.value_heads,
-        "linear_value_head_dim": gdn.value_dim,
-        "linear_conv_kernel_dim": gdn.conv_size,
+        **gated_delta_written(gdn),
         "linear_allow_neg_eigval": gdn.negative_eigenvalues,
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.kv_heads,
@@ -113,9 +108,7 @@ def gated_delta_net(config: GatedDeltaNetConfig) -> Iterator[Row | Either]:
     keys, values = config.num_heads * config.head_dim, config.value_heads * config.value_dim
     yield from weights({**QKVO, **GATES})
     yield from same({"decay.A_log": "A_log", "decay.dt_bias": "dt_bias"})
-    names = tuple(f"{x}_conv1d.weight" for x in "qkv")
-    apart = row("conv.weight", names, joined_convolutions(keys, keys, values))
-    yield either([apart], [row("conv.weight", "conv1d.weight", CONVOLUTION)])
+    yield convolution(keys, keys, values)
 
 
 def attention(config: AttentionConfig) -> Iterator[Row]:

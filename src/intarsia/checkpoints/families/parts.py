@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from intarsia.checkpoints.options import REQUIRED, Options, Rotation
-from intarsia.checkpoints.rows import Either, Row, either, joined, row, weights
+from intarsia.checkpoints.rows import (
+    CONVOLUTION,
+    Either,
+    Row,
+    either,
+    joined,
+    joined_convolutions,
+    row,
+    weights,
+)
 from intarsia.errors import UnsupportedError
 from intarsia.layers.rope import Yarn
+from intarsia.mixers import GatedDeltaNetConfig
 from intarsia.model.config import ExpertsConfig, ModelConfig
 
 SWIGLU = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -27,6 +37,12 @@ def outside(config: ModelConfig, model: str = "model.", norm: str = "norm") -> I
     yield from weights({"embed": f"{model}embed_tokens", "norm": f"{model}{norm}"})
     if not config.tie_embeddings:
         yield row("head.weight", "lm_head.weight")
+
+
+def convolution(*channels: int) -> Either:
+    """The convolution of a linear layer: of queries, keys and values apart, as released, or joined."""
+    apart = row("conv.weight", tuple(f"{x}_conv1d.weight" for x in "qkv"), joined_convolutions(*channels))
+    return either([apart], [row("conv.weight", "conv1d.weight", CONVOLUTION)])
 
 
 def experts(
@@ -64,16 +80,21 @@ def dense_layers(options: Options, depth: int, default: int) -> int:
     return dense
 
 
+def listed_layers(options: Options, depth: int, default: Sequence[str]) -> list[str]:
+    """`layer_types`, of which there must be `depth`; `default` where they are not listed."""
+    kinds: list[str] = options.get("layer_types", list, list(default))
+    if len(kinds) != depth:
+        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
+    return kinds
+
+
 def layers_by_interval(options: Options, interval: int) -> list[str]:
     """`layer_types`; where they are not listed, each `full_attention_interval`-th is full attention."""
     depth = options.get("num_hidden_layers", int)
     interval = options.get("full_attention_interval", int, interval)
-    kinds: list[str] = options.get("layer_types", list, [])
-    if not kinds:
-        return [LINEAR if (layer + 1) % interval else FULL for layer in range(depth)]
-    if len(kinds) != depth:
-        raise options.unsupported(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {depth}")
-    return kinds
+    return listed_layers(
+        options, depth, [LINEAR if (layer + 1) % interval else FULL for layer in range(depth)]
+    )
 
 
 def share_of(rotated: int, dim: int) -> float:
@@ -127,6 +148,17 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
+    }
+
+
+def gated_delta_written(config: GatedDeltaNetConfig) -> dict[str, Any]:
+    """The sizes of Gated DeltaNet, as Qwen's models and OLMo's spell them."""
+    return {
+        "linear_num_key_heads": config.num_heads,
+        "linear_key_head_dim": config.head_dim,
+        "linear_num_value_heads": config.value_heads,
+        "linear_value_head_dim": config.value_dim,
+        "linear_conv_kernel_dim": config.conv_size,
     }
 
 
