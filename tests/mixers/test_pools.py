@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -342,3 +344,20 @@ def test_what_belongs_to_all_layers_is_not_done_in_one() -> None:
     states = small.view([small.take()])
     with pytest.raises(PoolError, match="the pool is full"):
         full(torch.zeros(1, 40, dtype=torch.int64), states=states)
+
+
+def test_what_has_gone_on_waits_for_no_garbage_collector() -> None:
+    """A batch has a page table: behind a long text those of many tokens would be more than the states."""
+    model = build_model("kda attention")
+    gone = []
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            pool = model.new_pool(1, 64)
+            states = pool.view([pool.take()])
+            for _ in range(3):
+                gone.append(weakref.ref(states.layers[0].shared))
+                states = model(torch.zeros(1, 3, dtype=torch.int64), states=states).states
+    finally:
+        gc.enable()
+    assert [batch() for batch in gone] == [None] * 3

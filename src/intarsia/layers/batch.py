@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         slots, tokens: of each sequence; the tokens that it has seen.
-        followed: the step that went on from here, once there is one.
+        followed: the step that goes on from here, while it goes through the layers.
     """
 
     def __init__(self, books: Books, slots: tuple[int, ...], tokens: tuple[int, ...]) -> None:
@@ -183,6 +183,9 @@ class Step:
         self._done.add(pool)
         if len(self._done) == self._books.pools:
             self._books.finish(self.before.slots)
+            # All layers have gone on, which the books say. Each other's, the two would wait for the garbage collector,
+            # and with them page tables, which are large behind long texts.
+            self.before.followed = None
 
     def pages(self, paging: Paging, device: torch.device) -> PageStep:
         """Where the tokens go in pages."""
