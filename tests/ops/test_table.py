@@ -22,6 +22,7 @@ from intarsia.ops import (
     gated_rms_norm,
     l2norm,
     latent_attention,
+    lightning_indexer,
     linear_attention,
     log_sum_exp,
     native,
@@ -30,6 +31,8 @@ from intarsia.ops import (
     short_convolution,
     softmax_attention,
     softmax_gradient,
+    sparse_attention,
+    sparse_latent_attention,
     swiglu,
 )
 from intarsia.ops.available import available
@@ -54,6 +57,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
     state = {"initial_state": normal(B, H, K, V), "output_final_state": True}
     x, weight = normal(B, T, 6, dtype=dtype), normal(6, 4, dtype=dtype)
     past = {"initial_state": normal(B, 3, 6, dtype=dtype), "output_final_state": True}
+    picked = torch.tensor([[0, -1], [0, -1], [1, -1], [0, 1], [0, 2]])[None, :, None].repeat(B, 1, 1, 1)
     z, scale = normal(B, T, H, V, seed=1, dtype=dtype), normal(V, dtype=dtype)
     return {
         "gated_delta_rule": (gated_delta_rule, (q, k, v, g, beta), state),
@@ -61,6 +65,13 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "dplr_rule": (dplr_rule, (q, k, v, beta[..., None] * k, k, g), {"output_final_state": True}),
         "softmax_attention": (softmax_attention, (q, k, v), {"window": 3}),
         "latent_attention": (latent_attention, (q, x, normal(H, 5, 5, seed=2, dtype=dtype)), {}),
+        "lightning_indexer": (lightning_indexer, (q, k[:, :, 0], beta), {"count": 3}),
+        "sparse_attention": (sparse_attention, (q, k, v, picked), {"block": 2}),
+        "sparse_latent_attention": (
+            sparse_latent_attention,
+            (q, x, normal(H, 5, 5, seed=2, dtype=dtype), picked),
+            {"block": 2},
+        ),
         "short_convolution": (short_convolution, (x, weight), {"activation": "silu", **past}),
         "gated_rms_norm": (gated_rms_norm, (v, z, scale), {"eps": 1e-5, "gate": "swish"}),
         "l2norm": (l2norm, (q,), {}),

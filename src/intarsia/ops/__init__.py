@@ -14,6 +14,7 @@ from intarsia.ops.packed_weights import PackedWeights, pack_weights
 from intarsia.ops.pools import NEW, InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
+from intarsia.ops.sparse import lightning_indexer, sparse_attention, sparse_latent_attention
 from intarsia.ops.swiglu import swiglu
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "gated_rms_norm",
     "l2norm",
     "latent_attention",
+    "lightning_indexer",
     "linear_attention",
     "log_sum_exp",
     "pack_weights",
@@ -41,5 +43,7 @@ __all__ = [
     "short_convolution",
     "softmax_attention",
     "softmax_gradient",
+    "sparse_attention",
+    "sparse_latent_attention",
     "swiglu",
 ]

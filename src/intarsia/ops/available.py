@@ -16,6 +16,7 @@ from intarsia.ops.norm_call import length_call, norm_call
 from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.packed_weights import pack_weights
 from intarsia.ops.softmax_call import log_sum_call, softmax_call
+from intarsia.ops.sparse_call import indexer_call, sparse_call, sparse_latent_call
 from intarsia.ops.swiglu_call import swiglu_call
 from intarsia.ops.table import TABLE
 
@@ -27,6 +28,9 @@ _SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
     "decode_step": lambda x: StepCall(tensors=(x,)),
     "softmax_attention": lambda x: attention_call(x, x, x),
     "latent_attention": lambda x: latent_call(x, x[0], x[0].expand(1, 2, 1)),
+    "lightning_indexer": lambda x: indexer_call(x, x[0], x[0], count=1),
+    "sparse_attention": lambda x: sparse_call(x, x, x, x.int()),
+    "sparse_latent_attention": lambda x: sparse_latent_call(x, x[0], x[0].expand(1, 2, 1), x.int()),
     "short_convolution": lambda x: conv_call(x[0], x[0, 0]),
     "gated_rms_norm": lambda x: norm_call(x, x, x[0, 0, 0], eps=1.0),
     "l2norm": length_call,

@@ -21,6 +21,8 @@ from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
 from intarsia.ops.softmax_call import log_sum_call, softmax_call
+from intarsia.ops.sparse import lightning_indexer, sparse_attention, sparse_latent_attention
+from intarsia.ops.sparse_call import indexer_call, sparse_call, sparse_latent_call
 from intarsia.ops.swiglu import swiglu
 from intarsia.ops.swiglu_call import swiglu_call
 from intarsia.ops.table import TABLE
@@ -32,6 +34,9 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     DecodeStep: ("decode_step", step_call),
     softmax_attention: ("softmax_attention", attention_call),
     latent_attention: ("latent_attention", latent_call),
+    lightning_indexer: ("lightning_indexer", indexer_call),
+    sparse_attention: ("sparse_attention", sparse_call),
+    sparse_latent_attention: ("sparse_latent_attention", sparse_latent_call),
     short_convolution: ("short_convolution", conv_call),
     gated_rms_norm: ("gated_rms_norm", norm_call),
     l2norm: ("l2norm", length_call),

@@ -7,7 +7,7 @@ PyTorch gives up. So, where the lengths of a graph are not constants, such a fun
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ _library = torch.library.Library("intarsia", "FRAGMENT")
 
 
 class Uncompiled:
-    """A function of tensors (or None), the lengths of sequences, and numbers, to tensors.
+    """A function of tensors (or None), the lengths of sequences, and numbers, to tensors. Of whole numbers there is no
+    gradient.
 
     Called by this object it is traced, as any function is, where the lengths are constants, and an operator where they
     are not. Of the operator the inputs are kept for the backward pass, which computes the function again.
@@ -58,18 +59,18 @@ class Uncompiled:
 
         def run_backward(*arguments: Any) -> list[Tensor]:
             tensors, (lengths, numbers, *ds) = arguments[:inputs], arguments[inputs:]
-            leaves = [x if x is None else x.detach().requires_grad_() for x in tensors]
+            leaves = [x if x is None else x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
             with torch.enable_grad():
                 ys = function(leaves, lengths, numbers)
             pairs = [(y, d) for y, d in zip(ys, ds, strict=True) if d is not None]
-            there = [x for x in leaves if x is not None]
+            there = [x for x in leaves if differentiable(x)]
             found = torch.autograd.grad(*_columns(pairs, there), allow_unused=True)
             return _apart(
                 [torch.zeros_like(x) if d is None else d for d, x in zip(found, there, strict=True)]
             )
 
         def fake_backward(*arguments: Any) -> list[Tensor]:
-            return [x.new_empty(x.shape) for x in arguments[:inputs] if x is not None]
+            return [x.new_empty(x.shape) for x in arguments[:inputs] if differentiable(x)]
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             *tensors, ctx.lengths, ctx.numbers = inputs
@@ -78,7 +79,7 @@ class Uncompiled:
         def differentiate(ctx: Any, *ds: Tensor | None) -> tuple[Any, ...]:
             tensors = ctx.saved_tensors
             found = iter(backward(*tensors, ctx.lengths, ctx.numbers, *ds))
-            return *(None if x is None else next(found) for x in tensors), None, None
+            return *(next(found) if differentiable(x) else None for x in tensors), None, None
 
         for each, kernel, shapes in ((name, run, fake), (f"{name}_backward", run_backward, fake_backward)):
             torch.library.impl(_library, each, "CompositeExplicitAutograd")(kernel)
@@ -95,6 +96,11 @@ class Uncompiled:
             found = self.operator(*tensors, list(lengths), list(numbers))
             return (found,) if isinstance(found, Tensor) else found
         return self.function(tensors, lengths, numbers)
+
+
+def differentiable(x: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether an input can have a gradient."""
+    return x is not None and x.is_floating_point()
 
 
 def _columns(
