@@ -87,6 +87,10 @@ LFM2 = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 76,
     "block_multiple_of": 4, "num_hidden_layers": 4, "layer_types": ["conv", FULL, "conv", FULL],
 }  # fmt: skip
+MAMBA = {
+    **COMMON, "hidden_size": 28, "num_heads": 6, "head_dim": 14, "expand": 3, "state_size": 10, "n_groups": 3,
+    "num_hidden_layers": 3, "chunk_size": 16,
+}  # fmt: skip
 MINIMAX = {
     **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
@@ -213,6 +217,14 @@ CASES = [
             **LFM2, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False,
             "block_auto_adjust_ff_dim": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    Case("mamba2", "", "Mamba2Config", "Mamba2ForCausalLM", MAMBA),
+    Case(
+        "mamba2", "biased", "Mamba2Config", "Mamba2ForCausalLM",
+        {
+            **MAMBA, "use_bias": True, "use_conv_bias": False, "tie_word_embeddings": True, "n_groups": 1,
+            "conv_kernel": 3, "time_step_limit": [0.3, 0.9], "layer_norm_epsilon": 1e-4,
         },
     ),
     Case(

@@ -83,6 +83,7 @@ CASES: dict[str, MixerConfig] = {
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),
     "mamba2 grouped, limited": Mamba2Config(4, 6, 8, num_groups=2, conv_size=3, dt_min=0.2, dt_max=1.0),
+    "mamba2 with biases": Mamba2Config(3, 8, 10, bias=True, conv_bias=False),
     "conv": GatedConvolutionConfig(),
     "channel-mix": ChannelMixingConfig(d_hidden=20),
     "conv with biases": GatedConvolutionConfig(conv_size=4, bias=True),

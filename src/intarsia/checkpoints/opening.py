@@ -28,6 +28,8 @@ from intarsia.model.language_model import LanguageModel
 from intarsia.ops.packed_weights import WeightFormat
 
 PathOrRepo = str | os.PathLike[str]
+UNNAMED = {"ssm_cfg": "mamba_ssm"}
+"""Options by which a `config.json` without a `model_type` is known."""
 
 
 @overload
@@ -183,7 +185,8 @@ def _translated(
         found = family_of(text.get("model_type", values.get("model_type")), where)
         values = {**quantised, **text, **outer}
     else:
-        found = family_of(values.get("model_type"), where)
+        unnamed = (kind for option, kind in UNNAMED.items() if option in values)
+        found = family_of(values.get("model_type", next(unnamed, None)), where)
     options = Options(values, where, ignored, sparse)
     config = found.read(options)
     block = None if options.asked("quantization_config") else float8_blocks(options)

@@ -19,6 +19,7 @@ CHECKPOINTS = (
     "minimax",
     "minimax_m2",
     "lfm2",
+    "mamba2",
     "bailing_hybrid",
     "glm_moe_dsa",
     "glm5_next",

@@ -15,7 +15,7 @@ from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import fill_time_steps
-from intarsia.layers.projections import split_heads
+from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
@@ -28,7 +28,8 @@ class Mamba2Config(NormedConfig):
 
     `num_heads` value heads (HV) of `head_dim` (V); `num_groups` heads of queries and keys (H), each of `state_dim`
     (K) and shared by `num_heads / num_groups` value heads. The published size is `num_heads * head_dim` twice the
-    model's width. The step size is kept in `[dt_min, dt_max]`; None is no upper limit.
+    model's width. The step size is kept in `[dt_min, dt_max]`; None is no upper limit. `bias` gives one to each
+    projection, and `conv_bias` to the convolution.
     """
 
     type: ClassVar[str] = "mamba2"
@@ -50,6 +51,8 @@ class Mamba2Config(NormedConfig):
     conv_size: int = 4
     dt_min: float = 0.0
     dt_max: float | None = None
+    bias: bool = False
+    conv_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,16 +129,16 @@ class Mamba2(Mixer[RecurrentState]):
         super().__init__(d_model)
         self.config = config
         HV, K, V = config.num_heads, config.state_dim, config.head_dim
-        inner, keys = HV * V, config.num_groups * K
-        self.v_proj = nn.Linear(d_model, inner, bias=False)
-        self.k_proj = nn.Linear(d_model, keys, bias=False)
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.dt_proj = nn.Linear(d_model, HV, bias=False)
-        self.output_gate_proj = nn.Linear(d_model, inner, bias=False)
-        self.conv = ShortConvolution(inner + 2 * keys, config.conv_size, bias=True)
+        inner, keys, bias = HV * V, config.num_groups * K, config.bias
+        self.v_proj = linear(d_model, inner, bias)
+        self.k_proj = linear(d_model, keys, bias)
+        self.q_proj = linear(d_model, keys, bias)
+        self.dt_proj = linear(d_model, HV, bias)
+        self.output_gate_proj = linear(d_model, inner, bias)
+        self.conv = ShortConvolution(inner + 2 * keys, config.conv_size, bias=config.conv_bias)
         self.decay = HeadRates(HV)
         self.norm = GroupedNorm(inner, config.num_groups, config.own_eps(norm_eps))
-        self.o_proj = nn.Linear(inner, d_model, bias=False)
+        self.o_proj = linear(inner, d_model, bias)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, seqs: Sequences | None = None
