@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.mixers import Mixer
-from intarsia.mixers.base import FirstValues
+from intarsia.mixers.base import HandedOn
 from intarsia.mixers.channel_mixing import ChannelMixingConfig
 from intarsia.mixers.comba import CombaConfig
 from intarsia.mixers.rwkv7 import RWKV7Config
@@ -123,11 +123,11 @@ def test_rwkv7_mixes_its_values_with_those_of_the_first_layer() -> None:
     options: dict[str, Any] = {"decay_rank": 5, "rate_rank": 6, "gate_rank": 7, "value_rank": 3}
     first = layer(RWKV7Config(2, 8, 6, depth_fraction=0.0, **options), D, EPS)
     later = layer(RWKV7Config(2, 8, 6, depth_fraction=0.5, **options), D, EPS)
-    assert first.takes_first
-    assert later.takes_first
+    assert first.hands_on
+    assert later.hands_on
     assert first.value_mix_proj is None  # type: ignore[attr-defined]
     x = inputs(T, D)
-    y, _, passed = first(x, None, None, FirstValues())
+    y, _, passed = first(x, None, None, HandedOn())
     assert torch.equal(y, first(x)[0])
     assert passed.values.shape == (x.shape[0], T, 2, 6)
     with pytest.raises(ConfigError, match="first layer"):

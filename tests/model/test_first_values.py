@@ -46,10 +46,10 @@ def test_values_of_the_first_layer_reach_the_later_ones(make_model, tokens):
     """A change of the first layer's values alone changes what the third block makes of the same input."""
     model = make_model(**RWKV).double()
     x = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    first = model.blocks[0](x).first
-    assert model.blocks[1](x, first=first).first is first
+    first = model.blocks[0](x).handed
+    assert model.blocks[1](x, handed=first).handed is first
     changed = first._replace(values=first.values + 1)
-    one, other = (model.blocks[2](x, first=each).y for each in (first, changed))
+    one, other = (model.blocks[2](x, handed=each).y for each in (first, changed))
     assert (one - other).abs().max() > 1e-3
     with torch.no_grad():
         expected = model(tokens).logits

@@ -364,7 +364,11 @@ def test_wrong_arguments_are_named() -> None:
         (index, {"tokens": [7]}, "tokens is of 1 sequences"),
         ((q, index[1][:1], q[..., 0]), {}, "k is of 1 sequences"),
         (index, {"cu_seqlens": Sequences((5,))}, "cu_seqlens describes"),
-        ((q[:1], index[1][:1], q[:1, ..., 0]), {"cu_seqlens": Sequences((5,))}, "packed as the queries are"),
+        (
+            (q[:1], index[1][:1], q[:1, ..., 0]),
+            {"cu_seqlens": Sequences((2, 3))},
+            "packed as the queries are",
+        ),
     ):
         with pytest.raises(ShapeError, match=match):
             lightning_indexer(*arguments, **{"count": 2, **options})  # type: ignore[arg-type]

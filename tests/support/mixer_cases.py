@@ -14,6 +14,7 @@ from intarsia.mixers.comba import CombaConfig
 from intarsia.mixers.deltaformer import DeltaFormerConfig
 from intarsia.mixers.deltanet import DeltaNetConfig
 from intarsia.mixers.deltaproduct import DeltaProductConfig
+from intarsia.mixers.dsa import DSAConfig
 from intarsia.mixers.forgetting import ForgettingConfig
 from intarsia.mixers.gated_convolution import GatedConvolutionConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2Config
@@ -79,6 +80,10 @@ CASES: dict[str, MixerConfig] = {
         2, 10, 8, 4, 6, rotate=True, yarn=Yarn(8.0, 16, attention_factor=1.0), yarn_logits=1.0
     ),
     "mla gated": MLAConfig(3, 10, 8, 4, 6, rotate=True, head_gate=True),
+    "dsa": DSAConfig(2, 10, 8, 4, 6, q_rank=12, rotate=True, index_heads=3, index_dim=8, top_k=20),
+    "dsa without positions or query rank": DSAConfig(
+        3, 10, 8, 4, 6, head_gate=True, index_heads=2, index_dim=6, index_relu=False, top_k=16
+    ),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),

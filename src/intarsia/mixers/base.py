@@ -25,9 +25,9 @@ __all__ = [
     "About",
     "Cost",
     "Family",
-    "FirstValues",
     "GeneratorOf",
     "GroupedHeadsConfig",
+    "HandedOn",
     "HeadsConfig",
     "Layer",
     "Memory",
@@ -42,18 +42,25 @@ __all__ = [
 
 S = TypeVar("S", bound=State)
 MixerOutput = (
-    tuple[Tensor, S | None] | tuple[Tensor, S | None, SideResults] | tuple[Tensor, S | None, "FirstValues"]
+    tuple[Tensor, S | None]
+    | tuple[Tensor, S | None, SideResults]
+    | tuple[Tensor, S | None, "HandedOn"]
+    | tuple[Tensor, S | None, SideResults, "HandedOn"]
 )
 
 Layer = Callable[[Tensor, S | None, Sequences | None], tuple[Tensor, S | None]]
 """What computes a mixer's `forward`: the mixer, or what it becomes for inference."""
 
 
-class FirstValues(NamedTuple):
-    """What layers that mix their values with those of the first of their kind are given, and pass on."""
+class HandedOn(NamedTuple):
+    """What layers hand on to later ones that need it."""
 
     values: Tensor | None = None
-    """Of the first of them, `[B, T, HV, V]`; None before it."""
+    """The values `[B, T, HV, V]` of the first layer that mixes later ones with them; None before it."""
+    indexed: bool = False
+    """Whether a layer has chosen which tokens are read, for later ones too."""
+    picked: Tensor | None = None
+    """What the last one of them picked, as `lightning_indexer` has it; None: everything."""
 
 
 class Memory(Protocol[S]):
@@ -77,7 +84,7 @@ class Mixer(FillsItself, Generic[S]):
     row holds what comes next of each of the state's sequences; one that brings no token keeps its state.
 
     A mixer that lists `side_results` takes the names of some as a fourth argument `side`, and returns them third then;
-    one that `takes_first` values takes and returns `FirstValues` in their place.
+    one that `hands_on` takes what earlier layers handed on as `handed`, and returns it last, with its own.
 
     A new one can be used as it is: matrices begin as PyTorch's linear maps do, everything else as its paper says.
     """
@@ -89,9 +96,12 @@ class Mixer(FillsItself, Generic[S]):
     reads_weights: ClassVar[tuple[str, ...]] = ()
     """The linear maps whose weights it reads itself, which therefore cannot be packed for inference."""
 
-    takes_first: bool = False
-    """Whether it mixes its values with those of the first layer of its kind, which the model hands on. It has no side
-    results then."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """The parts of it that no gradient of its output reaches."""
+    hands_on: bool = False
+    """Whether it takes what earlier layers have for later ones as `handed`, and adds its own."""
+    takes_handed: bool = False
+    """Whether it cannot do without."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

@@ -132,16 +132,7 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
     ) -> MixerOutput[GrowingState]:
         self.check_input(x, state, seqs)
         c = self.config
-        q_input = x if c.q_rank is None else self.q_norm(self.q_down_proj(x))
-        q = self.q_proj(q_input).unflatten(-1, (c.num_heads, c.key_dim))
-        latent, shared = self.kv_down_proj(x).split([c.kv_rank, c.rope_dim], dim=-1)
-        latent = self.kv_norm(latent)
-        if c.rotate:
-            positions = positions_of(x, state, seqs)
-            q_nope, q_shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
-            q = torch.cat([q_nope, rotate(q_shared, positions, c.rope_theta, c.yarn)], dim=-1)
-            shared = rotate(shared.unsqueeze(2), positions, c.rope_theta, c.yarn).squeeze(2)
-        latents = torch.cat([latent, shared], dim=-1)
+        _, q, latents = self._projected(x, positions_of(x, state, seqs) if c.rotate else None)
         scale, largest = c.scale, None
         if state is None or side:
             k, v = self._expanded(latents)
@@ -152,12 +143,35 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
             grown = state.grow(x, seqs)
             (read,) = grown.append(latents=latents)
             state = grown.end()
-            up = weight_of(self.kv_up_proj, c.kv_rank).unflatten(0, (c.num_heads, -1))
-            o = latent_attention(q, read, up, scale=scale, cu_seqlens=seqs)
+            o = latent_attention(q, read, self._up(), scale=scale, cu_seqlens=seqs)
+        y = self._finished(o, x)
+        return (y, state, SideResults(largest)) if side else (y, state)
+
+    def _projected(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What queries are made of `[B, T, q_rank or D]`, the queries `[B, T, H, K]`, and the latents `[B, T, kv_rank +
+        rope_dim]`; rotated where there are positions."""
+        c = self.config
+        q_input = x if c.q_rank is None else self.q_norm(self.q_down_proj(x))
+        q = self.q_proj(q_input).unflatten(-1, (c.num_heads, c.key_dim))
+        latent, shared = self.kv_down_proj(x).split([c.kv_rank, c.rope_dim], dim=-1)
+        latent = self.kv_norm(latent)
+        if positions is not None:
+            q_nope, q_shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
+            q = torch.cat([q_nope, rotate(q_shared, positions, c.rope_theta, c.yarn)], dim=-1)
+            shared = rotate(shared.unsqueeze(2), positions, c.rope_theta, c.yarn).squeeze(2)
+        return q_input, q, torch.cat([latent, shared], dim=-1)
+
+    def _up(self) -> Tensor:
+        """The weights that make keys and values of latents, `[H, nope_dim + v_dim, kv_rank]`."""
+        c = self.config
+        return weight_of(self.kv_up_proj, c.kv_rank).unflatten(0, (c.num_heads, -1))
+
+    def _finished(self, o: Tensor, x: Tensor) -> Tensor:
+        """The layer's output, of what its heads have found `[B, T, H, V]`."""
         if self.head_gate_proj is not None:
             o = _gated(o, self.head_gate_proj(x))
-        y = self.o_proj(o.flatten(-2))
-        return (y, state, SideResults(largest)) if side else (y, state)
+        y: Tensor = self.o_proj(o.flatten(-2))
+        return y
 
     def _expanded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of each head, made from latents `[B, T, kv_rank + rope_dim]`."""

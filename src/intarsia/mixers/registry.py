@@ -26,6 +26,7 @@ MIXERS = {
     "attention": "attention:AttentionConfig",
     "window": "sliding_window:SlidingWindowConfig",
     "mla": "mla:MLAConfig",
+    "dsa": "dsa:DSAConfig",
     "gdn": "gated_deltanet:GatedDeltaNetConfig",
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",
@@ -66,7 +67,6 @@ class Missing:
 NOT_YET: tuple[Missing, ...] = (
     Missing("nsa", "Native sparse attention", 2025, "arXiv:2502.11089"),
     Missing("moba", "Mixture of block attention", 2025, "arXiv:2502.13189"),
-    Missing("dsa", "DeepSeek sparse attention", 2025, "arXiv:2512.02556"),
 )
 
 ENTRY_POINTS = "intarsia.mixers"

@@ -18,8 +18,8 @@ from intarsia.layers.gates import DecayBias
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import (
     About,
-    FirstValues,
     GeneratorOf,
+    HandedOn,
     HeadsConfig,
     Mixer,
     MixerOutput,
@@ -143,7 +143,7 @@ class RWKV7(Mixer[RecurrentState]):
         self.rate_proj = _network(d_model, config.rate_rank, nn.Identity(), H * K)
         self.rate_bias = nn.Parameter(torch.empty(H * K))
         self.output_gate_proj = _network(d_model, config.gate_rank, nn.Sigmoid(), H * V)
-        self.takes_first = config.value_rank is not None
+        self.hands_on = self.takes_handed = config.value_rank is not None
         self.value_mix_proj: nn.Sequential | None = None
         self.value_mix_bias: nn.Parameter | None = None
         if config.value_rank is not None and config.depth_fraction:
@@ -175,7 +175,7 @@ class RWKV7(Mixer[RecurrentState]):
         x: Tensor,
         state: RecurrentState | None = None,
         seqs: Sequences | None = None,
-        first_values: FirstValues | None = None,
+        handed: HandedOn | None = None,
     ) -> MixerOutput[RecurrentState]:
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
@@ -184,7 +184,7 @@ class RWKV7(Mixer[RecurrentState]):
         before = token_before(x, first, seqs) - x
         x_r, x_d, x_k, x_v, x_a, x_g = (x + before * share.to(x.dtype) for share in self.shift)
         r, k = self.r_proj(x_r).unflatten(-1, (H, K)), self.k_proj(x_k).unflatten(-1, (H, K))
-        v = self._mixed(self.v_proj(x_v).unflatten(-1, (H, V)), x_v, first_values)
+        v = self._mixed(self.v_proj(x_v).unflatten(-1, (H, V)), x_v, handed)
         decay = self.decay(self.decay_proj(x_d))
         g = -math.exp(-0.5) * torch.sigmoid(decay).unflatten(-1, (H, K))
         rate = torch.sigmoid(widen(self.rate_proj(x_a)) + self.rate_bias).unflatten(-1, (H, K))
@@ -206,11 +206,12 @@ class RWKV7(Mixer[RecurrentState]):
         y = self.o_proj(gated.flatten(-2).to(o.dtype))
         last = None if first is None else last_tokens(x, first, seqs)
         state = following(state, x, seqs, board, last)
-        if first_values is None:
+        if handed is None:
             return y, state
-        return y, state, FirstValues(v) if first_values.values is None else first_values
+        own = HandedOn(v, handed.indexed, handed.picked)
+        return y, state, own if handed.values is None else handed
 
-    def _mixed(self, v: Tensor, x_v: Tensor, first: FirstValues | None) -> Tensor:
+    def _mixed(self, v: Tensor, x_v: Tensor, first: HandedOn | None) -> Tensor:
         """The values, mixed with those of the first layer where this is a later one."""
         if self.value_mix_proj is None or self.value_mix_bias is None:
             return v

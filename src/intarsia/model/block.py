@@ -13,7 +13,7 @@ from intarsia.layers.norm import LayerNorm, RMSNorm
 from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
-from intarsia.mixers.base import FirstValues, Layer
+from intarsia.mixers.base import HandedOn, Layer
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
@@ -56,8 +56,8 @@ class BlockOutput(NamedTuple):
     """The mixer's next state, where one was given."""
     side: SideResults
     """What was asked for, of mixer and feed-forward together."""
-    first: FirstValues | None = None
-    """What the next block is to have as its `first`."""
+    handed: HandedOn | None = None
+    """What the next block is to have as its `handed`."""
 
 
 class Block(nn.Module):
@@ -95,15 +95,15 @@ class Block(nn.Module):
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
         mixer: Layer[Any] | None = None,
-        first: FirstValues | None = None,
+        handed: HandedOn | None = None,
     ) -> BlockOutput:
         """`x` is `[B, T, D]`, with hyper-connections `[B, T, N, D]`. `counted` is for `Experts`; `side` names the side
         results that are wanted, which need the mixer itself; `mixer` is what computes it where it was made ready for
-        inference; `first` is what the block before passed on."""
+        inference; `handed` is what the block before passed on."""
         if self.compiled is None or state is not None or not torch.is_grad_enabled():
-            return self.compute(x, state, seqs, counted, side, mixer, first)
+            return self.compute(x, state, seqs, counted, side, mixer, handed)
         seqs = None if seqs is None else seqs.filled_up()
-        return self.compiled(self, x, None, seqs, counted, side, None, first)
+        return self.compiled(self, x, None, seqs, counted, side, None, handed)
 
     def compute(
         self,
@@ -113,22 +113,26 @@ class Block(nn.Module):
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
         mixer: Layer[Any] | None = None,
-        first: FirstValues | None = None,
+        handed: HandedOn | None = None,
     ) -> BlockOutput:
         """`forward`, uncompiled."""
         x, joined = _entered(self.mixer_streams, x)
         h = x if self.placement == "after" else self.mixer_norm(x)
         state = None if state is None else state.recordable()
         told, told_by_experts = SideResults(), SideResults()
+        more: dict[str, Any] = {}
         if asked := _of_these(side, self.mixer.side_results):
-            mixed, state, told = self.mixer(h, state, seqs, asked)
-        elif self.mixer.takes_first:
-            mixed, state, first = self.mixer(h, state, seqs, FirstValues() if first is None else first)
-        else:
-            mixed, state = (self.mixer if mixer is None else mixer)(h, state, seqs)
+            more["side"] = asked
+        if self.mixer.hands_on:
+            more["handed"] = HandedOn() if handed is None else handed
+        mixed, state, *rest = (self.mixer if more or mixer is None else mixer)(h, state, seqs, **more)
+        if asked:
+            told = rest.pop(0)
+        if self.mixer.hands_on:
+            handed = rest.pop(0)
         x = self._add(x, h, mixed, self.mixer_norm) if joined is None else joined.with_output(mixed)
         if self.feed_forward is None or self.feed_forward_norm is None:
-            return BlockOutput(x, state, told, first)
+            return BlockOutput(x, state, told, handed)
         x, joined = _entered(self.feed_forward_streams, x)
         h = x if self.placement == "after" else self.feed_forward_norm(x)
         if not isinstance(self.feed_forward, Experts):
@@ -138,7 +142,7 @@ class Block(nn.Module):
         else:
             y = self.feed_forward(h)
         x = self._add(x, h, y, self.feed_forward_norm) if joined is None else joined.with_output(y)
-        return BlockOutput(x, state, told.beside(told_by_experts), first)
+        return BlockOutput(x, state, told.beside(told_by_experts), handed)
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: Norm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
@@ -152,11 +156,11 @@ class Block(nn.Module):
         seqs: Sequences | None = None,
         counted: Tensor | None = None,
         side: tuple[SideName, ...] = (),
-        first: FirstValues | None = None,
+        handed: HandedOn | None = None,
     ) -> BlockOutput:
         """The same without state; the backward pass computes everything but `x` again."""
         output: BlockOutput = checkpoint(
-            self, x, None, seqs, counted, side, None, first, use_reentrant=False, preserve_rng_state=False
+            self, x, None, seqs, counted, side, None, handed, use_reentrant=False, preserve_rng_state=False
         )
         return output
 

@@ -64,7 +64,7 @@ class FewTokens:
         blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: Norm, head: nn.Module
     ) -> FewTokens | None:
         """The same, or None where there are no kernels for the model."""
-        others = any(block.mixer.takes_first or block.mixer_streams is not None for block in blocks)
+        others = any(block.mixer.takes_handed or block.mixer_streams is not None for block in blocks)
         if others or not isinstance(norm, RMSNorm):
             return None
         weight, weights = norm.weight, weights_of(head)

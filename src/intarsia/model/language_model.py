@@ -147,15 +147,15 @@ class LanguageModel(nn.Module):
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and states is None
         new_states: list[State] = []
         told: list[SideResults] = []
-        first = None
+        handed = None
         for layer, block in enumerate(self.blocks):
             if recompute:
-                out = cast(Block, block).forward_and_recompute(x, seqs, counted, side, first)
+                out = cast(Block, block).forward_and_recompute(x, seqs, counted, side, handed)
             else:
                 state = None if states is None else states.layers[layer]
                 mixer = None if layers is None else layers[layer]
-                out = block(x, state, seqs, counted, side, mixer, first)
-            x, first = out.y, out.first
+                out = block(x, state, seqs, counted, side, mixer, handed)
+            x, handed = out.y, out.handed
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
         x = x[:, places] if last_only else x

@@ -65,7 +65,7 @@ def attention_call(
         ConfigError: a window without a token.
     """
     _check_queries(q)
-    seqs = _sequences(q, cu_seqlens)
+    seqs = sequences_in(q, cu_seqlens)
     H, K = q.shape[2:]
     entries = {"k": k, "v": v} if log_gate is None else {"k": k, "v": v, "log_gate": log_gate}
     for name, each in entries.items():
@@ -100,7 +100,7 @@ def latent_call(
 ) -> LatentCall:
     """Check the shapes, dtypes and devices of a call. Errors as `attention_call`."""
     _check_queries(q)
-    seqs = _sequences(q, cu_seqlens)
+    seqs = sequences_in(q, cu_seqlens)
     _check_keys("latents", latents, q, seqs, 1)
     H, K = q.shape[2:]
     shared = entry_of(latents).shape[-1] - up.shape[-1]
@@ -132,7 +132,8 @@ def _check_queries(q: Tensor) -> None:
         raise ShapeError(f"q needs at least one element; got {list(q.shape)}")
 
 
-def _sequences(q: Tensor, cu_seqlens: Tensor | Sequences | None) -> Sequences | None:
+def sequences_in(q: Tensor, cu_seqlens: Tensor | Sequences | None) -> Sequences | None:
+    """The sequences that are packed in a row of queries, checked; None where it is a batch, or holds one alone."""
     if cu_seqlens is None:
         return None
     seqs = Sequences.from_cu_seqlens(cu_seqlens)

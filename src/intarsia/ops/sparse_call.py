@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops.attention_call import AttentionCall, LatentCall, attention_call, latent_call
+from intarsia.ops.attention_call import (
+    AttentionCall,
+    LatentCall,
+    attention_call,
+    latent_call,
+    sequences_in,
+)
 from intarsia.ops.attention_recorded import Room
 from intarsia.ops.keys import Keys, count_of, entry_of, lengths_of
 from intarsia.ops.sequences import Sequences, placed
@@ -80,10 +86,8 @@ def indexer_call(
         )
     if count < 1 or block < 1:
         raise ConfigError(f"count and block must be at least 1; got {count} and {block}")
-    seqs = None if cu_seqlens is None else Sequences.from_cu_seqlens(cu_seqlens)
+    seqs = sequences_in(q, cu_seqlens)
     B, T, H, K = q.shape
-    if seqs is not None and (B != 1 or seqs.total != T):
-        raise ShapeError(f"cu_seqlens describes [1, {seqs.total}] tokens; q is {list(q.shape)}")
     if weights.shape != (B, T, H) or not weights.is_floating_point():
         raise ShapeError(
             f"weights must be [B, T, H] = {[B, T, H]}; got {list(weights.shape)} {weights.dtype}"

@@ -20,6 +20,8 @@ class Entry:
 
     shape: tuple[int, ...]
     dtype: torch.dtype | Literal["wide"] | None = None
+    reads: int | None = None
+    """Of how many tokens the last one reads it, at most. None: of all."""
 
     def dtype_beside(self, weight: Tensor) -> torch.dtype:
         """The dtype in a mixer with such weights."""
@@ -53,8 +55,13 @@ class GrowingForm:
     """The growing ones of which every token changes all entries."""
 
     def entries(self, like: Tensor) -> tuple[Entries, ...]:
-        """What is kept of the tokens, for a mixer with a weight like this."""
-        return (Entries(_size(self.growing, like), window=self.window),)
+        """What is kept of the tokens, for a mixer with a weight like this: one kind of what is read of as many."""
+        kinds: dict[int | None, dict[str, Entry]] = {}
+        for name, entry in self.growing.items():
+            kinds.setdefault(entry.reads, {})[name] = entry
+        return tuple(
+            Entries(_size(each, like), window=self.window, reads=reads) for reads, each in kinds.items()
+        )
 
     def nbytes(self, tokens: int, like: Tensor) -> int:
         """The size of the state of one sequence of `tokens` tokens."""

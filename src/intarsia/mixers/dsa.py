@@ -1,0 +1,235 @@
+"""DeepSeek sparse attention (DeepSeek-V3.2, 2025, arXiv:2512.02556): latent attention to what an indexer picks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.errors import ConfigError
+from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.flops import keys_seen
+from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
+from intarsia.layers.norm import LayerNorm
+from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.side import SideName, SideResults
+from intarsia.mixers.base import About, HandedOn, Layer, MixerOutput, positive
+from intarsia.mixers.mla import LatentAttention, MLAConfig
+from intarsia.ops import (
+    Sequences,
+    latent_attention,
+    lightning_indexer,
+    softmax_attention,
+    sparse_latent_attention,
+)
+from intarsia.ops.attention import largest_logit
+from intarsia.ops.keys import Keys
+from intarsia.ops.precision import without_autocast
+from intarsia.ops.sparse_call import refuse_room
+
+
+@dataclass(frozen=True)
+class DSAConfig(MLAConfig):
+    """The options of MLA, and those of the indexer that picks the `top_k` tokens that each token reads.
+
+    It has `index_heads` query heads and one key, of `index_dim` channels, of which the first `rope_dim` are rotated
+    where those of MLA are. Queries are made of MLA's query latent, or without a `q_rank` of the input. `index_relu`
+    lets negative products count as nothing.
+
+    A layer that `shares` has no indexer and reads what the last layer before it that has one picked (GLM-5.2;
+    IndexCache, arXiv:2603.12201).
+    """
+
+    type: ClassVar[str] = "dsa"
+    about = About(
+        title="DeepSeek sparse attention",
+        year=2025,
+        source="arXiv:2512.02556",
+        family="softmax",
+        equation="o_t = softmax(q_t K_P^T / sqrt(K)) V_P, P = top_s sum_h w_t,h relu(q'_t,h k'_s)",
+        brought="a small indexer looks at every token and attention reads only the few that it picks",
+        operator="sparse_latent_attention",
+        example={
+            "num_heads": 8,
+            "kv_rank": 512,
+            "nope_dim": 128,
+            "rope_dim": 64,
+            "v_dim": 128,
+            "rotate": True,
+            "index_heads": 16,
+            "index_dim": 128,
+            "top_k": 2048,
+        },
+    )
+    top_k: int = field(kw_only=True)
+    index_heads: int = field(default=64, kw_only=True)
+    index_dim: int = field(default=128, kw_only=True)
+    index_relu: bool = field(default=True, kw_only=True)
+    index_norm_eps: float = field(default=1e-6, kw_only=True)
+    shares: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(top_k=self.top_k, index_heads=self.index_heads, index_dim=self.index_dim)
+        positive(index_norm_eps=self.index_norm_eps)
+        if self.rotate and self.index_dim < self.rope_dim:
+            raise ConfigError(
+                f"the indexer rotates the {self.rope_dim} channels of rope_dim and has index_dim={self.index_dim}"
+            )
+
+    def build(self, d_model: int, norm_eps: float = 1e-5) -> SparseLatentAttention:
+        return SparseLatentAttention(d_model, self)
+
+
+class HeadWeights(KeepsFloat32, nn.Linear):
+    """How much each head of an indexer counts, `W x / sqrt(H)`: float32, as scores that are compared need to be."""
+
+    float32_names = ("weight",)
+
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__(d_model, heads, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` to `[B, T, H]`, float32 (float64 for float64)."""
+        with without_autocast(x):
+            return F.linear(x.to(self.weight.dtype), self.weight) * self.out_features**-0.5
+
+
+class LightningIndexer(nn.Module):
+    """What is compared to choose what a token reads:
+
+    I_ts = sum_h w_th relu(q_th · k_s / sqrt(index_dim))
+    q = rope(W c_q)        k = rope(layernorm(W x))        w = W x / sqrt(H)
+    """
+
+    def __init__(self, d_model: int, config: DSAConfig) -> None:
+        super().__init__()
+        self.config = config
+        q_input = d_model if config.q_rank is None else config.q_rank
+        self.q_proj = nn.Linear(q_input, config.index_heads * config.index_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, config.index_dim, bias=False)
+        self.k_norm = LayerNorm(config.index_dim, config.index_norm_eps)
+        self.head_weights = HeadWeights(d_model, config.index_heads)
+
+    def forward(self, x: Tensor, q_input: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, T, H, index_dim]`, keys `[B, T, index_dim]` and weights `[B, T, H]`. What it is given stands
+        apart from the model's gradients: no loss of the indexer reaches the model."""
+        x, q_input = x.detach(), q_input.detach()
+        q = self.q_proj(q_input).unflatten(-1, (self.config.index_heads, self.config.index_dim))
+        k = self.k_norm(self.k_proj(x))
+        if positions is not None:
+            q, k = self._rotated(q, positions), self._rotated(k.unsqueeze(2), positions).squeeze(2)
+        return q, k, self.head_weights(x)
+
+    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
+        c = self.config
+        turned, kept = x.split([c.rope_dim, c.index_dim - c.rope_dim], dim=-1)
+        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+
+
+class SparseLatentAttention(LatentAttention):
+    """MLA that reads the `top_k` tokens which its indexer scores best:
+
+        P_t = the top_k of s <= t by I_ts
+        y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared]_P / sqrt(K)) v_h,P
+
+    Where no sequence has more than `top_k` tokens it is MLA, and nothing is scored. No gradient comes through the
+    choice: the model's loss does not reach the indexer.
+    """
+
+    config: DSAConfig
+    untrained: ClassVar[tuple[str, ...]] = ("indexer",)
+    hands_on = True
+
+    def __init__(self, d_model: int, config: DSAConfig) -> None:
+        super().__init__(d_model, config)
+        self.indexer = None if config.shares else LightningIndexer(d_model, config)
+        self.takes_handed = config.shares
+
+    def forward(
+        self,
+        x: Tensor,
+        state: GrowingState | None = None,
+        seqs: Sequences | None = None,
+        side: tuple[SideName, ...] = (),
+        handed: HandedOn | None = None,
+    ) -> MixerOutput[GrowingState]:
+        self.check_input(x, state, seqs)
+        c = self.config
+        positions = positions_of(x, state, seqs) if c.rotate else None
+        q_input, q, latents = self._projected(x, positions)
+        largest = None
+        if side:
+            largest = largest_logit(q, self._expanded(latents)[0], scale=c.scale, seqs=seqs)
+        lengths = _lengths_after(x, state, seqs)
+        index = None if self.indexer is None else self.indexer(x, q_input, positions)
+        read: Keys = latents
+        keys: Keys | None = None if index is None else index[1]
+        if state is not None:
+            grown = state.grow(x, seqs)
+            (read,) = grown.append(latents=latents)
+            refuse_room(read)
+            if index is not None:
+                (keys,) = grown.append(index_keys=index[1])
+        if index is None:
+            picked = self._shared(handed)
+        elif max(lengths) <= c.top_k:
+            picked = None
+        else:
+            assert keys is not None
+            picked = lightning_indexer(
+                index[0], keys, index[2], count=c.top_k, relu=c.index_relu, cu_seqlens=seqs
+            )
+        if picked is not None:
+            o = sparse_latent_attention(q, read, self._up(), picked, scale=c.scale, cu_seqlens=seqs)
+        elif state is None:
+            o = softmax_attention(q, *self._expanded(latents), scale=c.scale, cu_seqlens=seqs)
+        else:
+            o = latent_attention(q, read, self._up(), scale=c.scale, cu_seqlens=seqs)
+        y = self._finished(o, x)
+        results = (y, None if state is None else grown.end())
+        told = (SideResults(largest),) if side else ()
+        if handed is None:
+            return (*results, *told)
+        return (*results, *told, HandedOn(handed.values, True, picked))
+
+    def _shared(self, handed: HandedOn | None) -> Tensor | None:
+        """What an earlier layer picked."""
+        if handed is None or not handed.indexed:
+            raise ConfigError(
+                "a layer of dsa that shares reads what an earlier layer of dsa picked: there is none with an indexer"
+            )
+        return handed.picked
+
+    def for_inference(self) -> Layer[GrowingState]:
+        layer: Layer[GrowingState] = self
+        return layer
+
+    @property
+    def memory(self) -> GrowingMemory:
+        """What MLA remembers, of which `top_k` tokens' are read; and the index key of each token, all of which are."""
+        c = self.config
+        entries = {"latents": Entry((c.kv_rank + c.rope_dim,), reads=c.top_k)}
+        if not c.shares:
+            entries["index_keys"] = Entry((c.index_dim,))
+        return GrowingMemory("latent", entries)
+
+    def mixing_flops(self, length: int) -> float:
+        """Of the indexer two products for each pair of tokens and index head, and its heads' weights; of attention two
+        products with each latent that is read, which all heads share."""
+        c = self.config
+        read = 2 * c.num_heads * (2 * c.kv_rank + c.rope_dim) * keys_seen(length, c.top_k)
+        if c.shares:
+            return read
+        return read + 2 * c.index_heads * (c.index_dim + 1) * keys_seen(length)
+
+
+def _lengths_after(x: Tensor, state: GrowingState | None, seqs: Sequences | None) -> Sequence[int]:
+    """How many tokens each sequence has with those of x."""
+    if state is not None:
+        return state.tokens_after(x, seqs)
+    return (x.shape[1],) if seqs is None else seqs.lengths
