@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import intarsia
+from intarsia.checkpoints.family import told, written
 from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.registry import family
 from intarsia.errors import CheckpointError, UnsupportedError
@@ -81,3 +82,54 @@ def test_the_layout_of_the_first_code(tmp_path: Path) -> None:
 def test_heads_that_do_not_make_up_the_width_inside_are_refused() -> None:
     with pytest.raises(CheckpointError, match="expand = 2"):
         config_of("mamba2", {"hidden_size": 64, "num_heads": 8, "head_dim": 12})
+
+
+NEMOTRON: dict[str, Any] = {
+    "model_type": "nemotron_h", "vocab_size": 131072, "hidden_size": 4480, "intermediate_size": 15680,
+    "hybrid_override_pattern": "M-M-M-MM-M*-M-M*-MMM-M*MM-M-", "num_hidden_layers": 28,
+    "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "attention_bias": False, "mlp_bias": False,
+    "mlp_hidden_act": "relu2", "mamba_num_heads": 128, "mamba_head_dim": 80, "ssm_state_size": 128, "n_groups": 8,
+    "conv_kernel": 4, "expand": 2, "mamba_hidden_act": "silu", "mamba_proj_bias": False, "use_bias": False,
+    "use_conv_bias": True, "chunk_size": 128, "layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-5,
+    "residual_in_fp32": False, "rescale_prenorm_residual": True, "time_step_min": 0.001, "time_step_max": 0.1,
+    "time_step_floor": 1e-4, "time_step_limit": [0.0, float("inf")], "use_mamba_kernels": True,
+    "num_logits_to_keep": 1, "sliding_window": None, "tie_word_embeddings": False, "hidden_dropout": 0.0,
+}  # fmt: skip
+
+
+def test_layers_of_one_thing_each_become_blocks() -> None:
+    """A feed-forward belongs to the mixer before it; where two mixers follow each other the first has none."""
+    config = config_of("nemotron_h", NEMOTRON)
+    pattern = NEMOTRON["hybrid_override_pattern"]
+    assert config.depth == pattern.count("M") + pattern.count("*")
+    assert config.layers[:5] == ("mamba2", "mamba2", "mamba2", "mamba2_alone", "mamba2")
+    with_feed_forward = [config.has_feed_forward(layer) for layer in range(config.depth)]
+    assert sum(with_feed_forward) == pattern.count("-")
+    assert config.mixers["attention"].rope == 0, "there are no positions"
+    assert told(config) == told(config_of("nemotron_h", written(family("nemotron_h"), config)))
+
+
+def test_a_feed_forward_behind_another_is_a_block_of_its_own() -> None:
+    changed = {**NEMOTRON, "hybrid_override_pattern": "-M--*", "num_hidden_layers": 5}
+    config = config_of("nemotron_h", changed)
+    assert config.layers == ("mlp", "mamba2", "mlp", "attention_alone")
+    assert config.mixer_only == ("mlp", "attention_alone")
+    again = written(family("nemotron_h"), config)
+    assert again["hybrid_override_pattern"] == "-M--*"
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hybrid_override_pattern": "EM", "num_hidden_layers": 2}, "no mixer stands before"),
+        ({"hybrid_override_pattern": "MEM-", "num_hidden_layers": 4}, "behind one with experts"),
+        ({"hybrid_override_pattern": "MX", "num_hidden_layers": 2}, "layer 1 is 'X'"),
+        ({"num_hidden_layers": 27}, "28 layers are listed"),
+        ({"layers_block_type": ["mamba"] * 28}, "differ"),
+        ({"mlp_hidden_act": "silu"}, "activation"),
+        ({"sliding_window": 4096}, "window"),
+    ],
+)
+def test_what_nemotron_can_say_and_is_not_built_is_named(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(UnsupportedError, match=part):
+        config_of("nemotron_h", {**NEMOTRON, **change})

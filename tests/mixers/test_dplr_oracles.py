@@ -60,7 +60,8 @@ def rwkv7(w: dict[str, Tensor], x: Tensor, config: RWKV7Config) -> Tensor:
 def channel_mixing(w: dict[str, Tensor], x: Tensor, config: ChannelMixingConfig) -> Tensor:
     """Peng et al. 2025, section 4.2: one sequence `[T, D]`."""
     earlier = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
-    hidden = (x + (earlier - x) * w["shift"]) @ w["k_proj.weight"].T
+    shift = w["shift"] if config.shift else 0
+    hidden = (x + (earlier - x) * shift) @ w["k_proj.weight"].T
     return (hidden * hidden * (hidden > 0)) @ w["o_proj.weight"].T
 
 
@@ -105,6 +106,7 @@ def comba(w: dict[str, Tensor], x: Tensor, config: CombaConfig) -> Tensor:
         (RWKV7Config(3, 6, 10, decay_rank=9, rate_rank=4, gate_rank=5), rwkv7),
         (RWKV7Config(2, 8, decay_rank=5, rate_rank=6, gate_rank=7, value_rank=3), rwkv7),
         (ChannelMixingConfig(28), channel_mixing),
+        (ChannelMixingConfig(28, shift=False), channel_mixing),
         (CombaConfig(2, 8), comba),
         (CombaConfig(2, 8, 4, 6, output_gate="swish"), comba),
         (CombaConfig(3, 6, 3, 10, conv_size=None, correction=None, output_gate="none"), comba),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +178,13 @@ def test_experts_that_serve_any_of_some_tokens() -> None:
     assert cost.parameters_read(10_000) == pytest.approx(cost.parameters)
     dense = cost_of(presets.get("full-nano")).layers[0].feed_forward
     assert dense.parameters_read(1) == dense.parameters_read(9) == dense.parameters
+
+
+@pytest.mark.parametrize("changes", [{"activation": "relu2"}, {"d_latent": 6}, {"biases": True}], ids=str)
+def test_experts_of_other_kinds_have_as_many_parameters_as_they_say(changes: Any) -> None:
+    config = ExpertsConfig(num_experts=5, d_hidden=8, num_active=2, **changes)
+    module = Experts(16, config)
+    assert module.cost().parameters == sum(p.numel() for p in module.parameters())
 
 
 def test_rooflines() -> None:

@@ -56,18 +56,20 @@ def reference(module, x):
         y = torch.zeros_like(token) if module.shared is None else module.shared(token)
         if config.shared_gate:
             y = y / (1 + torch.exp(-(module.shared_gate.weight @ token)))
+        narrow = config.d_latent is not None
+        routed = torch.zeros_like(module.down[0, :, 0])
         for e, weight in zip(chosen, weights, strict=True):
-            h = module.gate_up[e] @ token
+            h = module.gate_up[e] @ (module.latent_down.weight @ token if narrow else token)
             gate, up = (h + module.gate_up_bias[e] if config.biases else h).chunk(2)
-            h = F.silu(gate) * up
+            h = h * h * (h > 0) if config.activation == "relu2" else F.silu(gate) * up
             if config.activation == "clamped":
                 gate = gate.clamp(max=7)
                 h = gate / (1 + torch.exp(-1.702 * gate)) * (1 + up.clamp(min=-7, max=7))
             h = module.down[e] @ h
-            y = y + config.routed_scaling_factor * weight / total * (
+            routed = routed + config.routed_scaling_factor * weight / total * (
                 h + module.down_bias[e] if config.biases else h
             )
-        out.append(y)
+        out.append(y + (module.latent_up.weight @ routed if narrow else routed))
     return torch.stack(out)
 
 
@@ -87,6 +89,9 @@ CONFIGS = {
     # Rows that are no multiple of 16 bytes, which grouped_mm does not take.
     "odd": dataclasses.replace(CONFIG, d_hidden=7),
     "softmax, gated shared expert": dataclasses.replace(CONFIG, scores="softmax", shared_gate=True),
+    "without gates": dataclasses.replace(CONFIG, activation="relu2"),
+    "latent": dataclasses.replace(CONFIG, d_latent=10),
+    "latent, without gates, odd": dataclasses.replace(CONFIG, d_latent=5, d_hidden=7, activation="relu2"),
     "biases, clamped": dataclasses.replace(CONFIG, scores="softmax", biases=True, activation="clamped"),
 }
 

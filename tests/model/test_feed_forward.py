@@ -10,7 +10,7 @@ import torch
 from intarsia.errors import ConfigError
 from intarsia.model import ExpertsConfig, FeedForwardConfig, InferenceModel
 from intarsia.model.experts import Experts
-from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.feed_forward import ReluSquared, SwiGLU, feed_forward_of
 
 LIMIT = 0.4
 
@@ -20,6 +20,25 @@ def test_swiglu():
     x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gate, up = x @ module.gate.weight.T, x @ module.up.weight.T
     torch.testing.assert_close(module(x), (gate * gate.sigmoid() * up) @ module.down.weight.T)
+
+
+def test_without_a_gate():
+    module = ReluSquared(8, 12).double()
+    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    up = x @ module.up.weight.T
+    torch.testing.assert_close(module(x), (up * up * (up > 0)) @ module.down.weight.T)
+    cost = feed_forward_of(8, FeedForwardConfig(12, activation="relu2")).cost()
+    assert cost.parameters == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_few_tokens_go_through_what_has_no_gate(make_model, tokens, weights):
+    """Programs of what is done to each token know SwiGLU: the modules are asked then."""
+    model = make_model(layout="kda mla", feed_forward=FeedForwardConfig(40, activation="relu2"))
+    ready = InferenceModel(model, weights)
+    few = ready(tokens[:, :4], ready.init_states(2), last_only=False).logits
+    many = ready(tokens[:, :40], ready.init_states(2), last_only=False).logits[:, :4]
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
 
 
 def limited(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -73,6 +92,8 @@ def test_few_tokens_keep_the_limit(make_model, tokens, weights):
         lambda: FeedForwardConfig(8, limit=0.0),
         lambda: ExpertsConfig(4, 8, 2, limit=-1.0),
         lambda: ExpertsConfig(4, 8, 2, activation="clamped", limit=7.0),
+        lambda: FeedForwardConfig(8, limit=7.0, activation="relu2"),
+        lambda: ExpertsConfig(4, 8, 2, activation="relu2", limit=7.0),
     ],
 )
 def test_a_limit_that_cannot_be_is_named(make):

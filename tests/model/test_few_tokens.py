@@ -120,6 +120,8 @@ EXPERTS = {
     "biased weights": ExpertsConfig(6, 16, 6, num_shared=1, routing_weights="biased"),
     "gated": ExpertsConfig(8, 16, 3, num_shared=1, shared_gate=True),
     "clamped, with biases": ExpertsConfig(8, 16, 3, num_shared=0, biases=True, activation="clamped"),
+    "latent": ExpertsConfig(8, 16, 3, num_shared=1, d_latent=12),
+    "without gates": ExpertsConfig(8, 16, 3, num_shared=1, activation="relu2"),
 }
 
 
@@ -137,7 +139,7 @@ def test_experts_are_chosen_and_added_up_as_the_layers_do(name: str, dtype: torc
     fast, readable = InferenceModel(model, packing), InferenceModel(model, packing)
     readable.few_tokens = None
     assert fast.few_tokens is not None
-    plain = name not in ("gated", "clamped, with biases")
+    plain = name not in ("gated", "clamped, with biases", "latent", "without gates")
     assert fast.few_tokens.stages == (2 if plain else 4)
     begun = readable(tokens(2, 8), readable.init_states(2)).states
     expected = readable(tokens(2, 5), begun, last_only=False)

@@ -386,8 +386,8 @@ MODEL = _in(
     (
         "a cost with two matrices an expert",
         "experts.py",
-        "expert, router = 3 * d_model * config.d_hidden",
-        "expert, router = 2 * d_model * config.d_hidden",
+        "expert, router = config.matrices * width * config.d_hidden",
+        "expert, router = 2 * width * config.d_hidden",
         "tests/model/test_cost.py",
     ),
     (

@@ -91,6 +91,15 @@ MAMBA = {
     **COMMON, "hidden_size": 28, "num_heads": 6, "head_dim": 14, "expand": 3, "state_size": 10, "n_groups": 3,
     "num_hidden_layers": 3, "chunk_size": 16,
 }  # fmt: skip
+NEMOTRON = {
+    **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
+    "intermediate_size": 52, "mamba_num_heads": 6, "mamba_head_dim": 14, "n_groups": 3, "ssm_state_size": 10,
+    "chunk_size": 16, "time_step_min": 1e-6,
+}  # fmt: skip
+NEMOTRON_EXPERTS = {
+    "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_group": 3, "topk_group": 2,
+    "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 1.7,
+}  # fmt: skip
 MINIMAX = {
     **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
@@ -217,6 +226,24 @@ CASES = [
             **LFM2, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False,
             "block_auto_adjust_ff_dim": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    Case(
+        "nemotron_h", "", "NemotronHConfig", "NemotronHForCausalLM",
+        {**NEMOTRON, "layers_block_type": [LINEAR, "mlp", LINEAR, FULL, "mlp", "mlp"]},
+    ),
+    Case(
+        "nemotron_h", "latent", "NemotronHConfig", "NemotronHForCausalLM",
+        {
+            **NEMOTRON, **NEMOTRON_EXPERTS, "layers_block_type": [LINEAR, FULL, "moe", LINEAR, "moe"],
+            "moe_latent_size": 20, "use_conv_bias": False, "use_bias": True, "conv_kernel": 3,
+        },
+    ),
+    Case(
+        "nemotron_h", "mixed", "NemotronHConfig", "NemotronHForCausalLM",
+        {
+            **NEMOTRON, **NEMOTRON_EXPERTS, "layers_block_type": [FULL, "mlp", LINEAR, "moe"],
+            "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "layer_norm_epsilon": 1e-4,
         },
     ),
     Case("mamba2", "", "Mamba2Config", "Mamba2ForCausalLM", MAMBA),

@@ -91,6 +91,7 @@ CASES: dict[str, MixerConfig] = {
     "mamba2 with biases": Mamba2Config(3, 8, 10, bias=True, conv_bias=False),
     "conv": GatedConvolutionConfig(),
     "channel-mix": ChannelMixingConfig(d_hidden=20),
+    "channel-mix without the shift": ChannelMixingConfig(d_hidden=20, shift=False),
     "conv with biases": GatedConvolutionConfig(conv_size=4, bias=True),
     "lightning": LightningConfig(num_heads=3, head_dim=8, head_v_dim=6),
     "longhorn": LonghornConfig(expand=1, state_dim=5, dt_rank=3),

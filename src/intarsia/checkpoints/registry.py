@@ -19,6 +19,7 @@ CHECKPOINTS = (
     "minimax",
     "minimax_m2",
     "lfm2",
+    "nemotron_h",
     "mamba2",
     "bailing_hybrid",
     "glm_moe_dsa",

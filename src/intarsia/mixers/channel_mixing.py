@@ -20,7 +20,8 @@ from intarsia.ops.pools import gathered
 @dataclass(frozen=True)
 class ChannelMixingConfig(MixerConfig):
     """The options of RWKV-7's channel mixing: `d_hidden` is how wide it is inside. `depth_fraction`, the layer's number
-    over the depth, shapes the initial values; the model sets it."""
+    over the depth, shapes the initial values; the model sets it. Without `shift` the token before is not seen, and it
+    is a feed-forward in a block of its own (Nemotron-H, whose blocks are one thing each)."""
 
     type: ClassVar[str] = "channel-mix"
     about = About(
@@ -35,6 +36,7 @@ class ChannelMixingConfig(MixerConfig):
     )
     d_hidden: int
     depth_fraction: float | None = None
+    shift: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,18 +56,21 @@ class ChannelMixing(Mixer[RecurrentState]):
 
         y_t = W_o relu(W_k (x_t + mu * (x_{t-1} - x_t)))²
 
-    What is remembered of a sequence is its last token, and nothing else. Left out: the orthogonal initial matrices.
+    What is remembered of a sequence is its last token, and nothing else; without the shift (`mu = 0`) not that. Left
+    out: the orthogonal initial matrices.
     """
 
     def __init__(self, d_model: int, config: ChannelMixingConfig) -> None:
         super().__init__(d_model)
         self.config = config
-        self.shift = nn.Parameter(torch.empty(d_model))
+        self.shift = nn.Parameter(torch.empty(d_model)) if config.shift else None
         self.k_proj = linear(d_model, config.d_hidden)
         self.o_proj = linear(config.d_hidden, d_model)
         self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        if self.shift is None:
+            return
         # Deeper layers look less at the token before.
         exponent = (1 - (self.config.depth_fraction or 0.0)) ** 4
         self.shift.copy_(1 - (torch.arange(self.d_model) / self.d_model) ** exponent)
@@ -75,6 +80,9 @@ class ChannelMixing(Mixer[RecurrentState]):
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
+        if self.shift is None:
+            y = self.o_proj(torch.relu(self.k_proj(x)).square())
+            return y, following(state, x, seqs, None if state is None else state.board, None)
         first = None if state is None else gathered(state.conv)
         before = token_before(x, first, seqs) - x
         y = self.o_proj(torch.relu(self.k_proj(x + before * self.shift.to(x.dtype))).square())
@@ -83,7 +91,7 @@ class ChannelMixing(Mixer[RecurrentState]):
 
     @property
     def memory(self) -> RecurrentMemory:
-        return RecurrentMemory(NO_BOARD, (1, self.d_model))
+        return RecurrentMemory(NO_BOARD, None if self.shift is None else (1, self.d_model))
 
     def mixing_flops(self, length: int) -> float:
         """None: the token before is mixed in channel by channel."""

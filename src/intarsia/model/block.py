@@ -17,7 +17,7 @@ from intarsia.mixers.base import HandedOn, Layer
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
-from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.feed_forward import FeedForward, feed_forward_of
 from intarsia.model.hyper_connections import HyperConnection, Joined
 from intarsia.ops.sequences import Sequences
 
@@ -75,15 +75,13 @@ class Block(nn.Module):
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
         self.feed_forward_norm = norm_of(config) if config.has_feed_forward(layer) else None
         self.feed_forward_streams = None if self.feed_forward_norm is None else streams_of(config)
-        self.feed_forward: SwiGLU | Experts | None
+        self.feed_forward: FeedForward | Experts | None
         if self.feed_forward_norm is None:
             self.feed_forward = None
         elif config.experts is not None and config.has_experts(layer):
             self.feed_forward = Experts(config.d_model, config.experts)
         else:
-            self.feed_forward = SwiGLU(
-                config.d_model, config.feed_forward.d_hidden, config.feed_forward.limit
-            )
+            self.feed_forward = feed_forward_of(config.d_model, config.feed_forward)
         self.compiled: Callable[..., BlockOutput] | None = None
         """What computes in place of `compute` while gradients are recorded (`LanguageModel.compile_blocks`)."""
 

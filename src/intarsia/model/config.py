@@ -15,7 +15,8 @@ from intarsia.settings import Readers, check_bounds, check_names, read, settle_t
 
 RoutingWeights = Literal["unbiased", "biased"]
 ExpertScores = Literal["sigmoid", "softmax"]
-ExpertActivation = Literal["swiglu", "clamped"]
+FeedForwardActivation = Literal["swiglu", "relu2"]
+ExpertActivation = Literal["swiglu", "clamped", "relu2"]
 NormPlacement = Literal["before", "after", "stream"]
 Norm = Literal["rms", "layer"]
 READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
@@ -24,16 +25,19 @@ READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 @dataclass(frozen=True)
 class FeedForwardConfig:
     """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside. With a `limit`, the gate is at most that, and up
-    within ± that (GLM-5.3)."""
+    within ± that (GLM-5.3). The `activation` `"relu2"` has no gate: `down(relu(up(x))²)` (Nemotron)."""
 
     d_hidden: int
     limit: float | None = None
+    activation: FeedForwardActivation = "swiglu"
 
     def __post_init__(self) -> None:
         settle_types(self)
         check_bounds(self, "d_hidden", least=1)
         if self.limit is not None:
             check_bounds(self, "limit", above=0)
+            if self.activation != "swiglu":
+                raise ConfigError("limit is that of swiglu, and the activation is another")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class ExpertsConfig:
     `shared_gate` multiplies the shared experts with a sigmoid of the token (Qwen3-Next). `biases` gives the router and
     the routed experts biases (gpt-oss). `activation` is `"swiglu"`, or gpt-oss's `"clamped"`:
     `(clamp(up, ±7) + 1) * g * sigmoid(1.702 g)` with `g = min(gate, 7)`. `limit` is that of SwiGLU, of the shared
-    experts too.
+    experts too, and so is the activation `"relu2"` of Nemotron, which has no gate: `relu(up)²`. With `d_latent` the
+    routed experts work in so many dimensions, between two maps of the layer (Nemotron 3 Super).
     """
 
     num_experts: int
@@ -90,13 +95,20 @@ class ExpertsConfig:
     activation: ExpertActivation = "swiglu"
     d_shared: int | None = None
     limit: float | None = None
+    d_latent: int | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
         if self.limit is not None:
             check_bounds(self, "limit", above=0)
             if self.activation != "swiglu":
-                raise ConfigError("limit is that of swiglu; the clamped activation has its own")
+                raise ConfigError(
+                    "limit is that of swiglu; the clamped activation has its own, and relu2 has none"
+                )
+        if self.biases and self.activation == "relu2":
+            raise ConfigError("experts with the activation relu2 have no biases")
+        if self.d_latent is not None:
+            check_bounds(self, "d_latent", least=1)
         counts = ("num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
         check_bounds(self, *counts, least=1)
         check_bounds(self, "num_shared", "bias_update_rate", least=0)
@@ -118,6 +130,11 @@ class ExpertsConfig:
             raise ConfigError(f"num_active ({self.num_active}) is above the {eligible} eligible experts")
         if self.num_groups > 1 and self.num_experts // self.num_groups < 2:
             raise ConfigError("a group is scored by its two best experts: each needs at least two")
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices an expert has: without a gate there is one less."""
+        return 2 if self.activation == "relu2" else 3
 
     @property
     def shared_width(self) -> int:

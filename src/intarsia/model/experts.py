@@ -17,9 +17,9 @@ from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.packed import Packing, packed, refuse_training, stand_in
 from intarsia.layers.side import SideName, SideResults
-from intarsia.model.config import ExpertsConfig
+from intarsia.model.config import ExpertsConfig, FeedForwardActivation, FeedForwardConfig
 from intarsia.model.cost import FeedForwardCost
-from intarsia.model.feed_forward import SwiGLU, limited_swiglu
+from intarsia.model.feed_forward import feed_forward_of, limited_swiglu, relu_squared
 from intarsia.model.grouped import grouped_linear
 from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.precision import product_dtype, without_autocast
@@ -81,31 +81,42 @@ class Router(FillsItself, KeepsFloat32):
 
 
 class Experts(FillsItself):
-    """A mixture of SwiGLU experts in place of a feed-forward.
+    """A mixture of SwiGLU experts, or such without a gate, in place of a feed-forward.
 
-    Parameters: `gate_up` `[E, 2 F, D]` (the gate's rows first) and `down` `[E, D, F]`, with
-    `F = config.d_hidden`; with `config.biases` also `gate_up_bias` `[E, 2 F]` and `down_bias` `[E, D]`.
-    Modules: `router`, `shared` (a SwiGLU or None), and `shared_gate` (`[D]` to one number, or None).
+    Parameters: `gate_up` `[E, 2 F, W]` (the gate's rows first; without a gate `[E, F, W]`) and `down` `[E, W, F]`, with
+    `F = config.d_hidden` and `W = config.d_latent`, or D where that is None; with `config.biases` also `gate_up_bias`
+    `[E, 2 F]` and `down_bias` `[E, D]`.
+    Modules: `router`, `shared` (a feed-forward or None), `shared_gate` (`[D]` to one number, or None), and the maps
+    `latent_down` and `latent_up` from D to W and back, or None.
 
     The tokens are sorted by expert, so that each expert works on all of its tokens at once.
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
     side_results: ClassVar[tuple[SideName, ...]] = ("load",)
 
     def __init__(self, d_model: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
         self.router = Router(d_model, config)
-        self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden, d_model))
-        self.down = nn.Parameter(torch.empty(config.num_experts, d_model, config.d_hidden))
+        width, rows = config.d_latent or d_model, (config.matrices - 1) * config.d_hidden
+        self.gate_up = nn.Parameter(torch.empty(config.num_experts, rows, width))
+        self.down = nn.Parameter(torch.empty(config.num_experts, width, config.d_hidden))
+        self.latent_down = self.latent_up = None
+        if config.d_latent is not None:
+            self.latent_down = nn.Linear(d_model, width, bias=False)
+            self.latent_up = nn.Linear(width, d_model, bias=False)
         self.gate_up_bias = self.down_bias = None
         if config.biases:
             self.gate_up_bias = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden))
             self.down_bias = nn.Parameter(torch.empty(config.num_experts, d_model))
-        self.shared = SwiGLU(d_model, config.shared_width, config.limit) if config.num_shared else None
+        self.shared = feed_forward_of(d_model, _shared_of(config)) if config.num_shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
         self.reset_parameters()
+
+    @property
+    def residual_outputs(self) -> tuple[str, ...]:
+        """What writes to the residual stream beside the shared experts."""
+        return ("down",) if self.latent_up is None else ("latent_up",)
 
     def forward(
         self, x: Tensor, counted: Tensor | None = None, side: tuple[SideName, ...] = ()
@@ -114,21 +125,24 @@ class Experts(FillsItself):
         count as load; None: all."""
         tokens = x.flatten(0, -2)
         chosen, weights = self.router(tokens)
-        y = self._routed(tokens, chosen, weights).view(x.shape)
+        if self.latent_down is None or self.latent_up is None:
+            y = self._routed(tokens, chosen, weights).view(x.shape)
+        else:
+            y = self.latent_up(self._routed(self.latent_down(tokens), chosen, weights)).view(x.shape)
         if self.shared is not None:
             shared = self.shared(x)
             y = y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
         return (y, SideResults(load=self._load(chosen, counted))) if side else y
 
     def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of the chosen experts' outputs, `[N, D]`."""
-        (N, D), active = x.shape, self.config.num_active
+        """The weighted sum of the chosen experts' outputs, of `[N, W]` as much."""
+        (N, W), active = x.shape, self.config.num_active
         by_expert, order = chosen.flatten().sort(stable=True)
         experts = torch.arange(self.config.num_experts, device=x.device)
         ends = torch.searchsorted(by_expert, experts, right=True)
         dtype = product_dtype(x)
         # A copy per chosen expert and then a permutation: both gradients are sums in a fixed order.
-        copies = x.to(dtype).unsqueeze(1).expand(N, active, D).reshape(N * active, D)
+        copies = x.to(dtype).unsqueeze(1).expand(N, active, W).reshape(N * active, W)
         h = grouped_linear(copies.index_select(0, order), self.gate_up.to(dtype), ends)
         if self.gate_up_bias is not None:
             h = h + self.gate_up_bias.to(dtype)[by_expert]
@@ -136,7 +150,7 @@ class Experts(FillsItself):
         if self.down_bias is not None:
             y = y + self.down_bias.to(dtype)[by_expert]
         places = torch.arange(N * active, device=x.device)
-        y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, D)
+        y = y.index_select(0, torch.empty_like(order).scatter_(0, order, places)).view(N, active, W)
         return (y * weights.unsqueeze(-1)).sum(1).to(dtype)
 
     def packed(self, packing: Packing) -> nn.Module:
@@ -163,13 +177,14 @@ class Experts(FillsItself):
     def cost(self) -> FeedForwardCost:
         """The router scores every expert; `num_active` of them and the shared ones work."""
         config = self.config
-        d_model = self.down.shape[1]
-        expert, router = 3 * d_model * config.d_hidden, d_model * config.num_experts
+        d_model, width = self.router.weight.shape[1], self.down.shape[1]
+        expert, router = config.matrices * width * config.d_hidden, d_model * config.num_experts
         gate = d_model if config.shared_gate else 0
-        always = 3 * d_model * config.shared_width + router + gate
+        latent = 0 if config.d_latent is None else 2 * d_model * width
+        always = config.matrices * d_model * config.shared_width + router + gate + latent
         working = config.num_active * expert + always
         total = config.num_experts * expert + always
-        biases = 2 * config.d_hidden + d_model if config.biases else 0
+        biases = 2 * config.d_hidden + width if config.biases else 0
         router_bias = config.num_experts if config.biases else 0
         return FeedForwardCost(
             total + config.num_experts * biases + router_bias,
@@ -206,7 +221,7 @@ class PackedExperts(Experts):
     def are_plain(self) -> bool:
         """Whether they are SwiGLUs without biases, beside shared ones that nothing gates: what `RowProgram` has."""
         config = self.config
-        plain = config.activation == "swiglu" and config.limit is None
+        plain = config.activation == "swiglu" and config.limit is None and config.d_latent is None
         plain = plain and not config.biases and self.shared_gate is None
         return plain and all(each.device.type == "cpu" for each in self.all_packed())
 
@@ -220,7 +235,7 @@ class PackedExperts(Experts):
         return self.packed_gate_up, self.packed_down
 
     def _routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        (N, D), active = x.shape, self.config.num_active
+        (N, W), active = x.shape, self.config.num_active
         experts = chosen.flatten()
         h = packed_linear(x.repeat_interleave(active, dim=0), self.packed_gate_up, matrix_of_row=experts)
         if self.gate_up_bias is not None:
@@ -228,7 +243,7 @@ class PackedExperts(Experts):
         y = packed_linear(_activate(h, self.config), self.packed_down, matrix_of_row=experts)
         if self.down_bias is not None:
             y = y + self.down_bias.to(y.dtype)[experts]
-        return (y.view(N, active, D) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+        return (y.view(N, active, W) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
 
 
 CLAMP, SHARPNESS = 7.0, 1.702
@@ -236,9 +251,17 @@ CLAMP, SHARPNESS = 7.0, 1.702
 
 
 def _activate(h: Tensor, config: ExpertsConfig) -> Tensor:
-    """`[N, 2 F]`, the gate first, to `[N, F]`."""
+    """`[N, 2 F]`, the gate first, to `[N, F]`; without a gate `[N, F]` to the same."""
+    if config.activation == "relu2":
+        return relu_squared(h)
     gate, up = h.chunk(2, dim=-1)
     if config.activation == "swiglu":
         return limited_swiglu(gate, up, config.limit)
     gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
     return (up + 1) * gate * torch.sigmoid(SHARPNESS * gate)
+
+
+def _shared_of(config: ExpertsConfig) -> FeedForwardConfig:
+    """The shared experts as one feed-forward. gpt-oss, whose activation is clamped, has none."""
+    activation: FeedForwardActivation = "relu2" if config.activation == "relu2" else "swiglu"
+    return FeedForwardConfig(config.shared_width, config.limit, activation)

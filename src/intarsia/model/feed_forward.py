@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from intarsia.model.config import FeedForwardConfig
 from intarsia.model.cost import FeedForwardCost
 from intarsia.ops import swiglu
 
@@ -15,6 +17,11 @@ def limited_swiglu(gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
     if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return swiglu(gate, up)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """`relu(x)²` (So et al. 2021)."""
+    return torch.relu(x).square()
 
 
 class SwiGLU(nn.Module):
@@ -39,3 +46,34 @@ class SwiGLU(nn.Module):
         """Three products with a matrix per token."""
         parameters = 3 * self.gate.in_features * self.gate.out_features
         return FeedForwardCost(parameters, parameters, 2 * parameters)
+
+
+class ReluSquared(nn.Module):
+    """`down(relu(up(x))²)`, without a gate and without biases, as Nemotron has it; `x` is `[..., d_model]`."""
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., d_model]` to the same."""
+        y: Tensor = self.down(relu_squared(self.up(x)))
+        return y
+
+    def cost(self) -> FeedForwardCost:
+        """Two products with a matrix per token."""
+        parameters = 2 * self.up.in_features * self.up.out_features
+        return FeedForwardCost(parameters, parameters, 2 * parameters)
+
+
+FeedForward = SwiGLU | ReluSquared
+
+
+def feed_forward_of(d_model: int, config: FeedForwardConfig) -> FeedForward:
+    """The feed-forward of a layer without experts."""
+    if config.activation == "relu2":
+        return ReluSquared(d_model, config.d_hidden)
+    return SwiGLU(d_model, config.d_hidden, config.limit)

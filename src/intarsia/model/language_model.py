@@ -23,7 +23,7 @@ from intarsia.model.block import Block, BlockOutput, norm_of, stream_cost
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost, ModelCost
 from intarsia.model.experts import Experts
-from intarsia.model.feed_forward import SwiGLU
+from intarsia.model.feed_forward import feed_forward_of
 from intarsia.model.loss import IGNORED, chunked_cross_entropy, cross_entropy_of
 from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops.sequences import Sequences
@@ -296,7 +296,7 @@ def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
     with torch.device("meta"):
-        dense = SwiGLU(config.d_model, config.feed_forward.d_hidden).cost()
+        dense = feed_forward_of(config.d_model, config.feed_forward).cost()
         sparse = dense if config.experts is None else Experts(config.d_model, config.experts).cost()
     layers = []
     for layer, name in enumerate(config.layers):

@@ -53,7 +53,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         elif isinstance(module, Router | HyperConnection):
             claim(module.weight, "router")
         elif isinstance(module, Experts):
-            claim(module.gate_up, "fused experts")
+            claim(module.gate_up, "experts" if module.config.activation == "relu2" else "fused experts")
             claim(module.down, "experts")
     # Last, as both are found above as well: the head is a linear layer, and a tied head is the embedding.
     last: tuple[tuple[str, Role], ...] = (("head", "head"), ("embed", "embedding"))
