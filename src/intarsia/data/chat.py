@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from intarsia.checkpoints.native import TOKENIZER
 from intarsia.checkpoints.places import find_folder
+from intarsia.data.beside import read_object
 from intarsia.data.tiktoken_tokenizer import CONFIGURATION_FILE, spelling
 from intarsia.errors import DataError
 from intarsia.extras import require
@@ -68,7 +68,7 @@ def chat_template_of(path_or_repo: str | Path) -> ChatTemplate | None:
     """
     folder = find_folder(path_or_repo)
     for place in (folder, folder / TOKENIZER):
-        configuration = _read_json(place / CONFIGURATION_FILE)
+        configuration = read_object(place / CONFIGURATION_FILE)
         source = _source(place, configuration)
         if source is not None:
             named = {name: spelling(configuration.get(name)) for name in NAMED_TOKENS}
@@ -83,23 +83,10 @@ def _source(place: Path, configuration: Mapping[str, Any]) -> str | None:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
-    found = _read_json(older).get("chat_template", configuration.get("chat_template"))
+    found = read_object(older).get("chat_template", configuration.get("chat_template"))
     if isinstance(found, list):  # several with names, of which the one for plain dialogues is meant
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
         found = named.get("default")
     if found is not None and not isinstance(found, str):
         raise DataError(f"{place}: chat_template must be a text, or a list of named ones")
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, empty if there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from intarsia.checkpoints.native import TOKENIZER
 from intarsia.checkpoints.places import find_folder
 from intarsia.data import tokenizer
+from intarsia.data.beside import read_object
 from intarsia.data.tokenizer_base import Tokenizer
 from intarsia.errors import DataError
 
@@ -52,7 +52,9 @@ def conduct_of(path_or_repo: str | os.PathLike[str]) -> Conduct:
         DataError: a file is damaged, or a value cannot be right.
     """
     folder = find_folder(path_or_repo)
-    options, config, of_tokenizer = (_read(folder / name) for name in (CONDUCT, CONFIG, TOKENIZER_CONFIG))
+    options, config, of_tokenizer = (
+        read_object(folder / name) for name in (CONDUCT, CONFIG, TOKENIZER_CONFIG)
+    )
     config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     ends = options.get("eos_token_id", config.get("eos_token_id"))
     first = options.get("bos_token_id", config.get("bos_token_id"))
@@ -66,19 +68,6 @@ def conduct_of(path_or_repo: str | os.PathLike[str]) -> Conduct:
         top_p=_number(folder, options, "top_p"),
         min_p=_number(folder, options, "min_p"),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a file, empty if there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object")
-    return value
 
 
 def _ids(folder: Path, name: str, value: Any) -> tuple[int, ...]:

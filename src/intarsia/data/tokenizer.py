@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from intarsia.data.beside import read_object
 from intarsia.data.bpe import open_bpe
 from intarsia.data.byte_tokenizer import ByteTokenizer
 from intarsia.data.documents import Corpus
@@ -60,7 +60,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"there is no directory {directory} to load a tokenizer from")
-    metadata = _read_json(directory / METADATA_FILE)
+    metadata = read_object(directory / METADATA_FILE)
     kind = metadata.get("kind", "foreign")
     if kind == "bytes":
         return ByteTokenizer()
@@ -120,20 +120,7 @@ def _auto_tokenizer(source: str) -> Any:
 
 def _end_of_text(configuration: Path | None) -> str | None:
     """The end-of-text token that a `tokenizer_config.json` names."""
-    token = _read_json(configuration).get("eos_token") if configuration else None
+    token = read_object(configuration).get("eos_token") if configuration else None
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, empty if there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} does not hold a JSON object")
-    return value
