@@ -50,8 +50,9 @@ class Reader:
         place = self.folder.place(theirs)
         each = max(1, PIECE // max(1, math.prod(place.shape[1:]) * place.dtype.itemsize))
         if not place.shape or place.shape[0] <= each:
-            yield slice(None), self.folder.tensor(theirs)
-            self._count(self.folder.tensor(theirs))
+            whole = self.folder.tensor(theirs)
+            yield slice(None), whole
+            self._count(whole)
             return
         for first in range(0, place.shape[0], each):
             rows = slice(first, min(first + each, place.shape[0]))
