@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Temperature, TopP, Weights
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,28 +40,14 @@ def command(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=1, help="Of an answer, at most.")
     ] = 1024,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", "-t", help="Below 1 careful, above 1 daring; what the model's files say, or 0.8."
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="As in `intarsia generate`: what the model's files say, or 1.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="As in `intarsia generate`: what the model's files say, or 0.05.")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    greedy: Greedy = False,
     seed: Annotated[int, typer.Option(help="Same seed and messages, same answers.")] = 0,
-    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
-    ] = "",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Pack the weights into `bfloat16`, `int8` or `int4`. As they are by default."),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "",
+    weights: Weights = None,
     plugin: Plugins = None,
 ) -> None:
     """Talk with a model, turn by turn. What was said stays in the model's state: a turn reads its message alone.
@@ -73,17 +59,15 @@ def command(
       intarsia chat Qwen/Qwen3.5-0.8B --weights int8
       intarsia chat my-model --system "Answer in one sentence." --temperature 0.3
     """
-    from intarsia.cli.generate import first_given
+    from intarsia.cli.generate import chosen_sampling
     from intarsia.cli.output import note
     from intarsia.cli.places import load, model_place
     from intarsia.data.chat import chat_template_of
-    from intarsia.inference import Sampling
     from intarsia.inference.conversation import Conversation
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
-    # Told before a model is read.
-    Sampling(first_given(temperature, 0.8), first_given(top_p, 1.0), first_given(min_p, 0.05), greedy)
+    chosen_sampling(temperature, top_p, min_p, greedy)  # told before a model is read
     template = None if plain else chat_template_of(model_place(model))
     ready, tokenizer, conduct = load(model, device, dtype, weights)
     if template is None and not plain:
@@ -91,12 +75,7 @@ def command(
             f"{model} has no chat template (chat_template.jinja, or in tokenizer_config.json), so it has not learned "
             "to answer, or its files do not say how. Plain mode: what you type is continued as a text."
         )
-    sampling = Sampling(
-        first_given(temperature, conduct.temperature, 0.8),
-        first_given(top_p, conduct.top_p, 1.0),
-        first_given(min_p, conduct.min_p, 0.05),
-        greedy,
-    )
+    sampling = chosen_sampling(temperature, top_p, min_p, greedy, conduct)
     conversation = Conversation(
         ready,
         tokenizer,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from intarsia.cli.options import Dtype, Json
 from intarsia.errors import ConfigError
 
 
@@ -25,11 +26,9 @@ def command(
             help="`hf`: the first published family that holds it; a family's name; `kimi`; or `intarsia`.",
         ),
     ] = "hf",
-    dtype: Annotated[
-        str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
-    ] = "",
+    dtype: Dtype = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a model as another family has it, tokenizer and all.
 

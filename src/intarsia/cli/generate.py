@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Temperature, TopP, Weights
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,39 +38,18 @@ def command(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")
     ] = 200,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", "-t", help="Below 1 careful, above 1 daring; what the model's files say, or 0.8."
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep the most probable tokens up to this sum; 1 keeps all. What the model's files say, or 1."
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep tokens at least this fraction as probable as the best one; 0 keeps all. What the model's files "
-            "say, or 0.05."
-        ),
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    greedy: Greedy = False,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     prefill_chunk: Annotated[
         int,
         typer.Option(min=1, help="Read a long prompt in pieces of so many tokens, to bound the memory."),
     ] = 2048,
-    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Of the weights: `float32` or `bfloat16`. As stored by default.")
-    ] = "",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Pack the weights into `bfloat16`, `int8` or `int4`. As they are by default."),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "",
+    weights: Weights = None,
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
@@ -89,20 +68,13 @@ def command(
     """
     from intarsia.cli.output import note, print_json
     from intarsia.cli.places import load
-    from intarsia.inference import Sampling
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
     text = read_prompt(prompt, file)
-    # Told before a model is read.
-    Sampling(first_given(temperature, 0.8), first_given(top_p, 1.0), first_given(min_p, 0.05), greedy)
+    chosen_sampling(temperature, top_p, min_p, greedy)  # told before a model is read
     ready, tokenizer, conduct = load(model, device, dtype, weights)
-    sampling = Sampling(
-        first_given(temperature, conduct.temperature, 0.8),
-        first_given(top_p, conduct.top_p, 1.0),
-        first_given(min_p, conduct.min_p, 0.05),
-        greedy,
-    )
+    sampling = chosen_sampling(temperature, top_p, min_p, greedy, conduct)
     run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk, conduct)
     if json:
         pieces = list(run)
@@ -121,8 +93,31 @@ def command(
     note(run.summary())
 
 
-def first_given(*values: float | None) -> float:
-    """The first that is given."""
+def chosen_sampling(
+    temperature: float | None,
+    top_p: float | None,
+    min_p: float | None,
+    greedy: bool,
+    conduct: Conduct | None = None,
+) -> Sampling:
+    """How to sample: as the options say, or else the model's files, or else as is usual.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    from intarsia.data.published import Conduct
+    from intarsia.inference import Sampling
+
+    files = conduct or Conduct()
+    return Sampling(
+        _first(temperature, files.temperature, 0.8),
+        _first(top_p, files.top_p, 1.0),
+        _first(min_p, files.min_p, 0.05),
+        greedy,
+    )
+
+
+def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Json, Plugins
 
 if TYPE_CHECKING:
     from intarsia.model import ModelConfig
@@ -45,7 +45,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="Of the weights: `bfloat16` or `float32`.")] = "bfloat16",
     page_size: Annotated[int, typer.Option(min=1, help="Entries in a page of a pool of states.")] = 64,
     plugin: Plugins = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what a model is made of and what it costs.
 

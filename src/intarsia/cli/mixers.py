@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Json, Plugins
 
 WIDTH = 1024
 LENGTHS = (1 << 10, 1 << 20)
@@ -18,7 +18,7 @@ ONE_TABLE = 110
 def command(
     name: Annotated[str | None, typer.Argument(help="Show this mixer alone, with all its options.")] = None,
     plugin: Plugins = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """List the token mixers: year, update rule, cost, and what runs them here.
 

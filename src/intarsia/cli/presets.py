@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from intarsia.cli.options import Json
+
 CONTEXT = 65536
 
 
@@ -14,7 +16,7 @@ def command(
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="Count with this vocabulary instead of each preset's own.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """List the models that can be built by name.
 

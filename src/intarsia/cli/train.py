@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Device, Plugins
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def command(
     cache: Annotated[
         Path, typer.Option(help="Where tokenised corpora and trained tokenizers are kept.")
     ] = Path("cache"),
-    device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = "auto",
+    device: Device = "auto",
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
