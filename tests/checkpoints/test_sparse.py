@@ -17,6 +17,7 @@ from intarsia.checkpoints.registry import family
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.rope import Yarn
 from intarsia.mixers import KDAConfig, MLAConfig
+from intarsia.mixers.dsa import DSAConfig
 from intarsia.model import HyperConnectionsConfig
 from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
 
@@ -110,14 +111,14 @@ def test_it_is_the_published_model_up_to_the_tokens_that_are_chosen(case: Case, 
 
 
 def test_it_is_not_dense_unless_that_is_asked_for(tmp_path: Path) -> None:
-    case = INDEXED[0]
-    folder = their_folder(case, tmp_path)
+    case = next(case for case in INDEXED if case.family == "glm5_next")
     with pytest.raises(UnsupportedError, match=r"DeepSeek sparse attention.*sparse='dense'"):
-        intarsia.load(folder)
+        intarsia.load(their_folder(case, tmp_path / "pooled"))
+    folder = their_folder(FLAT[0], tmp_path / "flat")
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**values, "layer_types": ["full_attention"] * 3}), encoding="utf-8")
-    with pytest.raises(UnsupportedError, match="layer_types"), pytest.warns(UserWarning, match="indexer"):
+    with pytest.raises(UnsupportedError, match="layer_types"):
         intarsia.load(folder, sparse="dense")
 
 
@@ -142,3 +143,42 @@ def test_stretched_latent_attention_that_cannot_be(changes: dict[str, Any], matc
                 **changes,
             }
         )
+
+
+def test_the_released_v32_picks_2048_tokens() -> None:
+    options = Options(RELEASED_V32, "config.json")
+    config = family("deepseek_v32").read(options)
+    options.finish()
+    (mixer,) = config.mixers.values()
+    assert isinstance(mixer, DSAConfig)
+    assert (mixer.top_k, mixer.index_heads, mixer.index_dim, mixer.shares) == (2048, 64, 128, False)
+    assert (mixer.num_heads, mixer.q_rank, mixer.yarn_logits) == (128, 1536, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "letters"),
+    [
+        ({}, "FFFFFFFF"),
+        ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, "FFFSSSFS"),
+        ({"index_topk_freq": 2}, "FFSFSFSF"),
+        ({"index_topk_pattern": "FSSSFSSS", "index_topk_freq": 2}, "FSSSFSSS"),
+        ({"indexer_types": ["full"] * 2 + ["shared"] * 6, "index_topk_pattern": "FSSSFSSS"}, "FFSSSSSS"),
+    ],
+)
+def test_which_layers_share_is_said_in_three_ways(said: dict[str, Any], letters: str) -> None:
+    values = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, **said}
+    options = Options(values, "config.json")
+    config = family("glm_moe_dsa").read(options)
+    options.finish()
+    assert "".join({"dsa": "F", "shared": "S"}[name] for name in config.layers) == letters
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GlmMoeDsaConfig(**values).indexer_types
+    assert "".join(kind[0].upper() for kind in theirs) == letters
+    assert all(config.mixers[name].shares == (name == "shared") for name in config.layers)
+
+
+@pytest.mark.parametrize("kinds", [["shared"] * 2, ["full"], ["full", "half"]])
+def test_layers_that_cannot_share(kinds: list[str]) -> None:
+    values = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(UnsupportedError, match="the first has an indexer"):
+        family("glm_moe_dsa").read(Options({**values, "indexer_types": kinds}, "config.json"))

@@ -15,7 +15,8 @@ pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-next", "gpt-oss", "gpt-oss-20b", "olmo-hybrid", "minimax-01", "moonlight"]
+    "name",
+    ["qwen3-next", "gpt-oss", "gpt-oss-20b", "olmo-hybrid", "minimax-01", "moonlight", "deepseek-v3.2"],
 )
 def test_has_the_parameters_of_the_published_model(name: str) -> None:
     from transformers import AutoModelForCausalLM
@@ -37,6 +38,7 @@ def test_has_the_parameters_of_the_published_model(name: str) -> None:
         ("gpt-oss-20b", 21, "window attention"),
         ("olmo-hybrid", 7, "gdn*3 attention"),
         ("moonlight", 16, "mla"),
+        ("deepseek-v3.2", 672, "dsa"),
     ],
 )
 def test_is_what_its_publishers_say(name: str, billions: int, pattern: str) -> None:
@@ -65,7 +67,7 @@ def shrunk(config: ModelConfig) -> ModelConfig:
     narrow = {
         "vocab_size": 50, "d_model": 32, "depth": 8, "num_heads": 4, "num_v_heads": 8, "num_kv_heads": 2, "head_dim": 8,
         "head_v_dim": 12, "d_hidden": 16, "kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "v_dim": 8, "window": 10,
-        "num_experts": 8, "num_active": 2,
+        "num_experts": 16, "num_active": 2, "q_rank": 12, "index_heads": 3, "index_dim": 8, "top_k": 12,
     }  # fmt: skip
 
     def walk(value: Any) -> Any:

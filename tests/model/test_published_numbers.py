@@ -19,14 +19,17 @@ from intarsia.mixers import (
     MLAConfig,
     SlidingWindowConfig,
 )
+from intarsia.mixers.dsa import DSAConfig
 from intarsia.model import LanguageModel, ModelConfig, presets
 from support.published import shrunk, theirs
 
 pytest.importorskip("transformers")
 
-NAMES = ("kimi-linear", "moonlight", "minimax-01", "qwen3-next", "gpt-oss", "gpt-oss-20b", "olmo-hybrid")
+NAMES = (
+    "kimi-linear", "moonlight", "deepseek-v3.2", "minimax-01", "qwen3-next", "gpt-oss", "gpt-oss-20b", "olmo-hybrid",
+)  # fmt: skip
 every_preset = pytest.mark.parametrize("name", NAMES)
-KINDS = {"kda": "linear", "gdn": "linear", "lightning": "linear", "window": "sliding"}
+KINDS = {"kda": "linear", "gdn": "linear", "lightning": "linear", "window": "sliding", "dsa": "indexed"}
 
 DIFFERENT = {
     # transformers 5.23 ignores MiniMax's rotary_dim 64, half of a head; the released code rotates as ours does.
@@ -96,7 +99,13 @@ def of_mixer(m: Any, t: Any) -> dict[str, tuple[Any, Any]]:
             "v_dim": (m.v_dim, t.v_head_dim),
             "rotate": (m.rotate, t.model_type != "kimi_linear"),
         }
-        return pairs | ({"rope_theta": (m.rope_theta, rope(t)[1])} if m.rotate else {})
+        if m.rotate:
+            pairs["rope_theta"] = (m.rope_theta, rope(t)[1])
+        if isinstance(m, DSAConfig):
+            pairs["top_k"] = (m.top_k, t.index_topk)
+            pairs["index_heads"] = (m.index_heads, t.index_n_heads)
+            pairs["index_dim"] = (m.index_dim, t.index_head_dim)
+        return pairs
     assert isinstance(m, AttentionConfig)
     head_dim = getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads
     pairs = {
@@ -129,7 +138,7 @@ def of_feed_forward(c: ModelConfig, t: Any) -> dict[str, tuple[Any, Any]]:
     e = c.experts
     if e is None:
         return {"d_hidden": (c.feed_forward.d_hidden, t.intermediate_size)}
-    dense = {"kimi_linear": 1, "deepseek_v3": getattr(t, "first_k_dense_replace", 0)}.get(t.model_type, 0)
+    dense = 1 if t.model_type == "kimi_linear" else getattr(t, "first_k_dense_replace", 0)
     shared = getattr(t, "shared_expert_intermediate_size", 0) // e.d_hidden
     pairs = {
         "num_experts": (

@@ -73,6 +73,8 @@ YARN = {
 }  # fmt: skip
 # With more tokens chosen than there are, every layer attends to all.
 INDEXED = {**DEEPSEEK, "q_lora_rank": 9, "index_topk": 100, "index_n_heads": 3, "index_head_dim": 8}
+# With few heads many pairs score nothing at all, and of those that are equal theirs takes any.
+SPARSE = {**INDEXED, "index_topk": 12, "index_n_heads": 24}
 LING = {
     **LATENT, "head_dim": 8, "num_local_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2,
     "routed_scaling_factor": 1.7, "rope_theta": 5000.0, "short_conv_kernel_size": 3,
@@ -172,6 +174,10 @@ CASES = [
     ),
     Case(
         "deepseek_v32", "", "DeepseekV32Config", "DeepseekV32ForCausalLM",
+        {**SPARSE, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 64},
+    ),
+    Case(
+        "deepseek_v32", "dense", "DeepseekV32Config", "DeepseekV32ForCausalLM",
         {**INDEXED, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 64},
         sparse="dense",
     ),
@@ -188,6 +194,10 @@ CASES = [
     ),
     Case(
         "glm_moe_dsa", "", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",
+        {**SPARSE, "n_group": 1, "topk_group": 1, "num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2},
+    ),
+    Case(
+        "glm_moe_dsa", "dense", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",
         {**INDEXED, "n_group": 1, "topk_group": 1, "index_topk_freq": 2}, sparse="dense",
     ),
     Case(

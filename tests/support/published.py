@@ -52,6 +52,12 @@ def theirs(name: str, **changes: Any) -> Any:
             "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
         }  # fmt: skip
         return hf.DeepseekV3Config(**values | changes)
+    if name == "deepseek-v3.2":
+        rope = {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
+            "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
+        }  # fmt: skip
+        return hf.DeepseekV32Config(**{"rope_parameters": rope} | changes)
     raise AssertionError(name)
 
 

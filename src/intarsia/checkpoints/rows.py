@@ -163,15 +163,15 @@ def nothing(*shape: int) -> Transform:
     return Transform("zero", lambda theirs: (torch.zeros(shape),), save)
 
 
-def halves_of_pairs(heads: int, kept: int, rotated: int) -> Transform:
-    """The last `rotated` rows of each head, whose pairs are neighbours there (as DeepSeek rotates), in the order of
-    ours, where a pair's second half lies `rotated / 2` behind; `kept` rows before them stay."""
+def halves_of_pairs(heads: int, kept: int, rotated: int, behind: int = 0) -> Transform:
+    """`rotated` rows of each head, whose pairs are neighbours there (as DeepSeek rotates), in the order of ours, where
+    a pair's second half lies `rotated / 2` behind; `kept` rows before them stay, and those `behind`."""
 
     def ordered(x: Tensor, *, load: bool) -> Tensor:
-        still, turned = x.unflatten(0, (heads, kept + rotated)).split([kept, rotated], dim=1)
+        still, turned, last = x.unflatten(0, (heads, -1)).split([kept, rotated, behind], dim=1)
         pairs = (rotated // 2, 2) if load else (2, rotated // 2)
         turned = turned.unflatten(1, pairs).transpose(1, 2).flatten(1, 2)
-        return torch.cat([still, turned], dim=1).flatten(0, 1)
+        return torch.cat([still, turned, last], dim=1).flatten(0, 1)
 
     return Transform(
         "pairs as halves", lambda x: (ordered(x[0], load=True),), lambda x: (ordered(x[0], load=False),)

@@ -18,6 +18,7 @@ from intarsia.mixers import (
     MLAConfig,
     SlidingWindowConfig,
 )
+from intarsia.mixers.dsa import DSAConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
 
@@ -64,6 +65,32 @@ def moonlight_16b_a3b(vocab_size: int = 163840) -> ModelConfig:
         ),
         tie_embeddings=False,
     )
+
+
+def deepseek_v32(vocab_size: int = 129280) -> ModelConfig:
+    """DeepSeek-V3.2 (arXiv:2512.02556): latent attention to 2048 tokens that an indexer picks, in every layer, 671.9 B
+    parameters."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=7168,
+        depth=61,
+        layout="dsa",
+        mixers={
+            "dsa": DSAConfig(
+                128, 512, 128, 64, 128, q_rank=1536, rotate=True,
+                yarn=Yarn(factor=40.0, original_length=4096, attention_factor=1.0), yarn_logits=1.0,
+                index_heads=64, index_dim=128, top_k=2048,
+            )
+        },
+        feed_forward=FeedForwardConfig(d_hidden=18432),
+        experts=ExpertsConfig(
+            num_experts=256, d_hidden=2048, num_active=8, routed_scaling_factor=2.5, num_groups=8,
+            num_active_groups=4,
+        ),
+        dense_layers=3,
+        tie_embeddings=False,
+        norm_eps=1e-6,
+    )  # fmt: skip
 
 
 def minimax_text_01(vocab_size: int = 200064) -> ModelConfig:
@@ -176,6 +203,7 @@ PUBLISHED = {
     "kimi-linear-48b-a3b": kimi_linear_48b_a3b,
     "kimi-linear-rope": kimi_linear_48b_a3b_rope,
     "moonlight": moonlight_16b_a3b,
+    "deepseek-v3.2": deepseek_v32,
     "minimax-01": minimax_text_01,
     "qwen3-next": qwen3_next_80b_a3b,
     "gpt-oss": gpt_oss_120b,

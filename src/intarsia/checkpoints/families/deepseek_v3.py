@@ -171,7 +171,12 @@ def read(options: Options) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     names_of(config, {MLAConfig: "mla"})
-    of, mla = the_experts(config), only_mixer(config, MLAConfig)
+    return written(config, only_mixer(config, MLAConfig))
+
+
+def written(config: ModelConfig, mla: MLAConfig) -> dict[str, Any]:
+    """The options of a model whose layers have this latent attention."""
+    of = the_experts(config)
     return {
         **sizes_of(config),
         **latent_written(mla),
