@@ -133,3 +133,40 @@ def test_a_feed_forward_behind_another_is_a_block_of_its_own() -> None:
 def test_what_nemotron_can_say_and_is_not_built_is_named(change: dict[str, Any], part: str) -> None:
     with pytest.raises(UnsupportedError, match=part):
         config_of("nemotron_h", {**NEMOTRON, **change})
+
+
+GRANITE: dict[str, Any] = {
+    "model_type": "granitemoehybrid", "vocab_size": 100352, "hidden_size": 1536, "intermediate_size": 512,
+    "shared_intermediate_size": 1024, "num_hidden_layers": 6, "layer_types": ["mamba"] * 5 + ["attention"],
+    "num_attention_heads": 12, "num_key_value_heads": 4, "num_local_experts": 64, "num_experts_per_tok": 6,
+    "mamba_n_heads": 48, "mamba_d_head": "auto", "mamba_n_groups": 1, "mamba_d_state": 128, "mamba_d_conv": 4,
+    "mamba_expand": 2, "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_proj_bias": False,
+    "embedding_multiplier": 12, "logits_scaling": 6, "residual_multiplier": 0.22, "attention_multiplier": 0.0078125,
+    "attention_bias": False, "position_embedding_type": "nope", "normalization_function": "rmsnorm",
+    "init_method": "mup", "rope_theta": 10000, "rope_scaling": None, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "tie_word_embeddings": True, "output_router_logits": False, "router_aux_loss_coef": 0.01,
+}  # fmt: skip
+
+
+def test_granite_says_its_layers_in_older_words() -> None:
+    """Heads whose size is left to a division, and whole numbers for factors."""
+    config = config_of("granitemoehybrid", GRANITE)
+    assert config.layers == ("mamba2",) * 5 + ("attention",)
+    mamba, attention = config.mixers["mamba2"], config.mixers["attention"]
+    assert (mamba.head_dim, attention.head_dim, attention.rope) == (64, 128, 0.0)
+    assert (config.embed_scale, config.head_scale, attention.scale) == (12.0, 1 / 6, 0.0078125)
+    assert told(config) == told(config_of("granitemoehybrid", written(family("granitemoehybrid"), config)))
+
+
+@pytest.mark.parametrize("divisor", [3.0, 49.0, 0.1, 103.0, 16.0])
+def test_a_divisor_of_logits_is_read_as_it_was_written(divisor: float) -> None:
+    config = config_of("granitemoehybrid", {**GRANITE, "logits_scaling": divisor})
+    values = written(family("granitemoehybrid"), config)
+    assert 1 / values["logits_scaling"] == config.head_scale
+
+
+def test_heads_of_granite_that_do_not_make_up_the_width_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="mamba_expand"):
+        config_of("granitemoehybrid", {**GRANITE, "mamba_d_head": 32})
+    with pytest.raises(UnsupportedError, match="positions of that kind"):
+        config_of("granitemoehybrid", {**GRANITE, "position_embedding_type": "alibi"})

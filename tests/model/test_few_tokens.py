@@ -111,6 +111,17 @@ def test_norms_stand_where_the_model_has_them(placement: Any, mixer: MixerConfig
     close(fast(tokens(1, 2), begun).logits, readable(tokens(1, 2), begun).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_factors_of_embedding_branches_and_head(dtype: torch.dtype) -> None:
+    """The programs divide the residual stream where the layers multiply what is added to it; with an epsilon that is
+    not small beside the stream."""
+    model = model_of(CASES["kda"], dtype, embed_scale=1.3, branch_scale=0.22, head_scale=3.1, norm_eps=1e-2)
+    fast, readable = both(model)
+    begun = readable(tokens(1, 8), readable.init_states(1)).states
+    expected = readable(tokens(1, 2), begun).logits
+    close(fast(tokens(1, 2), begun).logits, expected, 2e-5 if dtype.itemsize == 4 else 0.03)
+
+
 EXPERTS = {
     "sigmoid": ExpertsConfig(8, 16, 3, num_shared=1, routed_scaling_factor=2.4),
     "softmax without shared experts": ExpertsConfig(

@@ -64,6 +64,25 @@ def test_a_wrong_placement_is_named(make_model, placement, problem):
         make_model(norm_placement=placement)
 
 
+def test_factors_of_embedding_branches_and_head(make_model, tokens):
+    """Layer by layer, in float64."""
+    model = make_model(layout="kda mla", depth=2, embed_scale=1.5, branch_scale=0.3, head_scale=0.7).double()
+    x = 1.5 * model.embed(tokens)
+    for block in model.blocks:
+        x = x + 0.3 * block.mixer(block.mixer_norm(x))[0]
+        x = x + 0.3 * block.feed_forward(block.feed_forward_norm(x))
+    expected = 0.7 * model.norm(x) @ model.head.weight.T
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-10, atol=1e-10)
+    targets = tokens.roll(-1, 1)
+    nll = torch.nn.functional.cross_entropy(expected.mT, targets, reduction="none")
+    torch.testing.assert_close(model(tokens, targets).nll.double(), nll, rtol=1e-5, atol=1e-5)
+
+
+def test_branches_with_a_factor_have_their_norms_before(make_model):
+    with pytest.raises(ConfigError, match="norms before"):
+        make_model(norm_placement="after", branch_scale=0.5)
+
+
 def test_equals_a_block_of_transformers_minimax():
     """The residual stream of MiniMax-01 carries the normed input times a factor."""
     pytest.importorskip("transformers")

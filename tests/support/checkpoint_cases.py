@@ -102,6 +102,12 @@ NEMOTRON_EXPERTS = {
     "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_group": 3, "topk_group": 2,
     "moe_shared_expert_intermediate_size": 28, "routed_scaling_factor": 1.7,
 }  # fmt: skip
+GRANITE = {
+    **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 12,
+    "shared_intermediate_size": 28, "num_hidden_layers": 3, "layer_types": [LINEAR, FULL, LINEAR],
+    "mamba_n_heads": 6, "mamba_n_groups": 3, "mamba_d_state": 10, "mamba_expand": 2, "mamba_chunk_size": 16,
+    "embedding_multiplier": 12.0, "logits_scaling": 0.49, "residual_multiplier": 0.22, "attention_multiplier": 0.3,
+}  # fmt: skip
 MINIMAX = {
     **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
@@ -254,6 +260,18 @@ CASES = [
         {
             **NEMOTRON, **NEMOTRON_EXPERTS, "layers_block_type": [FULL, "mlp", LINEAR, "moe"],
             "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "layer_norm_epsilon": 1e-4,
+        },
+    ),
+    Case(
+        "granitemoehybrid", "", "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM",
+        {**GRANITE, "num_local_experts": 5, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+    ),
+    Case(
+        "granitemoehybrid", "dense", "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM",
+        {
+            **GRANITE, "num_local_experts": 0, "mamba_proj_bias": True, "mamba_conv_bias": False,
+            "attention_bias": True, "position_embedding_type": "rope", "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
         },
     ),
     Case("mamba2", "", "Mamba2Config", "Mamba2ForCausalLM", MAMBA),

@@ -69,6 +69,7 @@ CASES: dict[str, MixerConfig] = {
     ),
     "attention, all heads normed": AttentionConfig(3, 8, qk_norm="channels"),
     "attention with sinks and biases": AttentionConfig(6, 32, 2, yarn=Yarn(4.0, 32), sinks=True, bias=True),
+    "attention with its own scale": AttentionConfig(4, 8, num_kv_heads=2, scale=0.7),
     "window": SlidingWindowConfig(num_heads=3, head_dim=8, window=48),
     "window with sinks and biases": SlidingWindowConfig(
         4, 32, 2, yarn=Yarn(4.0, 32, truncate=False), sinks=True, bias=True, window=100

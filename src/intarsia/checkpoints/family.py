@@ -81,7 +81,7 @@ def told(config: ModelConfig) -> dict[str, Any]:
         name: getattr(config, name)
         for name in (
             "vocab_size", "d_model", "depth", "tie_embeddings", "norm_eps", "zero_centered_norms", "residual_scale",
-            "norm", "embed_norm", "hyper_connections",
+            "norm", "embed_norm", "hyper_connections", "embed_scale", "branch_scale", "head_scale",
         )
     }  # fmt: skip
     there = [layer for layer in range(config.depth) if config.has_feed_forward(layer)]
@@ -102,7 +102,12 @@ def told(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-_DEFAULTS = {"head_v_dim": "value_dim", "num_v_heads": "value_heads", "num_kv_heads": "kv_heads"}
+_DEFAULTS = {
+    "head_v_dim": "value_dim",
+    "num_v_heads": "value_heads",
+    "num_kv_heads": "kv_heads",
+    "scale": "logit_scale",
+}
 """Options that may be None, and the properties that say what they are then."""
 
 

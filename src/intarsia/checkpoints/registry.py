@@ -20,6 +20,7 @@ CHECKPOINTS = (
     "minimax_m2",
     "lfm2",
     "nemotron_h",
+    "granitemoehybrid",
     "mamba2",
     "bailing_hybrid",
     "glm_moe_dsa",

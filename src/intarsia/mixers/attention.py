@@ -44,7 +44,8 @@ class AttentionConfig(NormedConfig):
     (Qwen3, and `zero_centered_qk_norm` in Qwen3-Next), or over all heads' channels together (OLMo). `output_gate`
     multiplies each channel of the heads' outputs with a sigmoid of the input (Qwen3-Next; Qiu et al. 2025,
     arXiv:2505.06708). `sinks` gives each head a learned logit that takes part in the softmax and has no value
-    (gpt-oss). `bias` gives one to each projection (gpt-oss).
+    (gpt-oss). `bias` gives one to each projection (gpt-oss). `scale` is what the logits are multiplied with (Granite),
+    `1 / sqrt(head_dim)` by default.
     """
 
     type: ClassVar[str] = "attention"
@@ -69,11 +70,12 @@ class AttentionConfig(NormedConfig):
     output_gate: bool = False
     sinks: bool = False
     bias: bool = False
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(num_heads=self.num_heads, head_dim=self.head_dim, num_kv_heads=self.num_kv_heads)
-        positive(rope_theta=self.rope_theta)
+        positive(rope_theta=self.rope_theta, scale=self.scale)
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
@@ -101,12 +103,18 @@ class AttentionConfig(NormedConfig):
         """How many channels of each head are rotated."""
         return round(self.head_dim * self.rope)
 
+    @property
+    def logit_scale(self) -> float:
+        """What the logits are multiplied with."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
     def build(self, d_model: int, norm_eps: float = 1e-5) -> Attention:
         return Attention(d_model, self, norm_eps)
 
 
 class Attention(ClipsLogits, Mixer[GrowingState]):
-    """`y = W_o softmax(q kᵀ / sqrt(K)) v`, with q and k rotated by position where `rope` says so.
+    """`y = W_o softmax(q kᵀ / sqrt(K)) v`, with q and k rotated by position where `rope` says so, and with another
+    factor than `1 / sqrt(K)` where `scale` says so.
 
     The whole of the options:
 
@@ -152,7 +160,7 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
     ) -> MixerOutput[GrowingState]:
         self.check_input(x, state, seqs)
         c = self.config
-        scale = c.head_dim**-0.5
+        scale = c.logit_scale
         positions = positions_of(x, state, seqs)
         q = self._place(self.q_proj(x), self.q_norm, positions)
         k = self._place(self.k_proj(x), self.k_norm, positions)

@@ -62,7 +62,7 @@ class BlockOutput(NamedTuple):
 
 class Block(nn.Module):
     """Residual block: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))` if it has a feed-forward, or with the
-    norms where `ModelConfig.norm_placement` wants them."""
+    norms where `ModelConfig.norm_placement` wants them, and what is added times `ModelConfig.branch_scale`."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -70,6 +70,7 @@ class Block(nn.Module):
         self.stream_cost = stream_cost(config, layer)
         self.mixer_streams = streams_of(config)
         self.placement, self.residual_scale = config.placement_of(self.name), config.residual_scale
+        self.branch_scale = config.branch_scale
         self.mixer_norm = norm_of(config)
         options = config.mixers[self.name].at_layer(layer, config.depth)
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
@@ -146,6 +147,8 @@ class Block(nn.Module):
         """The residual stream `x` with the output `y` of what was given `h`."""
         if self.placement == "after":
             return x + norm(y)
+        if self.branch_scale != 1:
+            y = self.branch_scale * y
         return (x if self.placement == "before" else self.residual_scale * h) + y
 
     def forward_and_recompute(

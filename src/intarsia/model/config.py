@@ -165,6 +165,9 @@ class ModelConfig:
     (RWKV). `embed_norm` puts one behind the embedding as well. Blocks of the mixers in `mixer_only` have no
     feed-forward (Mamba; RWKV, whose channel mixing is a mixer here, since it sees the token before).
     `hyper_connections` makes several residual streams of one; norms stand before each part then.
+
+    The embedding is multiplied with `embed_scale`, what the head is given with `head_scale`, and with `branch_scale`
+    what mixers and feed-forwards add to the residual stream, whose norms stand before them then (Granite, Falcon-H1).
     """
 
     vocab_size: int
@@ -185,12 +188,16 @@ class ModelConfig:
     embed_norm: bool = False
     mixer_only: tuple[str, ...] = ()
     hyper_connections: HyperConnectionsConfig | None = None
+    embed_scale: float = 1.0
+    branch_scale: float = 1.0
+    head_scale: float = 1.0
 
     def __post_init__(self) -> None:
         settle_types(self, READERS)
         check_bounds(self, "vocab_size", "d_model", "depth", least=1)
         check_bounds(self, "dense_layers", least=0)
         check_bounds(self, "norm_eps", "init_std", "residual_scale", above=0)
+        check_bounds(self, "embed_scale", "branch_scale", "head_scale", above=0)
         if not self.mixers:
             raise OptionError("must map each name in the layout to a mixer's options", ("mixers",))
         object.__setattr__(self, "mixers", MappingProxyType(dict(self.mixers)))
@@ -199,6 +206,10 @@ class ModelConfig:
                 raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
         if self.hyper_connections is not None and {*map(self.placement_of, self.mixers)} != {"before"}:
             raise OptionError("hyper-connections have norms before each part", ("norm_placement",))
+        if self.branch_scale != 1 and (
+            self.hyper_connections is not None or {*map(self.placement_of, self.mixers)} != {"before"}
+        ):
+            raise OptionError("is for one residual stream, with norms before each part", ("branch_scale",))
         if self.norm == "layer" and self.zero_centered_norms:
             raise OptionError("layer norms are not zero-centred", ("zero_centered_norms",))
         for name in self.mixer_only:

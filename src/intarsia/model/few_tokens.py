@@ -44,10 +44,16 @@ class FewTokens:
     """A model's blocks and head, as programs and what is between them."""
 
     def __init__(
-        self, blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: RMSNorm, head: PackedWeights
+        self,
+        blocks: Sequence[Block],
+        layers: Sequence[Layer[Any]],
+        norm: RMSNorm,
+        head: PackedWeights,
+        head_scale: float = 1.0,
     ) -> None:
-        """`layers` compute the mixers of `blocks`; `norm` and `head` come behind them."""
-        builder = _Builder(norm)
+        """`layers` compute the mixers of `blocks`; `norm` and `head` come behind them, and between these a factor."""
+        self._branch_scale = blocks[0].branch_scale
+        builder = _Builder(norm, self._branch_scale)
         for number, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
             builder.add_mixer(block, number, layer)
             if block.feed_forward is not None:
@@ -57,11 +63,17 @@ class FewTokens:
         x = self._head.input(norm.weight.shape[0])
         # Logits are float32: nothing is gained by rounding them before.
         logits = self._head.result(head.shape[0], dtype=torch.float32)
-        self._head.products([Product(builder.norm(self._head, x, norm), head, logits)])
+        self._head.products(
+            [Product(builder.norm_of_stream(self._head, x, norm, factor=head_scale), head, logits)]
+        )
 
     @staticmethod
     def of(
-        blocks: Sequence[Block], layers: Sequence[Layer[Any]], norm: Norm, head: nn.Module
+        blocks: Sequence[Block],
+        layers: Sequence[Layer[Any]],
+        norm: Norm,
+        head: nn.Module,
+        head_scale: float = 1.0,
     ) -> FewTokens | None:
         """The same, or None where there are no kernels for the model."""
         others = any(block.mixer.takes_handed or block.mixer_streams is not None for block in blocks)
@@ -69,7 +81,9 @@ class FewTokens:
             return None
         weight, weights = norm.weight, weights_of(head)
         plain = type(weight) in (Tensor, nn.Parameter) and RowProgram.serves(weight.dtype, weight.device)
-        return FewTokens(blocks, layers, norm, weights) if plain and weights is not None else None
+        if not plain or weights is None:
+            return None
+        return FewTokens(blocks, layers, norm, weights, head_scale)
 
     @property
     def stages(self) -> int:
@@ -87,6 +101,10 @@ class FewTokens:
         """From embedded tokens `[B, T, D]`, which are overwritten, and states to the logits of those at `places` along
         T, `[B, places, V]` float32, and the states after all of them."""
         shape, rows = (x.shape[0], x.shape[1]), x.flatten(0, 1)
+        if self._branch_scale != 1:
+            # What is added keeps its size, and the stream is divided: its norms are of the same direction.
+            x = x / self._branch_scale
+            rows = x.flatten(0, 1)
         inputs: tuple[Tensor, ...] = (rows,)
         after: list[State] = []
         for program, between, layer in self._stages:
@@ -112,8 +130,10 @@ def _maps_of(module: nn.Module) -> tuple[PackedWeights, ...] | None:
 class _Builder:
     """Lists blocks in programs. `x` is where the residual stream is in the current one."""
 
-    def __init__(self, norm: RMSNorm) -> None:
+    def __init__(self, norm: RMSNorm, branch_scale: float) -> None:
+        """Of blocks that multiply with `branch_scale` what they add, and a `norm` behind them."""
         self._width, self._dtype = norm.weight.shape[0], norm.weight.dtype
+        self._branch_scale = branch_scale
         self.stages: list[_Stage] = []
         self._next()
 
@@ -193,20 +213,23 @@ class _Builder:
         """What goes into a part of a block."""
         if block.placement == "after":
             return self.x
-        return self.norm(self.program, self.x, norm, to=self.x if block.placement == "stream" else None)
+        to = self.x if block.placement == "stream" else None
+        return self.norm_of_stream(self.program, self.x, norm, to)
 
     def _add(self, block: Block, y: Place, norm: Norm) -> None:
         """Add what a part gave to the residual stream; `"stream"` has its norm there already."""
         if block.placement == "after":
-            y = self.norm(self.program, y, norm, to=y)
+            y = self.norm_of_stream(self.program, y, norm, to=y)
         self.program.add(y, self.x, block.residual_scale if block.placement == "stream" else 1.0)
 
-    @staticmethod
-    def norm(program: RowProgram, x: Place, norm: Norm, to: Place | None = None) -> Place:
-        """List a norm."""
+    def norm_of_stream(
+        self, program: RowProgram, x: Place, norm: Norm, to: Place | None = None, factor: float = 1.0
+    ) -> Place:
+        """List a norm of the residual stream, which is divided by the branches' factor, and a factor behind it."""
         assert isinstance(norm, RMSNorm), "of other norms there are no programs"
         weight = norm.weight.detach().float()
-        return program.norm(x, 1 + weight if norm.zero_centered else weight, norm.eps, to)
+        weight = 1 + weight if norm.zero_centered else weight
+        return program.norm(x, factor * weight, norm.eps / self._branch_scale**2, to)
 
     def _leave(self, h: Place, between: Between, layer: int | None) -> None:
         """Let `between` have h as the program's only result."""

@@ -63,7 +63,9 @@ class InferenceModel:
             self.model.eval()
             # What computes each block's mixer, and what computes a few tokens, where there are kernels for it.
             self.layers = tuple(block.mixer.for_inference() for block in self._blocks)
-            self.few_tokens = FewTokens.of(self._blocks, self.layers, self.model.norm, self.model.head)
+            self.few_tokens = FewTokens.of(
+                self._blocks, self.layers, self.model.norm, self.model.head, self.config.head_scale
+            )
 
     @property
     def _blocks(self) -> list[Block]:

@@ -160,12 +160,14 @@ class LanguageModel(nn.Module):
             new_states += [] if out.state is None else [out.state]
         x = x[:, places] if last_only else x
         x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
+        x = x if self.config.head_scale == 1 else self.config.head_scale * x
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """What the first block is given of tokens `[B, T]`: `[B, T, D]`, with hyper-connections `[B, T, N, D]`."""
         x: Tensor = self.embed(tokens)
+        x = x if self.config.embed_scale == 1 else self.config.embed_scale * x
         x = x if self.embed_norm is None else self.embed_norm(x)
         hyper = self.config.hyper_connections
         return x if hyper is None else x.unsqueeze(2).expand(-1, -1, hyper.streams, -1)

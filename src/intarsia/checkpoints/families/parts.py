@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from intarsia.checkpoints.options import REQUIRED, Options, Rotation
@@ -137,6 +138,12 @@ def rotation_written(theta: float, yarn: Yarn | None = None) -> dict[str, Any]:
         }
         rope |= {} if yarn.attention_factor is None else {"attention_factor": yarn.attention_factor}
     return rope
+
+
+def read_as(wanted: float, guess: float, read: Callable[[float], float]) -> float:
+    """What must be written so that it is read as `wanted` to the bit: `guess`, or a number beside it."""
+    near = (guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf))
+    return next((value for value in near if read(value) == wanted), guess)
 
 
 def sizes_of(config: ModelConfig) -> dict[str, Any]:
