@@ -245,6 +245,14 @@ CASES = [
         },
     ),
     Case(
+        "lfm2_moe", "", "Lfm2MoeConfig", "Lfm2MoeForCausalLM",
+        {
+            **{name: value for name, value in LFM2.items() if not name.startswith("block")}, "num_dense_layers": 1,
+            "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "routed_scaling_factor": 1.7,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "tie_word_embeddings": False,
+        },
+    ),
+    Case(
         "nemotron_h", "", "NemotronHConfig", "NemotronHForCausalLM",
         {**NEMOTRON, "layers_block_type": [LINEAR, "mlp", LINEAR, FULL, "mlp", "mlp"]},
     ),
@@ -323,7 +331,8 @@ def _made(case: Case) -> Any:
 
 def _corrections(model: Any) -> list[Tensor]:
     """Buffers that files hold: of routers."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    ends = ("e_score_correction_bias", "expert_bias")
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(ends)]
 
 
 def their_folder(case: Case, path: Path, runtime: bool = False, dtype: torch.dtype = torch.float32) -> Path:

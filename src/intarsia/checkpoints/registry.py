@@ -19,6 +19,7 @@ CHECKPOINTS = (
     "minimax",
     "minimax_m2",
     "lfm2",
+    "lfm2_moe",
     "nemotron_h",
     "granitemoehybrid",
     "mamba2",

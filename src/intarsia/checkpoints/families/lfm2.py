@@ -40,7 +40,8 @@ def width(options: Options) -> int:
     return -(-int(factor * int(2 * given / 3)) // multiple) * multiple
 
 
-def read(options: Options) -> ModelConfig:
+def common(options: Options) -> dict[str, Any]:
+    """What of a configuration does not depend on the feed-forward."""
     kinds = layer_types(options)
     d_model, heads = options.get("hidden_size", int, 2560), options.get("num_attention_heads", int, 32)
     rotation = Rotation(options, theta=1e6)
@@ -56,29 +57,34 @@ def read(options: Options) -> ModelConfig:
     convolution = GatedConvolutionConfig(
         conv_size=options.get("conv_L_cache", int, 3), bias=options.get("conv_bias", bool, False)
     )
+    return {
+        "vocab_size": options.get("vocab_size", int, 65536),
+        "d_model": d_model,
+        "depth": len(kinds),
+        "layout": layout_of(kinds, {CONV: "conv", FULL: "attention"}, options),
+        "mixers": {"conv": convolution, "attention": attention},
+        "tie_embeddings": options.get("tie_word_embeddings", bool, True, "tie_embedding"),
+        "norm_eps": options.get("norm_eps", float, 1e-5, "block_norm_eps"),
+    }
+
+
+def read(options: Options) -> ModelConfig:
+    made = common(options)
+    d_model, heads = made["d_model"], made["mixers"]["attention"].num_heads
     options.only("use_pos_enc", True, part="attention of this family without positions")
     for name in ("block_dim", "conv_dim", "conv_dim_out"):  # of the first code: all the same as the width
         options.only(name, d_model, part="convolution of another width")
     options.only("num_heads", heads, part="other number of heads under that name")
     options.only("block_use_swiglu", True, part="feed-forward of this family without gate")
-    eps = options.get("norm_eps", float, 1e-5, "block_norm_eps")
     for name in ("block_mlp_init_scale", "block_out_init_scale"):  # of the first weights, as the next
         options.maybe(name, float)
     for name in ("block_use_xavier_init", "conv_use_xavier_init"):
         options.maybe(name, bool)
-    return ModelConfig(
-        vocab_size=options.get("vocab_size", int, 65536),
-        d_model=d_model,
-        depth=len(kinds),
-        layout=layout_of(kinds, {CONV: "conv", FULL: "attention"}, options),
-        mixers={"conv": convolution, "attention": attention},
-        feed_forward=FeedForwardConfig(width(options)),
-        tie_embeddings=options.get("tie_word_embeddings", bool, True, "tie_embedding"),
-        norm_eps=eps,
-    )
+    return ModelConfig(**made, feed_forward=FeedForwardConfig(width(options)))
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
+def common_written(config: ModelConfig) -> dict[str, Any]:
+    """`common` the other way round."""
     convolution, attention = only_mixer(config, GatedConvolutionConfig), only_mixer(config, AttentionConfig)
     return {
         "vocab_size": config.vocab_size,
@@ -87,7 +93,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "intermediate_size": config.feed_forward.d_hidden,
-        "block_auto_adjust_ff_dim": False,
         "layer_types": names_of(config, KINDS),
         "conv_L_cache": convolution.conv_size,
         "conv_bias": convolution.bias,
@@ -96,6 +101,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
     }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    return {**common_written(config), "block_auto_adjust_ff_dim": False}
 
 
 def convolution(config: GatedConvolutionConfig, d_model: int) -> Iterator[Row]:
@@ -108,7 +117,8 @@ def convolution(config: GatedConvolutionConfig, d_model: int) -> Iterator[Row]:
         yield row("conv.bias", "conv.bias")
 
 
-def rows(config: ModelConfig) -> Iterator[Row | Either]:
+def mixers(config: ModelConfig) -> Iterator[Row | Either]:
+    """All but the feed-forwards."""
     yield from outside(config, norm="embedding_norm")
     for layer in range(config.depth):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
@@ -118,7 +128,13 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
             yield from under(ours + "mixer.", theirs + "conv.", convolution(options, config.d_model))
         else:
             yield from under(ours + "mixer.", theirs + "self_attn.", weights(ATTENTION))
-        yield from under(ours + "feed_forward.", theirs + "feed_forward.", weights(FEED_FORWARD))
+
+
+def rows(config: ModelConfig) -> Iterator[Row | Either]:
+    yield from mixers(config)
+    for layer in range(config.depth):
+        name = f"{layer}.feed_forward."
+        yield from under(f"blocks.{name}", f"model.layers.{name}", weights(FEED_FORWARD))
 
 
 FAMILY = Family(
@@ -129,5 +145,4 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
-    missing="LFM2 with experts (`lfm2_moe`)",
 )
