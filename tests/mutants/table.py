@@ -147,14 +147,14 @@ OPS = _in(
         "decode_torch.py",
         "for part in (q * step.scale, k)",
         "for part in (q, k)",
-        "tests/ops/test_decode.py -k chunked",
+        "tests/ops/test_decode.py -k torch",
     ),
     (
         "the step in PyTorch decays half as fast",
         "decode_torch.py",
         "        S = S * g.exp().view(1, step.value_heads, -1, 1)\n",
         "        S = S * g.exp().view(1, step.value_heads, -1, 1).sqrt()\n",
-        "tests/ops/test_decode.py -k chunked",
+        "tests/ops/test_decode.py -k torch",
     ),
     (
         "native FLOPs of the delta rule with 4 for 6",
