@@ -1,8 +1,26 @@
-"""Running a trained model: prefill, then one token at a time with explicit state."""
+"""Running a trained model: one text, a dialogue, or many requests at once, with explicit state."""
 
 from __future__ import annotations
 
+from intarsia.inference.drafts import DraftModel, LookUp
+from intarsia.inference.engine import Engine
 from intarsia.inference.generate import generate, stream_text, text_pieces
+from intarsia.inference.requests import Ended, Produced, Request
 from intarsia.inference.sampling import GREEDY, Sampler, Sampling
+from intarsia.inference.scheduler import Settings as EngineSettings
 
-__all__ = ["GREEDY", "Sampler", "Sampling", "generate", "stream_text", "text_pieces"]
+__all__ = [
+    "GREEDY",
+    "DraftModel",
+    "Ended",
+    "Engine",
+    "EngineSettings",
+    "LookUp",
+    "Produced",
+    "Request",
+    "Sampler",
+    "Sampling",
+    "generate",
+    "stream_text",
+    "text_pieces",
+]

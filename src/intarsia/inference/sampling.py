@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,20 +62,7 @@ class Sampling:
         Raises:
             IntarsiaError: the logits hold NaN or `+inf`, or forbid every token.
         """
-        scores = _checked(logits)
-        if self.is_greedy:
-            return torch.nn.functional.one_hot(scores.argmax(), scores.numel()).double()
-        # The largest becomes 0 before the division, so that a tiny temperature cannot overflow it.
-        probabilities = torch.softmax((scores - scores.max()) / self.temperature, dim=-1)
-        keep = torch.ones_like(probabilities, dtype=torch.bool)
-        if self.top_p < 1:
-            ordered, order = torch.sort(probabilities, descending=True, stable=True)
-            before = ordered.cumsum(0) - ordered
-            keep[order] = before < self.top_p
-        if self.min_p > 0:
-            keep &= probabilities >= self.min_p * probabilities.max()
-        probabilities = torch.where(keep, probabilities, 0.0)
-        return probabilities / probabilities.sum()
+        return _probabilities(_checked(logits)[None], [self])[0]
 
 
 GREEDY = Sampling(greedy=True)
@@ -93,12 +81,71 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> int:
         """The id of the next token, from the `[vocab]` logits of the last position."""
-        if self.sampling.is_greedy:
-            return int(_checked(logits).argmax())
-        cumulative = self.sampling.probabilities(logits).cumsum(0)
-        point = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
+        _checked(logits)
+        (token,) = choose_each(logits[None], [self])
+        assert isinstance(token, int)
+        return token
+
+    def point(self) -> torch.Tensor:
+        """The next uniform number, float64."""
+        return torch.rand((), generator=self._generator, dtype=torch.float64)
+
+
+def choose_each(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | IntarsiaError]:
+    """The next token of each of several texts, from logits `[texts, vocab]`, all at once; the error in its place where
+    the logits are of no use, whose sampler draws no number then."""
+    scores = logits.detach().to("cpu").double()
+    wrong = [_fault(*of_text) for of_text in zip(*_extremes(scores), strict=True)]
+    chosen = scores.argmax(-1)
+    drawing = [n for n, each in enumerate(samplers) if wrong[n] is None and not each.sampling.is_greedy]
+    if drawing:
+        cumulative = _probabilities(scores[drawing], [samplers[n].sampling for n in drawing]).cumsum(-1)
+        points = torch.stack([samplers[n].point() for n in drawing])[:, None] * cumulative[:, -1:]
         # The first token whose cumulative probability is above the point: one of probability 0 is never that.
-        return int(torch.searchsorted(cumulative, point, right=True).clamp(max=cumulative.numel() - 1))
+        found = torch.searchsorted(cumulative, points, right=True)[:, 0]
+        chosen[drawing] = found.clamp(max=cumulative.shape[1] - 1)
+    tokens = chosen.tolist()
+    return [error or token for error, token in zip(wrong, tokens, strict=True)]
+
+
+def _probabilities(scores: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
+    """The distributions that tokens are drawn from, `[texts, vocab]`, of scores in float64."""
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([[getattr(each, name)] for each in samplings], dtype=torch.float64)
+
+    greedy = torch.tensor([each.is_greedy for each in samplings])
+    temperature = torch.where(greedy[:, None], 1.0, column("temperature"))
+    # The largest becomes 0 before the division, so that a tiny temperature cannot overflow it.
+    probabilities = torch.softmax((scores - scores.amax(-1, keepdim=True)) / temperature, dim=-1)
+    keep = probabilities >= column("min_p") * probabilities.amax(-1, keepdim=True)
+    nucleus = [n for n, each in enumerate(samplings) if each.top_p < 1]
+    if nucleus:
+        ordered, order = torch.sort(probabilities[nucleus], dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        kept = torch.zeros_like(order, dtype=torch.bool)
+        keep[nucleus] &= kept.scatter(-1, order, before < column("top_p")[nucleus])
+    probabilities = torch.where(keep, probabilities, 0.0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if greedy.any():
+        best = torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).double()
+        probabilities = torch.where(greedy[:, None], best, probabilities)
+    return probabilities
+
+
+def _extremes(scores: torch.Tensor) -> tuple[list[bool], list[float]]:
+    """Of each text whether a score is NaN, and the largest."""
+    return torch.isnan(scores).any(-1).tolist(), scores.nan_to_num(
+        nan=0.0, posinf=math.inf, neginf=-math.inf
+    ).amax(-1).tolist()
+
+
+def _fault(has_nan: bool, largest: float) -> IntarsiaError | None:
+    if has_nan or largest == math.inf:
+        return IntarsiaError(
+            "the model's logits hold NaN or +inf: its weights are damaged, or training diverged"
+        )
+    return IntarsiaError("the logits forbid every token") if largest == -math.inf else None
 
 
 def _checked(logits: torch.Tensor) -> torch.Tensor:
@@ -106,10 +153,7 @@ def _checked(logits: torch.Tensor) -> torch.Tensor:
     if logits.dim() != 1:
         raise ConfigError(f"the logits of one position are wanted, [vocab], got shape {list(logits.shape)}")
     scores = logits.detach().to("cpu").double()
-    if torch.isnan(scores).any() or (scores == math.inf).any():
-        raise IntarsiaError(
-            "the model's logits hold NaN or +inf: its weights are damaged, or training diverged"
-        )
-    if (scores == -math.inf).all():
-        raise IntarsiaError("the logits forbid every token")
+    for of_text in zip(*_extremes(scores[None]), strict=True):
+        if (error := _fault(*of_text)) is not None:
+            raise error
     return scores

@@ -86,6 +86,20 @@ class Paging:
         """The pages of a slot's sequence."""
         return self._table[slot, self._first[slot] : self._end[slot]].tolist()
 
+    def held(self, slots: Sequence[int]) -> int:
+        """How many pages the sequences of these slots have together; one that they share is one."""
+        pages = torch.unique(self._table[list(slots)])
+        return int((pages >= 0).sum())
+
+    def has_own(self, slot: int) -> bool:
+        """Whether a slot's sequence has a page that no other has."""
+        return any(self._users[page] == 1 for page in self.own(slot))
+
+    def most_pages(self, tokens: int) -> int:
+        """The pages that a sequence of so many tokens has, at most."""
+        kept = tokens if self.window is None else min(tokens, self.window + self.page_size)
+        return self._pages_for(kept) + (self.window is not None and kept < tokens)
+
     def pages_of(self, slots: Sequence[int]) -> Tensor:
         """The pages that sequences have now, `[N, most]`; -1 where there is none."""
         return self._table[list(slots), : max(self._end[slot] for slot in slots)]
@@ -248,7 +262,11 @@ class Paging:
         """Take pages up to column `end` for the entries from `start` on."""
         if end > self._table.shape[1]:
             more = max(end, 2 * self._table.shape[1]) - self._table.shape[1]
-            self._table = torch.cat([self._table, self._table.new_full((len(self._table), more), -1)], dim=1)
+            # Made in inference mode, it could not be written outside of it.
+            with torch.inference_mode(False):
+                self._table = torch.cat(
+                    [self._table, self._table.new_full((len(self._table), more), -1)], dim=1
+                )
         begin = max(start // self.page_size, self._end[slot])
         if self._first[slot] == self._end[slot]:
             self._first[slot], self._begin[slot] = begin, start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -92,7 +93,7 @@ class InferenceModel:
         tokens: Tensor,
         states: ModelStates | None = None,
         seqs: Sequences | None = None,
-        last_only: bool = True,
+        last_only: bool | Sequence[int] = True,
     ) -> ModelOutput:
         """The logits of the next tokens and the states after them, as `LanguageModel.forward` gives them."""
         with torch.inference_mode():

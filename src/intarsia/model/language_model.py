@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
         targets: Tensor | None = None,
         states: ModelStates | None = None,
         seqs: Sequences | None = None,
-        last_only: bool = False,
+        last_only: bool | Sequence[int] = False,
         side: tuple[SideName, ...] = (),
         layers: Sequence[Layer[Any]] | None = None,
     ) -> ModelOutput:
@@ -105,7 +105,8 @@ class LanguageModel(nn.Module):
             states: what was remembered of the tokens before; `init_states` at the beginning.
             seqs: where sequences begin in a packed row (`B == 1`); nothing crosses from one to the next. With states
                 the row holds what comes next of each of their sequences, which may be nothing.
-            last_only: logits of the last token of each sequence alone.
+            last_only: logits of the last token of each sequence alone; or, of sequences in a row, of so many of the
+                last ones of each.
             side: the names of what layers are to tell beside their outputs (`SideResults`).
             layers: what computes each layer's mixer, as `InferenceModel` has it; the mixers themselves by default.
 
@@ -131,7 +132,7 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         states: ModelStates | None = None,
         seqs: Sequences | None = None,
-        last_only: bool = False,
+        last_only: bool | Sequence[int] = False,
         side: tuple[SideName, ...] = (),
         layers: Sequence[Layer[Any]] | None = None,
         counted: Tensor | None = None,
@@ -158,7 +159,7 @@ class LanguageModel(nn.Module):
             x, handed = out.y, out.handed
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
-        x = x[:, places] if last_only else x
+        x = x if last_only is False else x[:, places]
         x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
         x = x if self.config.head_scale == 1 else self.config.head_scale * x
         after = None if states is None else ModelStates(tuple(new_states))
@@ -247,7 +248,7 @@ class LanguageModel(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @staticmethod
-    def _check_targets(tokens: Tensor, targets: Tensor | None, last_only: bool) -> None:
+    def _check_targets(tokens: Tensor, targets: Tensor | None, last_only: object) -> None:
         if targets is None:
             return
         if targets.shape != tokens.shape or targets.dtype != torch.int64:
@@ -258,7 +259,11 @@ class LanguageModel(nn.Module):
             raise ShapeError("last_only is for logits: the targets of all tokens were given")
 
     def check(
-        self, tokens: Tensor, states: ModelStates | None, seqs: Sequences | None, last_only: bool
+        self,
+        tokens: Tensor,
+        states: ModelStates | None,
+        seqs: Sequences | None,
+        last_only: bool | Sequence[int],
     ) -> list[int] | slice:
         """The places along T whose logits are wanted.
 
@@ -273,21 +278,34 @@ class LanguageModel(nn.Module):
             )
         if seqs is not None and (tokens.shape[0] != 1 or tokens.shape[1] != seqs.total):
             raise ShapeError(f"seqs describes tokens [1, {seqs.total}]; got {list(tokens.shape)}")
-        places = slice(-1 if last_only else 0, None)
-        last = _last_places(seqs) if last_only and seqs is not None else places
+        if not isinstance(last_only, bool):
+            if seqs is None or len(last_only) != seqs.count:
+                raise ShapeError(
+                    f"numbers of last tokens are wanted of each sequence of a row; got {last_only}"
+                )
+            last: list[int] | slice = _last_places(seqs, last_only)
+        elif last_only and seqs is not None:
+            last = _last_places(seqs, (1,) * seqs.count)
+        else:
+            last = slice(-1 if last_only else 0, None)
         if states is not None:
             states.check_room((tokens.shape[1],) * tokens.shape[0] if seqs is None else seqs.lengths)
         return last
 
 
-def _last_places(seqs: Sequences) -> list[int]:
-    """Where the last token of each sequence stands in the row."""
-    empty = next((n for n, length in enumerate(seqs.lengths) if not length), None)
-    if empty is not None:
+def _last_places(seqs: Sequences, counts: Sequence[int]) -> list[int]:
+    """Where the last `counts` tokens of each sequence stand in the row."""
+    short = next(
+        (n for n, (has, wanted) in enumerate(zip(seqs.lengths, counts, strict=True)) if has < wanted), None
+    )
+    if short is not None:
+        has = f"{seqs.lengths[short]} tokens" if seqs.lengths[short] else "no token"
         raise ShapeError(
-            f"sequence {empty} of the row has no token, and last_only wants the last one of each"
+            f"sequence {short} of the row has {has}, and last_only wants the last "
+            f"{'one' if counts[short] == 1 else counts[short]} of each"
         )
-    return [start + length - 1 for start, length in zip(seqs.starts, seqs.lengths, strict=True)]
+    ends = (start + length for start, length in zip(seqs.starts, seqs.lengths, strict=True))
+    return [place for end, n in zip(ends, counts, strict=True) for place in range(end - n, end)]
 
 
 def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:

@@ -190,7 +190,8 @@ class PagedState(PooledState, GrowingState):
 
     def truncated(self, tokens: Sequence[int]) -> PagedState:
         """The view after the sequences went back, in the pool, and in all that share its books."""
-        self.check_truncated(tokens)
+        # Whether the sequences can is asked once, of the batch: after the first layer they have gone back in all.
+        super().check_truncated(tokens)
         return PagedState(self.pool, self.batch.back_to(tokens))
 
 

@@ -1,0 +1,468 @@
+"""Many requests at once on one model: what is asked for goes in, tokens come out, a step at a time.
+
+In a step all texts that run go through the model together, in one row: those that are being continued bring a token
+each, prompts a piece each. Nothing here waits or has a thread; whoever calls `step` decides when.
+
+    engine = Engine(model)
+    engine.submit(Request(prompt=(1, 2, 3)))
+    for event in engine.run():
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from intarsia.errors import ConfigError, IntarsiaError, PoolError
+from intarsia.inference.drafts import DraftModel, Drafts
+from intarsia.inference.prefix_tree import common_beginning
+from intarsia.inference.requests import Ended, Event, Logprobs, Produced, Reason, Request, Text
+from intarsia.inference.room import Hits, Room
+from intarsia.inference.sampling import choose_each
+from intarsia.inference.scheduler import Scheduler, Settings
+from intarsia.model import InferenceModel, LanguageModel, ModelStates
+from intarsia.ops import Sequences
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an engine does and has done.
+
+    Attributes:
+        running, waiting: texts.
+        steps, read, produced: steps so far, tokens that the model has read, tokens of answers.
+        preempted: how often a text made way for others.
+        guessed, confirmed: tokens that were guessed ahead, and those of them that were right.
+        hits: of the prefix cache.
+        snapshots: that are kept.
+        state_bytes, page_bytes: memory of slots and of pages, which is taken once and stays.
+        used_pages: the share of the pages that is in use.
+    """
+
+    running: int
+    waiting: int
+    steps: int
+    read: int
+    produced: int
+    preempted: int
+    guessed: int
+    confirmed: int
+    hits: Hits
+    snapshots: int
+    state_bytes: int
+    page_bytes: int
+    used_pages: float
+
+
+@dataclass
+class _Entry:
+    """A row of tokens for a state in the next step, and of how many of its last ones the logits are wanted."""
+
+    slot: int
+    tokens: Sequence[int]
+    logits: int
+
+
+@dataclass
+class _Part:
+    """What a text does in the next step: it brings `count` of its pending tokens, and tokens that were guessed behind
+    them. These go on in a fork, `trial`, where the state cannot go back: its own reads what is certain alone."""
+
+    text: Text
+    count: int
+    guesses: list[int] = field(default_factory=list)
+    trial: int | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a token can be chosen then."""
+        return self.count == self.text.pending
+
+    def entries(self) -> list[_Entry]:
+        text = self.text
+        assert text.slot is not None
+        own = text.part(text.seen, text.seen + self.count)
+        both, logits = [*own, *self.guesses], (1 + len(self.guesses)) * self.chooses
+        if self.trial is None:
+            return [_Entry(text.slot, both, logits)]
+        return [_Entry(text.slot, own, 0), _Entry(self.trial, both, logits)]
+
+
+@dataclass
+class _Choice:
+    """The logits from which a text's next tokens are chosen, `[1 + guesses, vocab]`."""
+
+    text: Text
+    logits: Tensor
+    part: _Part | None = None
+
+    @property
+    def guesses(self) -> list[int]:
+        return [] if self.part is None else self.part.guesses
+
+
+class Engine:
+    """Continues texts for many. Not for several threads at once.
+
+    Args:
+        model: one that is handed over as a `LanguageModel` is made ready here.
+        settings: how much at once, and memory.
+        drafts: what guesses ahead, if anything.
+
+    Raises:
+        ConfigError: a draft model of another vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel | LanguageModel,
+        settings: Settings | None = None,
+        drafts: Drafts | None = None,
+    ) -> None:
+        self.model = model if isinstance(model, InferenceModel) else InferenceModel(model)
+        self.settings = settings = settings or Settings()
+        vocabulary = self.model.config.vocab_size
+        if isinstance(drafts, DraftModel) and drafts.model.config.vocab_size != vocabulary:
+            raise ConfigError(
+                f"the draft model has {drafts.model.config.vocab_size} tokens and the model {vocabulary}: "
+                "they must have one tokenizer"
+            )
+        self._drafts = drafts if settings.drafts else None
+        self.room = Room(
+            self.model,
+            settings.slots,
+            settings.tokens,
+            settings.page_size,
+            settings.prefix_cache and settings.snapshots > 0,
+        )
+        self._scheduler = Scheduler(settings)
+        self._requests: dict[int, list[Text]] = {}
+        self._next = 0
+        self._steps = self._read = self._produced = self._preempted = self._guessed = self._confirmed = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a text waits or runs."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def submit(self, request: Request) -> int:
+        """Take a request; its number, which events tell.
+
+        Raises:
+            ConfigError: a token that the model does not have, or a prompt that the memory cannot hold.
+        """
+        vocabulary = self.model.config.vocab_size
+        wrong = next((token for token in request.prompt if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ConfigError(
+                f"the prompt holds token {wrong}, which is outside the vocabulary of {vocabulary}"
+            )
+        if len(request.prompt) >= self.settings.tokens:
+            raise ConfigError(
+                f"the prompt has {len(request.prompt)} tokens, and the engine has memory for "
+                f"{self.settings.tokens} with the answer"
+            )
+        number, self._next = self._next, self._next + 1
+        self._requests[number] = []
+        self._add(request, number, 0)
+        return number
+
+    def cancel(self, number: int) -> list[Event]:
+        """End a request's answers where they are; what one that has ended already tells is nothing."""
+        texts = self._requests.get(number, [])
+        # Those that were to come with the first are not there yet, and do not come.
+        return [event for text in [*texts] if not text.ended for event in self._end(text, "cancelled")]
+
+    def step(self) -> list[Event]:
+        """Let all that can go on go on by one piece or token; what has become of it."""
+        self._take_up()
+        choices = [
+            _Choice(text, text.ready[None]) for text in self._scheduler.running if text.ready is not None
+        ]
+        parts, states = self._plan()
+        if states is not None:
+            try:
+                logits = self._forward(parts, states)
+            except Exception as error:  # whatever it is, the others are served
+                return self._fail(parts, error)
+            choices += self._note(parts, logits)
+        self._steps += bool(choices or parts)
+        begun = [_Choice(other, each.logits) for each in choices for other in self._others(each)]
+        return self._continue([*choices, *begun])
+
+    def run(self) -> Iterator[Event]:
+        """Step until all requests have their answers."""
+        while self.has_work:
+            yield from self.step()
+
+    def report(self) -> Report:
+        """What it does and has done."""
+        room, scheduler = self.room, self._scheduler
+        return Report(
+            running=len(scheduler.running), waiting=len(scheduler.waiting), steps=self._steps, read=self._read,
+            produced=self._produced, preempted=self._preempted, guessed=self._guessed, confirmed=self._confirmed,
+            hits=room.hits, snapshots=len(room.tree.snapshots()), state_bytes=room.state_bytes,
+            page_bytes=room.page_bytes, used_pages=room.used_pages,
+        )  # fmt: skip
+
+    def check_integrity(self) -> None:
+        """Raise IntarsiaError unless requests, memory and the tree of prefixes fit together."""
+        running = self._scheduler.running
+        for text in (*running, *self._scheduler.waiting):
+            text.check_integrity()
+            if (text.slot is not None) != (text in running) or text.ended:
+                raise IntarsiaError(
+                    f"a text is in slot {text.slot}, ended: {text.ended}, running: {text in running}"
+                )
+        slots = {text.slot: text.seen for text in running if text.slot is not None}
+        if len(slots) < len(running) or len(running) > self.settings.sequences:
+            raise IntarsiaError(f"{len(running)} texts run in the slots {sorted(slots)}")
+        listed = [text for texts in self._requests.values() for text in texts if not text.ended]
+        if set(listed) != {*running, *self._scheduler.waiting}:
+            raise IntarsiaError("the texts of requests are not those that wait or run")
+        self.room.check_integrity(slots)
+
+    def _add(self, request: Request, identity: int, number: int) -> Text:
+        """A text of a request, which waits."""
+        text = Text(request, identity, number)
+        text.most = min(request.max_tokens, self.settings.tokens - len(request.prompt))
+        self._requests[identity].append(text)
+        self._scheduler.add(text)
+        return text
+
+    def _take_up(self) -> None:
+        """Let texts run that wait, as far as there are places and memory. One whose beginning is being read by another
+        waits for that."""
+        for text in [*self._scheduler.waiting]:
+            if self._scheduler.is_full:
+                return
+            found = self.room.find(text.tokens)
+            if any(self._reads_for(other, text, found.tokens) for other in self._scheduler.running):
+                continue
+            slots = [other.slot for other in self._scheduler.running if other.slot is not None]
+            if slots and not self.room.has_room(slots, len(text.tokens) + 1, found):
+                return
+            slot = self.room.begin(found)
+            if slot is None:
+                return
+            self._scheduler.start(text)
+            text.slot, text.seen = slot, found.tokens
+            if found.known > found.tokens:
+                text.places.add(found.known)
+            if not text.pending and found.node is not None and found.node.snapshot is not None:
+                text.ready = found.node.snapshot.logits
+            if text.cached is None:
+                text.cached = found.tokens
+                self.room.note(found)
+
+    def _reads_for(self, other: Text, text: Text, found: int) -> bool:
+        """Whether another text is reading a beginning that `text` has in common with it and of which less is there."""
+        if not self.room.caches or not other.pending or other.produced:
+            return False
+        common = common_beginning(other.tokens, text.tokens, len(text.tokens) - 1)
+        if common <= other.seen or common < found + self.settings.page_size:
+            return False
+        other.places.add(common)
+        return True
+
+    def _plan(self) -> tuple[list[_Part], ModelStates | None]:
+        """What each text does in the next step, and the states for it, with room. Where memory is too small guesses
+        are left out, and then texts make way, the last ones first."""
+        guesses = self._drafts is not None
+        while True:
+            parts = [_Part(text, count) for text, count in self._scheduler.pieces()]
+            if not parts:
+                return [], None
+            if guesses:
+                self._guess(parts)
+            entries = [entry for part in parts for entry in part.entries()]
+            try:
+                return parts, self.room.view(
+                    [entry.slot for entry in entries], [len(entry.tokens) for entry in entries]
+                )
+            except PoolError:
+                self._drop_trials(parts)
+                if guesses:
+                    guesses = False
+                elif len(self._scheduler.running) > 1:
+                    self._make_wait(self._scheduler.last)
+                else:
+                    raise
+
+    def _guess(self, parts: list[_Part]) -> None:
+        """Guess what comes next in the texts that are being continued."""
+        assert self._drafts is not None
+        some = [part for part in parts if part.text.produced and part.chooses]
+        left = self.settings.step_tokens - sum(part.count for part in parts)
+        proposed = self._drafts.propose([part.text for part in some], self.settings.drafts) if some else []
+        for part, guesses in zip(some, proposed, strict=True):
+            # The last token of an answer is not read, so there is nothing to guess behind the one before it.
+            most = min(part.text.most - part.text.produced - 1, left)
+            guesses = [token for token in guesses if token < self.model.config.vocab_size][: max(most, 0)]
+            assert part.text.slot is not None
+            if guesses and not self.room.shortens:
+                part.trial = self.room.fork(part.text.slot)
+            if guesses and (self.room.shortens or part.trial is not None):
+                part.guesses = guesses
+                left -= len(guesses) + (part.trial is not None) * part.count
+
+    def _drop_trials(self, parts: list[_Part]) -> None:
+        for part in parts:
+            if part.trial is not None:
+                self.room.pool.free(part.trial)
+                part.trial = None
+
+    def _forward(self, parts: list[_Part], states: ModelStates) -> list[Tensor]:
+        """Of each part the logits that it wants, `[wanted, vocab]`."""
+        entries = [entry for part in parts for entry in part.entries()]
+        row = torch.tensor([[t for entry in entries for t in entry.tokens]], device=self.model.device)
+        wanted = [entry.logits for entry in entries]
+        wanted[0] = wanted[0] if any(wanted) else 1  # one at least; nobody looks at it
+        out = self.model(row, states, Sequences(tuple(len(e.tokens) for e in entries)), last_only=wanted)
+        assert out.logits is not None
+        self._read += row.shape[1]
+        found = iter(out.logits[0].cpu().split(wanted))
+        return [[next(found) for _ in part.entries()][-1] for part in parts]
+
+    def _note(self, parts: list[_Part], logits: list[Tensor]) -> list[_Choice]:
+        """Write down what has been read, and keep states where they will be of use."""
+        choices = []
+        for part, rows in zip(parts, logits, strict=True):
+            text, chooses = part.text, part.chooses
+            text.seen += part.count
+            assert text.slot is not None
+            if self._scheduler.is_place(text) and not part.guesses:
+                at_the_end = rows[0] if chooses and not text.produced else None
+                self.room.keep(text.part(0, text.seen), text.slot, at_the_end)
+            if chooses:
+                choices.append(_Choice(text, rows, part))
+        return choices
+
+    def _others(self, choice: _Choice) -> list[Text]:
+        """The other answers of a request whose prompt has just been read: those that go on in a fork. The rest wait,
+        and read it again where no state of it is left."""
+        first, begun = choice.text, []
+        there = len(self._requests[first.identity])
+        for number in range(there, first.request.count):
+            text = self._add(first.request, first.identity, number)
+            assert first.slot is not None
+            slot = None if self._scheduler.is_full else self.room.fork(first.slot)
+            if slot is not None:
+                self._scheduler.start(text)
+                text.slot, text.seen, text.cached = slot, first.seen, first.seen
+                begun.append(text)
+        return begun
+
+    def _continue(self, choices: list[_Choice]) -> list[Event]:
+        """Choose the next token of each text, and those behind it as long as they were guessed right."""
+        events: list[Event] = []
+        if not choices:
+            return events
+        allowed = torch.stack([self._allowed(choice.text, choice.logits[0]) for choice in choices])
+        first = choose_each(allowed, [choice.text.sampler for choice in choices])
+        for choice, token in zip(choices, first, strict=True):
+            choice.text.ready = None
+            events += self._continue_one(choice, token)
+        return events
+
+    def _continue_one(self, choice: _Choice, token: int | IntarsiaError) -> list[Event]:
+        text, guesses, right = choice.text, choice.guesses, 0
+        events: list[Event] = []
+        while True:
+            reason: Reason | None = "error" if isinstance(token, IntarsiaError) else None
+            if isinstance(token, int):
+                reason = "stop" if token in text.request.stop else None
+                if reason is None:
+                    events.append(self._append(text, token, choice.logits[right]))
+                    reason = "length" if text.produced == text.most else None
+            if reason is not None or right == len(guesses) or guesses[right] != token:
+                break
+            right += 1
+            (token,) = choose_each(self._allowed(text, choice.logits[right])[None], [text.sampler])
+        if choice.part is not None and guesses:
+            self._settle(choice.part, right)
+        if reason is not None:
+            events += self._end(text, reason, token if isinstance(token, IntarsiaError) else None)
+        return events
+
+    def _settle(self, part: _Part, right: int) -> None:
+        """Let the state of a text be that behind those guesses alone that were right."""
+        text = part.text
+        assert text.slot is not None
+        self._guessed += len(part.guesses)
+        self._confirmed += right
+        if part.trial is None:
+            text.seen += right
+            self.room.pool.view([text.slot]).truncated([text.seen])
+        elif right == len(part.guesses):
+            self.room.pool.free(text.slot)
+            text.slot, text.seen = part.trial, text.seen + right
+        else:
+            self.room.pool.free(part.trial)
+
+    def _append(self, text: Text, token: int, logits: Tensor) -> Produced:
+        text.tokens.append(token)
+        self._produced += 1
+        if text.constraint is not None:
+            text.constraint.accept(token)
+        return Produced(text.identity, text.number, token, _logprobs(text.request.logprobs, token, logits))
+
+    @staticmethod
+    def _allowed(text: Text, logits: Tensor) -> Tensor:
+        if text.constraint is None:
+            return logits
+        return logits.masked_fill(~text.constraint.allowed(), float("-inf"))
+
+    def _make_wait(self, text: Text) -> None:
+        """Let a text make way. What it has read is kept as long as there is room."""
+        assert text.slot is not None
+        self._release_drafts(text)
+        self.room.keep_last(text.part(0, text.seen), text.slot)
+        text.slot, text.seen, text.ready = None, 0, None
+        self._preempted += 1
+        self._scheduler.wait(text)
+
+    def _end(self, text: Text, reason: Reason, error: IntarsiaError | None = None) -> list[Event]:
+        """End a text; its state is kept for texts that go on from it."""
+        self._release_drafts(text)
+        if text.slot is not None:
+            if error is None:
+                self.room.keep_last(text.part(0, text.seen), text.slot)
+            else:
+                self.room.pool.free(text.slot)
+        self._scheduler.remove(text)
+        text.slot, text.ended = None, True
+        texts, count = self._requests[text.identity], text.request.count
+        prompt, cached = len(text.request.prompt), text.cached or 0
+        events: list[Event] = [
+            Ended(text.identity, text.number, reason, prompt, cached, text.produced, error)
+        ]
+        if len(texts) < count:  # those that were to begin with it do not
+            events += [Ended(text.identity, n, reason, prompt, 0, 0, error) for n in range(len(texts), count)]
+        if all(each.ended for each in texts):
+            del self._requests[text.identity]
+        return events
+
+    def _fail(self, parts: list[_Part], error: Exception) -> list[Event]:
+        """End the texts of a step that went wrong."""
+        self._drop_trials(parts)
+        told = error if isinstance(error, IntarsiaError) else IntarsiaError(f"the model failed: {error!r}")
+        told.__cause__ = None if told is error else error
+        return [event for part in parts for event in self._end(part.text, "error", told)]
+
+    def _release_drafts(self, text: Text) -> None:
+        if self._drafts is not None:
+            self._drafts.release(text)
+
+
+def _logprobs(count: int | None, token: int, logits: Tensor) -> Logprobs | None:
+    if count is None:
+        return None
+    found = torch.log_softmax(logits.double(), dim=-1)
+    top = found.topk(min(count, found.numel()))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Logprobs(float(found[token]), tuple(pairs))
