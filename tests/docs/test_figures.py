@@ -105,3 +105,9 @@ def test_the_table_of_checkpoints_is_what_the_families_say() -> None:
     script = runpy.run_path(str(FIGURES / "checkpoints.py"))
     page = script["PAGE"].read_text(encoding="utf-8")
     assert script["with_table"](page) == page, "run docs/figures/checkpoints.py"
+
+
+def test_the_table_of_tasks_is_what_the_tasks_say() -> None:
+    script = runpy.run_path(str(FIGURES / "tasks.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert script["with_table"](page) == page, "run docs/figures/tasks.py"

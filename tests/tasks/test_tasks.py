@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from intarsia.errors import ConfigError
 from intarsia.model.loss import IGNORED
-from intarsia.tasks import MQAR, ExampleSplit, Palindrome, Stack, Task, names, registry, task
+from intarsia.tasks import MQAR, ExampleSplit, Palindrome, Stack, Task, make_task, names, registry, task
+from support import task_cases, task_solvers
 
 SPLITS: tuple[ExampleSplit, ...] = ("train", "validation", "test")
 Answers = dict[int, str]
@@ -59,7 +60,12 @@ def solve_stack(words: list[str]) -> Answers:
     return answers
 
 
-SOLVERS: dict[str, Solver] = {"palindrome": solve_palindrome, "mqar": solve_mqar, "stack": solve_stack}
+SOLVERS: dict[str, Solver] = {
+    "palindrome": solve_palindrome,
+    "mqar": solve_mqar,
+    "stack": solve_stack,
+    **task_solvers.SOLVERS,
+}
 
 palindromes = st.builds(Palindrome, length=st.integers(4, 90), symbols=st.integers(2, 70))
 stacks = st.builds(Stack, length=st.integers(5, 200), stacks=st.integers(1, 64), elements=st.integers(2, 70))
@@ -74,7 +80,7 @@ def mqars(draw: st.DrawFn) -> MQAR:
     return MQAR(length, pairs=pairs, keys=keys, values=draw(st.integers(2, 70)))
 
 
-tasks = palindromes | mqars() | stacks
+tasks = palindromes | mqars() | stacks | task_cases.tasks
 seeds = st.integers(0, 2**70)
 indices = st.integers(0, 2**40)
 splits = st.sampled_from(SPLITS)
@@ -169,6 +175,17 @@ def test_the_reports_table_has_this_form() -> None:
     assert recall.examples(0, 1).inputs[0].tolist().index(recall.vocab_size - 1) == 12
 
 
+@pytest.mark.parametrize("name", names())
+def test_chance_is_what_the_commonest_answer_scores(name: str) -> None:
+    it = make_task(name, task_cases.EXAMPLE[name])
+    targets = it.examples(1, 2000, "test").targets
+    asked = targets[targets != IGNORED]
+    share = float(asked.bincount().max() / len(asked))
+    # Answers of an example hang together, so examples are what is counted: five standard deviations of 2000 of
+    # them, and the commonest of many equal ones is by chance above the rest.
+    assert abs(share - it.chance) < 5 * (max(it.chance, 1 / 2000) / 2000) ** 0.5
+
+
 def test_draws_are_uniform() -> None:
     """Each kind of token comes about as often as any other: within five standard deviations."""
     palindrome = Palindrome(201, symbols=8).examples(0, 400).inputs[:, :100]
@@ -202,11 +219,75 @@ def test_draws_are_uniform() -> None:
         ("stack", {"length": 4}, "length must be at least 5"),
         ("stack", {"length": 16, "stacks": 0}, "stacks must be a whole number of at least 1; got 0"),
         ("stack", {"length": 16, "elements": 1}, "elements must be a whole number of at least 2; got 1"),
+        ("parity", {"length": 8, "asked_from": 8}, "asked_from must be below the length, 8; got 8"),
+        ("modular-counting", {"length": 8, "modulus": 1}, "modulus must be a whole number of at least 2"),
+        ("word-problem", {"length": 8, "group": "s6"}, "group must be one of s3, s4, s5, a4, a5; got 's6'"),
+        ("zoology-mqar", {"length": 15}, "take 16 tokens; the length is 15"),
+        ("zoology-mqar", {"length": 64, "vocabulary": 8}, "has 3 keys; got 4 pairs"),
+        ("zoology-mqar", {"length": 64, "power": 0.0}, "power must be above 0"),
+        ("k-hop", {"length": 9, "hops": 17}, "hops must not be more, got 17"),
+        ("chains", {"length": 9, "hops": 2, "chains": 2}, "take 10 tokens; the length is 9"),
+        ("chains", {"length": 99, "symbols": 5}, "need 6 symbols; got 5"),
+        ("relations", {"length": 99, "order": "upward"}, "order must be one of random, forward, backward"),
+        ("needle", {"length": 99, "depth": 101}, "depth is in percent"),
+        ("needle", {"length": 4}, "take 5 tokens; the length is 4"),
+        (
+            "multi-round",
+            {"length": 20, "back": 1},
+            "a round takes 15 tokens and 2 are needed; the length is 20",
+        ),
+        ("mad-fuzzy-recall", {"length": 32, "pairs": 9}, "of which there are 8; got 9 pairs"),
+        ("mad-noisy-recall", {"length": 32, "noise": 100}, "noise is in percent and at most 99"),
+        ("mad-compression", {"length": 12}, "8 places cannot be asked of 3 tokens"),
+        ("mad-selective-copying", {"length": 31}, "length must be at least 32; got 31"),
+        ("regression", {"length": 11}, "a point takes 6 tokens and at least two are needed"),
     ],
 )
 def test_options_that_cannot_be_are_refused(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task(name)(**options)
+
+
+@pytest.mark.parametrize("name", ["parity", "modular-counting", "word-problem"])
+def test_state_tracking_beyond_a_position(name: str) -> None:
+    whole, late = (
+        make_task(name, {"length": 30, **more}).examples(2, 5) for more in ({}, {"asked_from": 20})
+    )
+    assert torch.equal(whole.inputs, late.inputs)
+    assert (late.targets[:, :20] == IGNORED).all()
+    assert torch.equal(late.targets[:, 20:], whole.targets[:, 20:])
+    assert (whole.targets != IGNORED).all()
+
+
+@pytest.mark.parametrize("name", ["chains", "variables", "relations"])
+def test_a_dial_of_multi_hop_moves_no_other(name: str) -> None:
+    """Distance is filler alone: the facts, the question and the answer of an example stay what they are."""
+    near, far = (make_task(name, {"length": 90, "distance": distance}) for distance in (0, 5))
+    (inputs, answers), (others, other_answers) = near.examples(0, 20), far.examples(0, 20)
+    assert torch.equal(answers[:, -1], other_answers[:, -1])
+    for a, b in zip(inputs, others, strict=True):
+        words = [[near.names[token] for token in row if near.names[token] != "_"] for row in (a, b)]
+        assert words[0] == words[1]
+
+
+def test_groups_are_groups() -> None:
+    for group, size in (("s3", 6), ("s4", 24), ("s5", 120), ("a4", 12), ("a5", 60)):
+        assert make_task("word-problem", {"length": 1, "group": group}).vocab_size == size
+
+
+def test_depth_is_where_the_needle_stands() -> None:
+    for depth, place in ((0, 0), (50, 12), (100, 25)):
+        it = make_task("needle", {"length": 30, "depth": depth})
+        assert {row.tolist().index(it.vocab_size - 1) for row in it.examples(0, 9).inputs} == {place}
+
+
+def test_queries_of_zoology_are_near_by_a_power_law() -> None:
+    it = make_task("zoology-mqar", {"length": 256, "pairs": 1, "vocabulary": 64})
+    where = (it.examples(0, 4000).targets != IGNORED).nonzero()[:, 1] // 2 - 1
+    weight = np.arange(1, 128) ** (0.01 - 1.0)
+    expected = 4000 * weight / weight.sum()
+    counts = np.bincount(where, minlength=127)
+    assert (np.abs(counts - expected) < 5 * expected**0.5 + 1).all()
 
 
 def test_unknown_names_and_arguments_are_refused() -> None:

@@ -77,6 +77,10 @@ class MQAR(Task):
     def names(self) -> tuple[str, ...]:
         return (*numbered("k", self.num_keys), *numbered("v", self.values), "<sep>")
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.values
+
     def _draws(self) -> int:
         return self.num_keys + self.num_pairs + self.num_queries
 

@@ -47,6 +47,10 @@ class Palindrome(Task):
     def names(self) -> tuple[str, ...]:
         return (*numbered("s", self.symbols), "<sep>")
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.symbols
+
     def _draws(self) -> int:
         return self.length // 2
 

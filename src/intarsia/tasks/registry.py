@@ -8,14 +8,45 @@ from typing import Any
 from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.settings import read
 from intarsia.tasks.base import Task
+from intarsia.tasks.mad import (
+    Compression,
+    FuzzyRecall,
+    InContextRecall,
+    Memorization,
+    NoisyRecall,
+    SelectiveCopying,
+)
 from intarsia.tasks.mqar import MQAR
+from intarsia.tasks.multihop import Chains, KHop, Relations, Variables
 from intarsia.tasks.palindrome import Palindrome
+from intarsia.tasks.regression import Regression
+from intarsia.tasks.retrieval import Copying, MultiRound, Needle
 from intarsia.tasks.stack import Stack
+from intarsia.tasks.state_tracking import ModularCounting, Parity, WordProblem
+from intarsia.tasks.zoology import ZoologyMQAR
 
 TASKS: tuple[type[Task], ...] = (
     Palindrome,
     MQAR,
     Stack,
+    ZoologyMQAR,
+    InContextRecall,
+    FuzzyRecall,
+    NoisyRecall,
+    SelectiveCopying,
+    Compression,
+    Memorization,
+    Copying,
+    Needle,
+    MultiRound,
+    Regression,
+    Parity,
+    ModularCounting,
+    WordProblem,
+    KHop,
+    Chains,
+    Variables,
+    Relations,
 )
 """The tasks of this package."""
 

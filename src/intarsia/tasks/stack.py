@@ -56,6 +56,10 @@ class Stack(Task):
         """Operations of an example, the one that may be cut included."""
         return -(-self.length // 3)
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.elements
+
     def _draws(self) -> int:
         return 3 * self.operations
 
