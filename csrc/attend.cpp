@@ -39,6 +39,9 @@ char* kept(size_t bytes) {
 // The room for what chunks give, all together: more chunks wait until those are added up.
 constexpr int64_t ROOM = 4 << 20;
 
+// So few numbers are added up sooner than another thread is asked.
+constexpr int64_t MERGED_ALONE = 1 << 17;
+
 class Attend {
  public:
   Attend(const AttendCall& call, const AttendKernels& kernels, int threads)
@@ -97,6 +100,10 @@ class Attend {
             numbers + most_rows * width,
             numbers + most_rows * (width + 1),
             numbers};
+  }
+
+  AttendRows one_of(const AttendRows& rows, int64_t i) const {
+    return {1, rows.q + i * q_bytes, rows.positions + i, rows.most + i, rows.total + i, rows.sums + i * width};
   }
 
   void prepare(const Part& part, int64_t head, char* to) const {
@@ -229,13 +236,17 @@ class Attend {
       parallel_shares(there, threads, scratch_bytes, [&](int64_t i, char* scratch) {
         chunk(tasks[size_t(from + i)], rooms + i * rooms_of_part, prepared_of, scratch);
       });
-      // In the order of the keys, whoever has computed them.
-      for (int64_t i = 0; i < there; i++) {
-        const Part& part = *tasks[size_t(from + i)].part;
-        for (int64_t head = 0; head < heads; head++)
-          kernels.merge(call.form, all_of(part, head),
-                        rows_in(rooms + i * rooms_of_part + head * room(), prepared_of(part, head), part));
-      }
+      // Each row in the order of the keys, whoever has computed them.
+      const int64_t rows = heads * most_rows, numbers = there * rows * width;
+      parallel_shares(rows, numbers < MERGED_ALONE ? 1 : threads, 0, [&](int64_t row, char*) {
+        const int64_t head = row / most_rows, of_head = row % most_rows;
+        for (int64_t i = 0; i < there; i++) {
+          const Part& part = *tasks[size_t(from + i)].part;
+          if (of_head >= part.count) continue;
+          const AttendRows more = rows_in(rooms + i * rooms_of_part + head * room(), prepared_of(part, head), part);
+          kernels.merge(call.form, one_of(all_of(part, head), of_head), one_of(more, of_head));
+        }
+      });
     }
     of_each([&](const Part& part, int64_t head) { end(part, head, all_of(part, head)); });
   }

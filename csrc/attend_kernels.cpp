@@ -97,6 +97,41 @@ struct Ahead {
   }
 };
 
+constexpr Ahead NOTHING{nullptr, 0, 0};
+
+// The same one line after the other, as they lie: rows that are long are their own stream for the processor.
+class Stream {
+ public:
+  // Of the `count` rows of `bytes` that begin at entries[s] + offset; `then` others.
+  void add(const char* const* entries, int64_t offset, int64_t bytes, int count) {
+    parts_[added_++] = {entries, offset, bytes, count};
+    lines += (bytes + 63) / 64 * count;
+  }
+  int64_t lines = 0;
+
+  INLINE void fetch() {
+    if (at_ < end_) {
+      __builtin_prefetch(at_, 0, 2);
+      at_ += 64;
+    } else if (row_ < parts_[part_].count) {
+      at_ = parts_[part_].entries[row_++] + parts_[part_].offset;
+      end_ = at_ + parts_[part_].bytes;
+    } else if (part_ + 1 < added_) {
+      part_++, row_ = 0;
+    }
+  }
+
+ private:
+  struct Part {
+    const char* const* entries;
+    int64_t offset, bytes;
+    int count;
+  };
+  Part parts_[2] = {};
+  int added_ = 0, part_ = 0, row_ = 0;
+  const char *at_ = nullptr, *end_ = nullptr;
+};
+
 template <class FORM>
 class Attention {
  public:
@@ -107,12 +142,15 @@ class Attention {
   static constexpr int STEP_NUMBERS = FORM::PAIRS ? 2 : 1;
   // The rows whose logits are worked on together, which share the keys of a block.
   static constexpr int TOGETHER = 32;
+  // Keys that are multiplied together as they lie, and how many such groups fill a vector of logits.
+  static constexpr int KEYS_ALONG = 4, GROUPS = N / KEYS_ALONG;
 
   Attention(const AttendForm& form, Arena& arena)
       : form(form),
         padded_K(round_up(form.K, STEP)),
         padded_V(round_up(form.V, STEP)),
-        turned(arena.take<float>(padded_K / STEP_NUMBERS * BLOCK)),
+        turned(arena.take<float>(along(form) ? 0 : padded_K / STEP_NUMBERS * BLOCK)),
+        partial(arena.take<float>(along(form) ? TOGETHER * GROUPS * N : 0)),
         logits(arena.take<float>(TOGETHER * BLOCK)),
         weights(arena.take<Weight>(TOGETHER * BLOCK)),
         tails_k(arena.take<char>(form.K % STEP ? N * padded_K * SIZE : 0)),
@@ -125,8 +163,16 @@ class Attention {
       most = span.last > most ? span.last : most;
     }
     if (most == 0) return;
-    const Ahead k_ahead{next ? next->k : nullptr, next ? next->k_offset : 0, next ? next->count : 0};
-    turn_over(keys, most, k_ahead);
+    const int coming = next ? next->count : 0;
+    const Ahead k_ahead{next ? next->k : nullptr, next ? next->k_offset : 0, coming};
+    stream_ = Stream();
+    if (along(form) && coming) {
+      stream_.add(next->k, next->k_offset, int64_t(form.K) * SIZE, coming);
+      // Values that are a part of their keys, as those of latents, are there with them.
+      if (next->k[0] + next->k_offset != next->v[0] + next->v_offset)
+        stream_.add(next->v, next->v_offset, int64_t(form.V) * SIZE, coming);
+    }
+    if (!along(form)) turn_over(keys, most, k_ahead);
     const char* v[BLOCK];
     for (int s = 0; s < most; s++) v[s] = whole(keys.v[s] + keys.v_offset, tails_v, s, form.V, padded_V);
     for (int first = 0; first < rows.count; first += TOGETHER) {
@@ -140,26 +186,40 @@ class Attention {
       Span spans[TOGETHER];
       float factors[TOGETHER];
       for (int i = 0; i < count; i++) spans[i] = seen(some.positions[i], keys);
-      score(most, some);
+      if (along(form))
+        score_along(keys, most, some);
+      else
+        score(most, some);
       for (int i = 0; i < count; i++) factors[i] = weigh(some, i, spans[i]);
-      const Ahead v_ahead{next ? next->v : nullptr, next ? next->v_offset : 0, next && !first ? next->count : 0};
-      weighted_sums(v, some, spans, factors, v_ahead);
+      const Ahead v_ahead{next ? next->v : nullptr, next ? next->v_offset : 0, first || along(form) ? 0 : coming};
+      // Some channels at a time, which stay in the first cache for all rows.
+      constexpr int CHANNELS = 256 / SIZE;
+      for (int c = 0; c < padded_V; c += CHANNELS)
+        weighted_sums(v, some, spans, factors, v_ahead, {c, c + CHANNELS < padded_V ? c + CHANNELS : padded_V});
     }
   }
 
   static int64_t prepared(const AttendForm& form) { return int64_t(round_up(form.K, STEP)) * (FORM::PAIRS ? 2 : 4); }
 
+  // Long keys, those of latents, are multiplied as they lie: adding up the lanes of a sum costs less than turning so
+  // many numbers over, and a block of them would not stay in the first cache.
+  static bool along(const AttendForm& form) { return form.K >= 256; }
+
  private:
   const AttendForm& form;
   int padded_K, padded_V;
   float* turned;    // [steps][BLOCK]
+  float* partial;   // [rows][GROUPS][N]
   float* logits;    // [rows][BLOCK]
   Weight* weights;  // the same
   char *tails_k, *tails_v;
+  bool long_ = along(form);
+  Stream stream_;
 
   struct Span {  // of a block's keys
     int first, last;
   };
+  using Channels = Span;  // of values
 
   // The keys of a block that a row sees.
   Span seen(int64_t position, const AttendKeys& keys) const {
@@ -205,7 +265,60 @@ class Attention {
     }
   }
 
-  // logits[i][s] for the keys 0 .. count - 1 and some more, which are not looked at.
+  // logits[i][s] for the keys 0 .. count - 1 and some more, which are not looked at, of keys as they lie: some of them
+  // at a time, which stay in the first cache for all rows.
+  void score_along(const AttendKeys& keys, int count, const AttendRows& rows) {
+    constexpr int MR = N >= 16 ? 4 : 2;
+    for (int s = 0; s < count; s += N) {
+      for (int g = 0; g < GROUPS; g++) {
+        const char* k[KEYS_ALONG];
+        for (int n = 0; n < KEYS_ALONG; n++) {
+          const int key = s + n * GROUPS + g;
+          k[n] = whole(keys.k[key < count ? key : count - 1] + keys.k_offset, tails_k, n, form.K, padded_K);
+        }
+        int i = 0;
+        for (; i + MR <= rows.count; i += MR) along_rows<MR>(k, g, rows, i);
+        for (; i < rows.count; i++) along_rows<1>(k, g, rows, i);
+      }
+      for (int i = 0; i < rows.count; i++) {
+        Vec<float> lanes[GROUPS];
+        for (int g = 0; g < GROUPS; g++) lanes[g] = load(partial + (i * GROUPS + g) * N);
+        store(logits + i * BLOCK + s, sums_of<float, GROUPS / 2>(lanes) * float(form.scale));
+      }
+    }
+  }
+  template <int MR>
+  void along_rows(const char* const* k, int g, const AttendRows& rows, int i) {
+    const int64_t bytes = prepared(form);
+    const char* q = rows.q + i * bytes;
+    Vec<float> sums[MR][KEYS_ALONG] = {};
+    for (int64_t c = 0; c < padded_K; c += STEP) {
+      stream_.fetch();
+      for (int n = 0; n < KEYS_ALONG; n++) {
+        const FORM step = FORM::unpack(k[n], c);
+        for (int r = 0; r < MR; r++) step.add(sums[r][n], q + r * bytes, c);
+      }
+    }
+    put_folded<0, MR>(sums, partial + (i * GROUPS + g) * N);
+  }
+  // By recursion and not in a loop, so that the sums stay in registers.
+  template <int R, int MR>
+  static INLINE void put_folded(const Vec<float> (&sums)[MR][KEYS_ALONG], float* to) {
+    if constexpr (R < MR) {
+      store(to, folded(sums[R][0], sums[R][1], sums[R][2], sums[R][3]));
+      put_folded<R + 1, MR>(sums, to + GROUPS * N);
+    }
+  }
+  // The sums of four keys in one vector, the lanes of each key's side by side.
+  static INLINE Vec<float> folded(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+    exchange<float, N / 2>(a, c);
+    exchange<float, N / 2>(b, d);
+    a += c, b += d;
+    exchange<float, N / 4>(a, b);
+    return a + b;
+  }
+
+  // The same of keys that are turned over.
   void score(int count, const AttendRows& rows) {
     constexpr int MR = N >= 16 ? 4 : 2;
     int i = 0;
@@ -291,15 +404,14 @@ class Attention {
   // sums[i] = factors[i] sums[i] + Σ_s weights[i][s] v[s]. No key that a row does not see is multiplied, even by zero:
   // it might not be finite.
   void weighted_sums(const char* const* v, const AttendRows& rows, const Span* spans, const float* factors,
-                     const Ahead& ahead) {
-    const Ahead nothing{nullptr, 0, 0};
+                     const Ahead& ahead, Channels channels) {
     int i = 0;
     const auto take = [&](auto width) {
       constexpr int MR = decltype(width)::COUNT;
       while (i + MR <= rows.count) {
-        if (!share<MR>(v, rows, i, spans, factors, i ? nothing : ahead)) {
+        if (!share<MR>(v, rows, i, spans, factors, i ? NOTHING : ahead, channels)) {
           for (int r = 0; r < MR; r++)
-            weighted_rows<1>(v, rows, i + r, spans[i + r], factors + i + r, i + r ? nothing : ahead);
+            weighted_rows<1>(v, rows, i + r, spans[i + r], factors + i + r, i + r ? NOTHING : ahead, channels);
         }
         i += MR;
       }
@@ -316,7 +428,7 @@ class Attention {
   // Whether MR rows begin with the same keys: what they all see is added to them together, the rest to each alone.
   template <int MR>
   bool share(const char* const* v, const AttendRows& rows, int i, const Span* spans, const float* factors,
-             const Ahead& ahead) {
+             const Ahead& ahead, Channels channels) {
     Span common = spans[i];
     bool alike = true;
     for (int r = 1; r < MR; r++) {
@@ -327,27 +439,30 @@ class Attention {
     // Keys that are taken together stay together.
     if (!alike) common.last = common.last / Values<FORM>::KEYS * Values<FORM>::KEYS;
     if (common.last <= common.first && !alike) return false;
-    weighted_rows<MR>(v, rows, i, common, factors + i, ahead);
+    weighted_rows<MR>(v, rows, i, common, factors + i, ahead, channels);
     const float one = 1;
     for (int r = 0; r < MR && !alike; r++)
-      weighted_rows<1>(v, rows, i + r, {common.last, spans[i + r].last}, &one, Ahead{nullptr, 0, 0});
+      weighted_rows<1>(v, rows, i + r, {common.last, spans[i + r].last}, &one, NOTHING, channels);
     return true;
   }
 
   template <int MR>
   void weighted_rows(const char* const* v, const AttendRows& rows, int i, Span span, const float* factors,
-                     const Ahead& ahead) {
+                     const Ahead& ahead, Channels channels) {
     if (span.first == span.last) return;
     constexpr int KEYS = Values<FORM>::KEYS;
     const int begin = span.first / KEYS * KEYS;
-    for (int64_t c = 0; c < padded_V; c += STEP) {
+    for (int64_t c = channels.first; c < channels.last; c += STEP) {
       Vec<float> sums[MR][VECTORS];
       for (int r = 0; r < MR; r++)
         for (int d = 0; d < VECTORS; d++)
           sums[r][d] = load(rows.sums + int64_t(i + r) * padded_V + c + d * N) * factors[r];
       for (int s = begin; s < span.last; s += KEYS) {
-        for (int j = 0; j < KEYS; j++)
-          for (int line = 0; line < STEP * SIZE; line += 64) ahead.fetch(s + j, c * SIZE + line);
+        if (long_)
+          stream_.fetch();
+        else
+          for (int j = 0; j < KEYS; j++)
+            for (int line = 0; line < STEP * SIZE; line += 64) ahead.fetch(s + j, c * SIZE + line);
         const Weight* p = weights + i * BLOCK + s;
         if constexpr (KEYS == 1) {
           Values<FORM>::template add<MR>(sums, v[s], nullptr, p, BLOCK, c);
@@ -391,7 +506,7 @@ int64_t scratch(const AttendForm& form) {
 void prepare(const AttendForm& form, const Rows& q, int64_t row, char* to) {
   const int padded = round_up(form.K, STEP);
   with_form(form, [&](auto numbers) {
-    if constexpr (decltype(numbers)::PAIRS)
+    if (decltype(numbers)::PAIRS || Attention<decltype(numbers)>::along(form))
       prepare_row<decltype(numbers)>(q, row, to, form.K, padded);
     else
       read_row(q, row, reinterpret_cast<float*>(to), form.K, padded);

@@ -37,7 +37,7 @@ def normal(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
         max_size=3,
     ).filter(lambda each: any(new for new, _ in each)),
     heads=st.sampled_from([(1, 1), (4, 2), (5, 1), (33, 1)]),
-    dims=st.sampled_from([(32, 32), (16, 72), (40, 8), (64, 96)]),
+    dims=st.sampled_from([(32, 32), (16, 72), (40, 8), (64, 96), (264, 72)]),
     window=st.sampled_from([None, 1, 30, 300]),
     with_sinks=st.booleans(),
     page_size=st.sampled_from([1, 16, 100]),
