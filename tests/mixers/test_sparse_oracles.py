@@ -239,8 +239,88 @@ def test_a_step_cannot_be_recorded_where_tokens_are_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"), [({"top_k": 0}, "positive"), ({"index_dim": 6}, "rotates the 8 channels")]
+    ("changes", "match"),
+    [
+        ({"top_k": 0}, "positive"),
+        ({"index_dim": 6}, "rotates the 8 channels"),
+        ({"index_loss": -1.0}, "at least 0"),
+    ],
 )
 def test_options_that_cannot_be_right(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(DSAConfig(**OURS, **INDEX, rotate=True), **changes)
+
+
+@pytest.mark.parametrize("top_k", [BUDGET, T])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_indexers_loss_and_the_models_reach_nothing_of_each_other(packed: bool, top_k: int) -> None:
+    ours, seqs = layer(top_k=top_k, index_loss=0.5), Sequences((100, 50)) if packed else None
+    x = inputs(1 if packed else 2).requires_grad_()
+    y, _, told = ours(x, None, seqs, side=("loss",))
+    torch.testing.assert_close(y, ours(x, None, seqs)[0], rtol=0, atol=0)
+    parameters = dict(ours.named_parameters())
+    by_loss = torch.autograd.grad(told.loss, [x, *parameters.values()], allow_unused=True)
+    by_model = torch.autograd.grad(y.square().sum(), [x, *parameters.values()], allow_unused=True)
+    for name, one, other in zip(["x", *parameters], by_loss, by_model, strict=True):
+        of_indexer = name.startswith("indexer")
+        assert (one is not None) == of_indexer, name
+        assert (other is not None) == (not of_indexer), name
+        assert one is None or one.abs().max() > 1e-9, name
+    whole = layer(top_k=top_k, index_loss=1.0)(x, None, seqs, side=("loss", "largest_logits"))[2]
+    torch.testing.assert_close(2 * told.loss, whole.loss)
+    assert whole.largest_logits.shape == (3,)
+
+
+def test_the_indexers_loss_is_over_what_attention_gives() -> None:
+    """Of heads whose keys are made of the latents, as the paper writes it: the sum of their weights."""
+    ours, x = layer(top_k=T, index_loss=1.0), inputs(1)
+    told = ours(x, None, side=("loss",))[2]
+    c, positions = ours.config, torch.arange(T)
+    q_input, q, latents = ours._projected(x, positions)
+    k, _ = ours._expanded(latents)
+    hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
+    weights = torch.einsum("thk,shk->hts", q[0], k[0]) * c.scale
+    p = weights.masked_fill(hidden, -torch.inf).softmax(-1).sum(0) / c.num_heads
+    index_q, index_k, w = ours.indexer(x, q_input, positions)
+    scores = torch.einsum(
+        "th,ths->ts", w[0], (torch.einsum("thd,sd->ths", index_q[0], index_k[0]) / 4).relu()
+    )
+    log_scores = scores.masked_fill(hidden, -torch.inf).log_softmax(-1).masked_fill(hidden, 0)
+    expected = (torch.special.xlogy(p, p) - p * log_scores).sum()
+    torch.testing.assert_close(told.loss, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_training_brings_the_indexer_to_attention() -> None:
+    """By its own loss alone, everything else frozen, it picks nearly what gets most of attention."""
+    length, one_head = 80, {"num_heads": 1, "index_dim": 32, "index_loss": 1.0}
+    ours, everything, x = layer(**one_head), layer(**one_head, top_k=length), inputs(2, length)
+    assert ours.indexer is not None
+    everything.indexer = ours.indexer
+    with torch.no_grad():
+        _, q, latents = ours._projected(x, torch.arange(length))
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        logits = torch.einsum("bthk,bshk->bhts", q, ours._expanded(latents)[0]) * ours.config.scale
+        p = logits.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)[:, BUDGET:]
+
+    def share() -> float:
+        """Of the attention that is given, what those get that are picked."""
+        with torch.no_grad():
+            picked = ours(x, None, handed=HandedOn())[2].picked[:, BUDGET:, 0].long()
+        return float(p.gather(2, picked).sum(-1).mean())
+
+    before, best = share(), float(p.topk(BUDGET).values.sum(-1).mean())
+    optimizer = torch.optim.Adam(ours.indexer.parameters(), lr=3e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        everything(x, None, side=("loss",))[2].loss.div(2 * length).backward()
+        optimizer.step()
+    assert before < share() < best
+    assert best - share() < 0.2 * (best - before)
+
+
+def test_the_loss_needs_whole_sequences() -> None:
+    ours = layer()
+    assert ours.side_results == ("largest_logits", "loss")
+    assert layer(index_loss=0.0).side_results == layer(shares=True).side_results == ("largest_logits",)
+    with pytest.raises(UnsupportedError, match="whole sequences"):
+        ours(inputs(2), ours.init_state(2), side=("loss",))

@@ -20,6 +20,7 @@ from intarsia.ops import (
     explain,
     gated_delta_rule,
     gated_rms_norm,
+    indexer_loss,
     l2norm,
     latent_attention,
     lightning_indexer,
@@ -66,6 +67,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "softmax_attention": (softmax_attention, (q, k, v), {"window": 3}),
         "latent_attention": (latent_attention, (q, x, normal(H, 5, 5, seed=2, dtype=dtype)), {}),
         "lightning_indexer": (lightning_indexer, (q, k[:, :, 0], beta), {"count": 3}),
+        "indexer_loss": (indexer_loss, (q, k[:, :, 0], beta, q, k, picked), {}),
         "sparse_attention": (sparse_attention, (q, k, v, picked), {"block": 2}),
         "sparse_latent_attention": (
             sparse_latent_attention,

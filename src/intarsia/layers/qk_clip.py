@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ class ClipsLogits(nn.Module):
     """A mixer whose attention logits can be kept from growing: it has them as a side result, and says how weights scale
     them."""
 
-    side_results: ClassVar[tuple[SideName, ...]] = ("largest_logits",)
+    side_results: tuple[SideName, ...] = ("largest_logits",)
 
     def logit_scales(self, factor: Tensor) -> Iterator[RowScale]:
         """What multiplies the logits of each head by `factor` `[H]`, in (0, 1]."""

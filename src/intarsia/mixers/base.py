@@ -91,7 +91,7 @@ class Mixer(FillsItself, Generic[S]):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("o_proj",)
     """The linear maps that write to the residual stream: their initial weights are smaller."""
-    side_results: ClassVar[tuple[SideName, ...]] = ()
+    side_results: tuple[SideName, ...] = ()
     """What it can tell beside its output."""
     reads_weights: ClassVar[tuple[str, ...]] = ()
     """The linear maps whose weights it reads itself, which therefore cannot be packed for inference."""

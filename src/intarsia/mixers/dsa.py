@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import keys_seen
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
@@ -21,6 +21,7 @@ from intarsia.mixers.base import About, HandedOn, Layer, MixerOutput, positive
 from intarsia.mixers.mla import LatentAttention, MLAConfig
 from intarsia.ops import (
     Sequences,
+    indexer_loss,
     latent_attention,
     lightning_indexer,
     softmax_attention,
@@ -39,6 +40,10 @@ class DSAConfig(MLAConfig):
     It has `index_heads` query heads and one key, of `index_dim` channels, of which the first `rope_dim` are rotated
     where those of MLA are. Queries are made of MLA's query latent, or without a `q_rank` of the input. `index_relu`
     lets negative products count as nothing.
+
+    The indexer has a loss of its own, which training adds `index_loss` times: how far its scores are from what
+    attention gives the tokens that it picked, summed over tokens (`indexer_loss`). It reaches nothing but the indexer;
+    0 leaves the indexer as it is.
 
     A layer that `shares` has no indexer and reads what the last layer before it that has one picked (GLM-5.2;
     IndexCache, arXiv:2603.12201).
@@ -70,12 +75,15 @@ class DSAConfig(MLAConfig):
     index_dim: int = field(default=128, kw_only=True)
     index_relu: bool = field(default=True, kw_only=True)
     index_norm_eps: float = field(default=1e-6, kw_only=True)
+    index_loss: float = field(default=0.01, kw_only=True)
     shares: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(top_k=self.top_k, index_heads=self.index_heads, index_dim=self.index_dim)
         positive(index_norm_eps=self.index_norm_eps)
+        if self.index_loss < 0:
+            raise ConfigError(f"index_loss is what a loss counts, at least 0; got {self.index_loss}")
         if self.rotate and self.index_dim < self.rope_dim:
             raise ConfigError(
                 f"the indexer rotates the {self.rope_dim} channels of rope_dim and has index_dim={self.index_dim}"
@@ -138,7 +146,8 @@ class SparseLatentAttention(LatentAttention):
         y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared]_P / sqrt(K)) v_h,P
 
     Where no sequence has more than `top_k` tokens it is MLA, and nothing is scored. No gradient comes through the
-    choice: the model's loss does not reach the indexer.
+    choice: the model's loss does not reach the indexer, which is trained by the side result `loss`. Where everything is
+    picked that is over everything: with a `top_k` of the length and all else frozen, the stage that V3.2 begins with.
     """
 
     config: DSAConfig
@@ -149,6 +158,8 @@ class SparseLatentAttention(LatentAttention):
         super().__init__(d_model, config)
         self.indexer = None if config.shares else LightningIndexer(d_model, config)
         self.takes_handed = config.shares
+        if config.index_loss and not config.shares:
+            self.side_results = (*self.side_results, "loss")
 
     def forward(
         self,
@@ -163,7 +174,7 @@ class SparseLatentAttention(LatentAttention):
         positions = positions_of(x, state, seqs) if c.rotate else None
         q_input, q, latents = self._projected(x, positions)
         largest = None
-        if side:
+        if "largest_logits" in side:
             largest = largest_logit(q, self._expanded(latents)[0], scale=c.scale, seqs=seqs)
         lengths = _lengths_after(x, state, seqs)
         index = None if self.indexer is None else self.indexer(x, q_input, positions)
@@ -190,12 +201,39 @@ class SparseLatentAttention(LatentAttention):
             o = softmax_attention(q, *self._expanded(latents), scale=c.scale, cu_seqlens=seqs)
         else:
             o = latent_attention(q, read, self._up(), scale=c.scale, cu_seqlens=seqs)
+        loss = None
+        if "loss" in side and index is not None:
+            if state is not None:
+                raise UnsupportedError(
+                    "an indexer is trained on whole sequences: its loss is there without a state"
+                )
+            loss = c.index_loss * self._index_loss(index, q, latents, picked, seqs)
         y = self._finished(o, x)
         results = (y, None if state is None else grown.end())
-        told = (SideResults(largest),) if side else ()
+        told = (SideResults(largest, loss=loss),) if side else ()
         if handed is None:
             return (*results, *told)
         return (*results, *told, HandedOn(handed.values, True, picked))
+
+    def _index_loss(
+        self,
+        index: tuple[Tensor, Tensor, Tensor],
+        q: Tensor,
+        latents: Tensor,
+        picked: Tensor | None,
+        seqs: Sequences | None,
+    ) -> Tensor:
+        """How far the indexer is from attention, summed over tokens."""
+        c = self.config
+        with torch.no_grad():
+            # What each head asks of the latents themselves, which are one key for all.
+            own, shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
+            asked = torch.einsum("bthn,hnr->bthr", own, self._up()[:, : c.nope_dim].to(q.dtype))
+            asked = torch.cat([asked, shared], dim=-1)
+        loss = indexer_loss(
+            *index, asked, latents[:, :, None], picked, relu=c.index_relu, scale=c.scale, cu_seqlens=seqs
+        )
+        return loss.sum()
 
     def _shared(self, handed: HandedOn | None) -> Tensor | None:
         """What an earlier layer picked."""

@@ -14,7 +14,7 @@ from intarsia.ops.packed_weights import PackedWeights, pack_weights
 from intarsia.ops.pools import NEW, InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
-from intarsia.ops.sparse import lightning_indexer, sparse_attention, sparse_latent_attention
+from intarsia.ops.sparse import indexer_loss, lightning_indexer, sparse_attention, sparse_latent_attention
 from intarsia.ops.swiglu import swiglu
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "explain",
     "gated_delta_rule",
     "gated_rms_norm",
+    "indexer_loss",
     "l2norm",
     "latent_attention",
     "lightning_indexer",

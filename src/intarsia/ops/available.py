@@ -11,6 +11,7 @@ from torch import Tensor
 from intarsia.ops.attention_call import attention_call, latent_call
 from intarsia.ops.conv_call import conv_call
 from intarsia.ops.decode_call import StepCall
+from intarsia.ops.indexer_loss_call import indexer_loss_call
 from intarsia.ops.linear_call import linear_call
 from intarsia.ops.norm_call import length_call, norm_call
 from intarsia.ops.packed_linear_call import packed_linear_call
@@ -29,6 +30,7 @@ _SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
     "softmax_attention": lambda x: attention_call(x, x, x),
     "latent_attention": lambda x: latent_call(x, x[0], x[0].expand(1, 2, 1)),
     "lightning_indexer": lambda x: indexer_call(x, x[0], x[0], count=1),
+    "indexer_loss": lambda x: indexer_loss_call(x, x[0], x[0], x, x),
     "sparse_attention": lambda x: sparse_call(x, x, x, x.int()),
     "sparse_latent_attention": lambda x: sparse_latent_call(x, x[0], x[0].expand(1, 2, 1), x.int()),
     "short_convolution": lambda x: conv_call(x[0], x[0, 0]),

@@ -13,6 +13,7 @@ from intarsia.ops.choice import AUTO, Choice
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.conv_call import conv_call
 from intarsia.ops.decode import DecodeStep, step_call
+from intarsia.ops.indexer_loss_call import indexer_loss_call
 from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.linear_call import delta_call, linear_call
 from intarsia.ops.norm import gated_rms_norm, l2norm
@@ -21,7 +22,7 @@ from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_linear_call import packed_linear_call
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
 from intarsia.ops.softmax_call import log_sum_call, softmax_call
-from intarsia.ops.sparse import lightning_indexer, sparse_attention, sparse_latent_attention
+from intarsia.ops.sparse import indexer_loss, lightning_indexer, sparse_attention, sparse_latent_attention
 from intarsia.ops.sparse_call import indexer_call, sparse_call, sparse_latent_call
 from intarsia.ops.swiglu import swiglu
 from intarsia.ops.swiglu_call import swiglu_call
@@ -35,6 +36,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     softmax_attention: ("softmax_attention", attention_call),
     latent_attention: ("latent_attention", latent_call),
     lightning_indexer: ("lightning_indexer", indexer_call),
+    indexer_loss: ("indexer_loss", indexer_loss_call),
     sparse_attention: ("sparse_attention", sparse_call),
     sparse_latent_attention: ("sparse_latent_attention", sparse_latent_call),
     short_convolution: ("short_convolution", conv_call),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from intarsia.ops.indexer_loss_call import indexer_loss_call
 from intarsia.ops.keys import Keys
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import indexer_call, sparse_call, sparse_latent_call
@@ -122,3 +123,46 @@ def sparse_latent_attention(
     call = sparse_latent_call(q, latents, up, picked, block=block, scale=scale, cu_seqlens=cu_seqlens)
     o: Tensor = run("sparse_latent_attention", call, impl)
     return o
+
+
+def indexer_loss(
+    index_q: Tensor,
+    index_k: Tensor,
+    index_weights: Tensor,
+    q: Tensor,
+    k: Tensor,
+    picked: Tensor | None = None,
+    *,
+    relu: bool = True,
+    index_scale: float | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | Sequences | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """How far the scores of an indexer are from what attention gives the tokens (DeepSeek-V3.2): of each query
+    `KL(p || softmax(I))`, p the weights of attention, summed over the heads and divided by their number.
+
+    It is what an indexer is trained by: over everything that a query sees to begin with, and over what it picked once
+    attention is sparse. p is a constant: of the arguments the first three alone have gradients. A block of queries is
+    worked on at a time, and again in the backward pass.
+
+    Args:
+        index_q, index_k, index_weights: of the indexer, `[B, T, HI, D]`, `[B, T, D]` and `[B, T, HI]`.
+        q, k: of attention, `[B, T, H, K]` and `[B, T, HKV, K]`, H a multiple of HKV.
+        picked: `[B, T, 1, n]`, of `lightning_indexer`; None for everything.
+        relu, index_scale: as in `lightning_indexer`.
+        scale, cu_seqlens: as in `softmax_attention`.
+        impl: `"auto"`, `"torch"` or `"reference"`.
+
+    Returns:
+        `[B, T]` float32 (float64 where one of the indexer's is).
+
+    Raises:
+        ShapeError, ConfigError: arguments that do not fit together, or an unknown `impl`.
+    """
+    call = indexer_loss_call(
+        index_q, index_k, index_weights, q, k, picked, relu=relu, index_scale=index_scale, scale=scale,
+        cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    loss: Tensor = run("indexer_loss", call, impl)
+    return loss

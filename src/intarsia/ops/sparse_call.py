@@ -140,7 +140,7 @@ def sparse_call(
     refuse_room(v)
     dense = attention_call(q, k, v, scale=scale, cu_seqlens=cu_seqlens)
     heads = entry_of(k).shape[2]
-    _check_picked(picked, q, block)
+    check_picked(picked, q, block)
     groups = picked.shape[2]
     if q.shape[2] % groups or (groups % heads and heads % groups):
         raise ShapeError(
@@ -163,7 +163,7 @@ def sparse_latent_call(
     """Check the shapes, dtypes and devices of a call. Errors as `indexer_call`."""
     refuse_room(latents)
     dense = latent_call(q, latents, up, scale=scale, cu_seqlens=cu_seqlens)
-    _check_picked(picked, q, block)
+    check_picked(picked, q, block)
     if q.shape[2] % picked.shape[2]:
         raise ShapeError(
             f"picked must be of groups that divide the {q.shape[2]} heads; got {list(picked.shape)}"
@@ -192,7 +192,8 @@ def standing(
     return seqs.indices(device)[None], (seqs.positions(device) + seqs.per_token(before, device))[None]
 
 
-def _check_picked(picked: Tensor, q: Tensor, block: int) -> None:
+def check_picked(picked: Tensor, q: Tensor, block: int) -> None:
+    """Raise ShapeError or ConfigError unless these are numbers of blocks for the queries."""
     if block < 1:
         raise ConfigError(f"block must be at least 1; got {block}")
     if picked.dim() != 4 or picked.shape[:2] != q.shape[:2] or min(picked.shape) == 0:

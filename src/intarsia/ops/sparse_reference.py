@@ -15,7 +15,9 @@ from torch import Tensor
 
 from intarsia.ops.attention_call import queries_of
 from intarsia.ops.choice import Implementation
+from intarsia.ops.indexer_loss_call import IndexerLossCall
 from intarsia.ops.keys import Keys, row_of
+from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import IndexerCall, SparseCall, SparseLatentCall
 
@@ -82,6 +84,31 @@ def sparse_latent_reference(call: SparseLatentCall) -> Tensor:
     return _laid(outputs, dense.q, dense.seqs)
 
 
+def indexer_loss_reference(call: IndexerLossCall) -> Tensor:
+    """`[B, T]`: of each query `KL(p || softmax(I))` over the tokens that it picked, p what attention gives them: the
+    sum over heads, divided by their number, and a constant."""
+    index, outputs = call.index, []
+    each = [
+        dict(queries_of(x, call.seqs))
+        for x in (index.q, call.keys[..., None], index.weights[..., None], call.q, call.k)
+    ]
+    picked = {} if call.picked is None else dict(queries_of(call.picked, call.seqs))
+    for n in each[0]:
+        index_q, index_k, weights, q, k = (x[n][0].double() for x in each)
+        rows = []
+        for t in range(len(q)):
+            tokens = list(range(t + 1))
+            if n in picked:
+                tokens = [j for j in picked[n][0, t, 0].tolist() if 0 <= j <= t]
+            heads = k[tokens].repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            p = torch.einsum("hk,shk->hs", q[t], heads).mul(call.scale).softmax(1).mean(0).detach()
+            told = index_scores(index_q[t], index_k[tokens, :, 0], weights[t, :, 0], index).log_softmax(0)
+            rows.append((torch.special.xlogy(p, p) - p * told).sum())
+        outputs.append(torch.stack(rows))
+    found = torch.stack(outputs) if call.seqs is None else torch.cat(outputs)[None]
+    return found.to(compute_dtype(index.q, call.keys, index.weights))
+
+
 def _of_queries(q: Tensor, k: Tensor, v: Tensor, picked: Tensor, block: int, scale: float) -> Tensor:
     """`[T, H, V]` of queries `[T, H, K]`, the last of the tokens that k `[S, HKV, K]` and v are of."""
     T, S, H = q.shape[0], k.shape[0], q.shape[1]
@@ -116,4 +143,5 @@ def _laid(outputs: list[Tensor], q: Tensor, seqs: Sequences | None) -> Tensor:
 
 INDEXER = Implementation("reference", indexer_reference, automatic=False)
 IMPLEMENTATION = Implementation("reference", sparse_reference, automatic=False)
+LOSS = Implementation("reference", indexer_loss_reference, automatic=False)
 OF_LATENTS = Implementation("reference", sparse_latent_reference, automatic=False)

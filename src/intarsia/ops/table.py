@@ -23,6 +23,7 @@ from intarsia.ops import (
     decode_reference,
     decode_torch,
     dplr_cpu,
+    indexer_loss_torch,
     indexer_torch,
     latent_attention_torch,
     linear_chunked,
@@ -90,6 +91,7 @@ TABLE: Mapping[str, Operator] = table(
             attention_reference.OF_LATENTS,
         ),
         "lightning_indexer": (indexer_torch.IMPLEMENTATION, sparse_reference.INDEXER),
+        "indexer_loss": (indexer_loss_torch.IMPLEMENTATION, sparse_reference.LOSS),
         "sparse_attention": (sparse_torch.IMPLEMENTATION, sparse_reference.IMPLEMENTATION),
         "sparse_latent_attention": (sparse_torch.OF_LATENTS, sparse_reference.OF_LATENTS),
         "packed_linear": (
