@@ -37,10 +37,62 @@ def test_as_json(cli: Cli, trained: Path) -> None:
 def test_for_people(cli: Cli, trained: Path) -> None:
     done = cli("exam", trained, "--tasks", "mqar:length=16", "--tasks", "palindrome:length=9", "--show", 1)
     assert done.status == 0, done.err
-    assert "mqar:length=16,values=64" in done.out
+    assert "mqar:length=16 " in done.out
     assert "% of 1,792" in done.out, "seven answers of 256 examples"
     for line in ("mqar 0", "reads  k", "asked  .", "says   .", "palindrome 0"):
         assert line in done.out
+
+
+def test_dials_are_examined_one_by_one_and_kept(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.json"
+    given = ("exam", trained, "--out", sheet, "--examples", 20, "--tasks")
+    assert cli(*given, "chains:length=24,hops=2,distance=0|2").status == 0
+    kept = json.loads(sheet.read_text())["exams"]
+    done = cli(*given, "chains:length=24,hops=1|2,distance=0|2")
+    assert done.status == 0, done.err
+    assert f"2 of 4 were in {sheet}" in done.err
+    assert "chains: right answers in %" in done.out
+    assert r"hops \ distance" in done.out
+    found = json.loads(sheet.read_text())["exams"]
+    assert found[:2] == kept
+    assert sorted((e["options"]["hops"], e["options"]["distance"]) for e in found) == [
+        (1, 0),
+        (1, 2),
+        (2, 0),
+        (2, 2),
+    ]
+    again = json.loads(cli(*given, "chains:length=24,hops=1|2,distance=0|2", "--json").out)["exams"]
+    assert sorted(map(str, again)) == sorted(map(str, found))
+    # The whole examination of a model that has the sheet of another is refused, and the sheet stays.
+    other = load_model(trained / "model")
+    save_model(tmp_path / "other", other)
+    refused = cli("exam", tmp_path / "other", "--out", sheet, "--tasks", "parity:length=9")
+    assert refused.status == 2
+    assert "has the exam of another model" in refused.err
+    assert json.loads(sheet.read_text())["exams"] == found
+
+
+def test_an_interrupted_exam_keeps_what_it_has(
+    cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import intarsia.tasks
+
+    sheet = tmp_path / "sheet.json"
+    seen = []
+
+    def stops(model: Any, task: Any, **options: Any) -> Any:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(task)
+        return examine(model, task, **options)
+
+    given = ("exam", trained, "--out", sheet, "--examples", 5, "--tasks", "parity:length=8|9|10")
+    with monkeypatch.context() as patch:
+        patch.setattr(intarsia.tasks, "examine", stops)
+        assert cli(*given).status != 0
+    assert [e["options"]["length"] for e in json.loads(sheet.read_text())["exams"]] == [8]
+    assert cli(*given).status == 0
+    assert [e["options"]["length"] for e in json.loads(sheet.read_text())["exams"]] == [8, 9, 10]
 
 
 def test_a_model_that_learned_a_task_is_examined_on_it(cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_inspect(cli: Cli, published: Path) -> None:
     assert "room for bfloat16 with 1,048,576 tokens" in shown
 
 
+def test_exam(cli: Cli, published: Path) -> None:
+    from intarsia.tasks import examine, make_task
+
+    found = json.loads(cli("exam", published, "--tasks", "parity:length=9", "--json").out)["exams"][0]
+    answers = examine(intarsia.load(published), make_task("parity", {"length": 9}))
+    assert found["answers"]["right"] == answers.score.right_tokens
+    assert found["chance"] == 0.5
+    refused = cli("exam", published, "--tasks", "mqar:length=64")
+    assert refused.status == 2
+    assert "different tokens and the model" in refused.err
+
+
 def test_generate(cli: Cli, published: Path) -> None:
     done = cli("generate", published, "one two", "-n", 4, "--json")
     assert done.status == 0, done.err

@@ -12,19 +12,24 @@ from intarsia.cli.output import note, print_json, show, table
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
-    from intarsia.tasks import Answers, Task
+    from intarsia.tasks import Task
 
 
 def command(
     run: Annotated[
-        Path, typer.Argument(help="Directory of a training run, of a comparison's run, or of a model.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Directory of a training run, of a comparison's run, or of a model, ours or published; or a "
+            "repository in Hugging Face's cache.",
+        ),
     ],
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             "--tasks",
-            help="Tasks with their options, `NAME:length=64,option=value`; several with spaces between, or by more "
-            "--tasks. By default the one that the model learned in a comparison.",
+            help="Tasks with their options, `NAME:length=64,option=value`, or `value|value` for one after the other; "
+            "several tasks with spaces between, or by more --tasks. By default what the model learned in a comparison.",
         ),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 256,
@@ -39,6 +44,13 @@ def command(
         int,
         typer.Option("--show", min=0, help="Print so many examples of each task, with what was answered."),
     ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Keep results there, after each task; the same command goes on with what is missing.",
+        ),
+    ] = None,
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON on stdout, and nothing else there.")
@@ -48,135 +60,133 @@ def command(
 
     Shows the share of right answers with an interval of 95 % over examples. A task's tokens are taken for the model's
     first ones, so this is for models that learned the task, or tasks alike; `examined_on` in a plan of `intarsia
-    compare` has models learn it.
+    compare` has models learn it. Several values of two options are shown as a table of one by the other.
 
     \b
       intarsia exam runs/recall/exams/mqar-64-kda-lr0.005-seed1-0adb7d87
       intarsia exam runs/mine --tasks "mqar:length=128 palindrome:length=64,symbols=32"
       intarsia exam runs/mine --tasks stack:length=64,stacks=16 --show 2
+      intarsia exam runs/mine --tasks "chains:length=64,hops=1|2|3,distance=0|4|8" --out hops.json
     """
-    from intarsia.checkpoints.native import load_config, load_extra, load_model
-    from intarsia.cli.places import find_device, finished_model, told_plugins
+    from intarsia.checkpoints.opening import load, load_config
+    from intarsia.cli.places import find_device, model_place, told_plugins
     from intarsia.mixers.registry import use_plugins
     from intarsia.tasks import examine
     from intarsia.tasks.exam import check_vocabulary
+    from intarsia.tasks.sheet import Sheet, asked_of, entry_of
 
     use_plugins(plugin)
-    place = finished_model(run)
-    learned = load_extra(place).get("exam")
+    place = model_place(run)
+    learned = _learned(place)
     if seed is None:
         seed = learned["seed"] if learned else 0
-    chosen = [_parse(text) for group in tasks or () for text in group.split()] or [_learned(run, learned)]
-    with told_plugins(run):
+    chosen = _chosen(tasks, run, learned)
+    sheet = Sheet(_identity(place), out)
+    with told_plugins(Path(run)):
+        vocab_size = load_config(place).vocab_size
         for task in chosen:  # before the weights are read
-            check_vocabulary(task, load_config(place).vocab_size)
-        model = load_model(place, device=find_device(device))
-    results = []
+            check_vocabulary(task, vocab_size)
+            task.examples(seed, 1, _split(split))
+        missing = [task for task in chosen if sheet.find(asked_of(task, seed, split, examples)) is None]
+        on = find_device(device)
+        model = load(place, device=on) if missing or show_examples else None
+    if out and len(missing) < len(chosen):
+        note(f"{len(chosen) - len(missing)} of {len(chosen)} were in {out}")
+    entries = []
     for task in chosen:
-        answers = examine(model, task, seed=seed, examples=examples, split=_split(split))
-        results.append((task, answers))
+        asked = asked_of(task, seed, split, examples)
+        entry = sheet.find(asked)
+        if entry is None:
+            assert model is not None, "the weights are read where anything is missing"
+            answers = examine(model, task, seed=seed, examples=examples, split=_split(split))
+            entry = entry_of(asked, task.vocab_size, task.chance, answers)
+            sheet.add(entry)
+        entries.append(entry)
         if show_examples:
             _show_examples(model, task, seed, min(show_examples, examples), split, to_stderr=json)
     if json:
         print_json(
-            {
-                "model": str(place),
-                "seed": seed,
-                "split": split,
-                "examples": examples,
-                "exams": [_described(task, answers) for task, answers in results],
-            }
+            {"model": str(place), "seed": seed, "split": split, "examples": examples, "exams": entries}
         )
         return
-    made = table("task", "right answers", "95 %", "sequences", "95 %")
-    for task, answers in results:
-        score = answers.score
+    _show(entries)
+
+
+def _show(entries: list[dict[str, Any]]) -> None:
+    """A line for each exam, and for each task of which two options had several values a table of one by the other."""
+    from intarsia.tasks.sheet import dials_of, grid_of
+    from intarsia.tasks.written import written
+
+    made = table("task", "right answers", "95 %", "chance", "sequences", "95 %")
+    for entry in entries:
+        cells = []
+        for counts in (entry["answers"], entry["sequences"]):
+            low, high = counts["interval"]
+            cells += [f"{counts['accuracy']:.1%} of {counts['asked']:,}", f"{100 * low:.1f}–{100 * high:.1f}"]
         made.add_row(
-            f"{task.type}:{','.join(f'{name}={value}' for name, value in _options(task).items())}",
-            f"{score.token_accuracy:.1%} of {score.tokens:,}",
-            _interval(answers.token_interval()),
-            f"{score.sequence_accuracy:.1%} of {score.sequences:,}",
-            _interval(answers.sequence_interval()),
+            written(entry["task"], entry["options"]), *cells[:2], f"{entry['chance']:.1%}", *cells[2:]
         )
     show(made)
+    for name, dials, of_task in dials_of(entries):
+        if len(dials) == 2:
+            rows, columns, cells_of = grid_of(of_task, *dials)
+            grid = table(f"{dials[0]} \\ {dials[1]}", *columns)
+            for row in rows:
+                found = (cells_of.get((row, column)) for column in columns)
+                grid.add_row(row, *("" if cell is None else f"{100 * cell:.0f}" for cell in found))
+            show(f"{name}: right answers in %", grid)
 
 
-def _parse(text: str) -> Task:
-    """`mqar:length=64,pairs=12` as a task."""
-    from intarsia.tasks import make_task
-
-    name, _, given = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in given.split(",") if given else ():
-        option, equals, value = part.partition("=")
-        if not equals or not option or not value:
-            raise ConfigError(f"--tasks takes NAME:option=value,option=value; got {text!r}")
-        options[option] = _value(value)
-    try:
-        return make_task(name, options)
-    except ConfigError as error:
-        raise ConfigError(f"--tasks {text}: {error}{_takes(name)}") from None
-
-
-def _takes(name: str) -> str:
-    """How a task is written, if there is one of that name."""
-    from dataclasses import MISSING, fields
-
-    from intarsia.tasks import names, task
-
-    if name not in names():
-        return ""
-    found = [f for f in fields(task(name)) if f.init]
-    needed = [f.name for f in found if f.default is MISSING and f.default_factory is MISSING]
-    others = [f.name for f in found if f.name not in needed]
-    written = name + (":" + ",".join(f"{option}=…" for option in needed) if needed else "")
-    return f"; write {written}" + (f" (and, if you like, {', '.join(others)})" if others else "")
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, none, or text."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _learned(run: Path, exam: dict[str, Any] | None) -> Task:
-    """The task that a model learned in a comparison."""
+def _chosen(texts: list[str] | None, run: str, learned: dict[str, Any] | None) -> list[Task]:
+    """The tasks that are asked for, or the one that the model learned in a comparison."""
     from intarsia.tasks import make_task, names
+    from intarsia.tasks.written import read_tasks
 
-    if exam is None:
+    chosen = [task for group in texts or () for text in group.split() for task in read_tasks(text, _make)]
+    if chosen:
+        return chosen
+    if learned is None:
         raise ConfigError(
             f"the model in {run} did not learn a task: say what to examine it on, for instance --tasks "
             f"mqar:length=64 (there are {', '.join(names())})"
         )
-    return make_task(exam["task"], exam["options"])
+    return [make_task(learned["task"], learned["options"])]
+
+
+def _make(name: str, options: Any) -> Task:
+    """A task; its error says how it is written."""
+    from intarsia.tasks import make_task, names, task
+    from intarsia.tasks.written import how_to_write
+
+    try:
+        return make_task(name, options)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {how_to_write(task(name))}" if name in names() else str(error)) from None
+
+
+def _learned(place: Path) -> dict[str, Any] | None:
+    """What a model of ours learned in a comparison, if it did."""
+    from intarsia.checkpoints.native import FORMAT, load_extra, read_options
+
+    if read_options(place).get("format") != FORMAT:
+        return None
+    learned: dict[str, Any] | None = load_extra(place).get("exam")
+    return learned
+
+
+def _identity(place: Path) -> dict[str, Any]:
+    """What says that a model is still the same: where it is, and the size and age of its weights."""
+    weights = sorted(place.glob("*.safetensors"))
+    return {
+        "place": str(place.resolve()),
+        "bytes": sum(file.stat().st_size for file in weights),
+        "changed": max((file.stat().st_mtime_ns for file in weights), default=0),
+    }
 
 
 def _split(name: str) -> Any:
     """The name of a split; `Task.examples` knows which there are."""
     return name
-
-
-def _options(task: Task) -> dict[str, Any]:
-    """The options that say which task it is, without those that were left open."""
-    from dataclasses import asdict
-
-    return {name: value for name, value in asdict(task).items() if value is not None}
-
-
-def _described(task: Task, answers: Answers) -> dict[str, Any]:
-    counts = {name: value for name, value in answers.to_dict().items() if name != "by_sequence"}
-    return {"task": task.type, "options": _options(task), "vocabulary": task.vocab_size, **counts}
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
 
 
 def _show_examples(model: Any, task: Task, seed: int, count: int, split: str, *, to_stderr: bool) -> None:
