@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,54 @@ def test_convert_there_and_back(cli: Cli, published: Path, tmp_path: Path) -> No
     assert cli("convert", published, theirs, "--overwrite", "--dtype", "bfloat16").status == 0
     values = json.loads((theirs / "config.json").read_text())
     assert (values["dtype"], values["eos_token_id"]) == ("bfloat16", 1)
+
+
+def test_packed_weights_in_files(
+    cli: Cli, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written once, then inspected and run as they are, with the bytes that they have."""
+    packed = tmp_path / "packed"
+    done = cli("convert", published, packed, "--to", "intarsia", "--weights", "int8")
+    assert done.status == 0, done.err
+    assert "as intarsia, packed to int8" in done.err
+    facts = json.loads(cli("inspect", packed, "--json").out)
+    size = (packed / "model.safetensors").stat().st_size
+    assert 0.8 * size < facts["weight_bytes"]["int8"] < size
+    assert (facts["packed"], list(facts["weight_bytes"])) == ("int8", ["int8"])
+    assert "in int8, as they are packed in its files" in cli("inspect", packed).out
+    texts = [
+        json.loads(cli("generate", *which, "one two", "-n", 6, "--greedy", "--json").out)
+        for which in ([packed], [published, "--weights", "int8"], [packed, "--weights", "int8"])
+    ]
+    assert texts[0]["text"] == texts[1]["text"] == texts[2]["text"]
+    assert texts[0]["weight_bytes"] == texts[1]["weight_bytes"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two\n"))
+    said = cli("chat", packed, "--plain", "--greedy", "-n", 3)
+    assert said.status == 0, said.err
+    for wrong, message in (
+        (("generate", packed, "one", "--weights", "int4"), "packed to int8 and cannot become int4"),
+        (("convert", packed, tmp_path / "out"), "the model that they were packed from"),
+        (("convert", published, tmp_path / "out", "--weights", "int8"), "--to intarsia"),
+        (("convert", published, tmp_path / "out", "--to", "intarsia", "--weights", "int3"), "int8 or int4"),
+        (("convert", published, tmp_path / "out", "--to", "intarsa"), "no family 'intarsa'"),
+    ):
+        done = cli(*wrong)
+        assert done.status == 2
+        assert message in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sparse_layers_are_dense_where_it_is_said(cli: Cli, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.sparse == "dense")
+    folder = their_folder(case, tmp_path)
+    out = tmp_path / "out"
+    for verb in (("inspect", folder), ("convert", folder, out, "--to", "intarsia")):
+        done = cli(*verb, "--sparse", "thin")
+        assert done.status == 2
+        assert "it can be dense" in done.err
+        done = cli(*verb, "--sparse", "dense")
+        assert done.status == 0, done.err
+    assert cli("inspect", out).status == 0
 
 
 def test_a_model_that_was_trained_here_goes_out(cli: Cli, trained: Path, tmp_path: Path) -> None:

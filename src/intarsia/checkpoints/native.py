@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from intarsia.checkpoints.filling import Reader, fill, own_plan
+from intarsia.checkpoints.plan import stored
+from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.errors import CheckpointError, ConfigError
 from intarsia.files import (
     directory_atomically,
@@ -30,11 +33,12 @@ from intarsia.files import (
     write_json,
 )
 from intarsia.model.config import ModelConfig
-from intarsia.model.initialization import make_unsaved_buffers
 from intarsia.model.language_model import LanguageModel
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 FORMAT, VERSION = "intarsia", 1
+PACKED_VERSION = 2
+"""Of directories whose weights are packed, which earlier releases do not read; see `packed_native`."""
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -67,21 +71,33 @@ def save_model(
     target = Path(directory)
     with directory_atomically(target) as new:
         write_tensors(tensors, new / WEIGHTS, {"model": FORMAT})
-        config = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model_type": FORMAT,  # by which transformers knows it: intarsia.integrations.huggingface
-            "architectures": ["IntarsiaForCausalLM"],
-            "dtype": name_of_dtype(model.embed.weight.dtype),
-            "weights": {"file": WEIGHTS, "sha256": sha256(new / WEIGHTS)},
-            "model": model.config.to_dict(),
-            "extra": dict(extra or {}),
-        }
-        write_json(new / CONFIG, config)
+        dtype = name_of_dtype(model.embed.weight.dtype)
+        write_json(new / CONFIG, described(model.config, dtype, new / WEIGHTS, extra))
         if tokenizer is not None:
             (new / TOKENIZER).mkdir()
             tokenizer.save(new / TOKENIZER)
         take_over(target, new)
+
+
+def described(
+    config: ModelConfig,
+    dtype: str,
+    weights: Path,
+    extra: Mapping[str, Any] | None = None,
+    packed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `config.json` says of a model whose weights have been written, `packed` of how they are."""
+    file: dict[str, Any] = {"file": WEIGHTS, "sha256": sha256(weights)}
+    return {
+        "format": FORMAT,
+        "version": VERSION if packed is None else PACKED_VERSION,
+        "model_type": FORMAT,  # by which transformers knows it: intarsia.integrations.huggingface
+        "architectures": ["IntarsiaForCausalLM"],
+        "dtype": dtype,
+        "weights": file if packed is None else {**file, "packed": dict(packed)},
+        "model": config.to_dict(),
+        "extra": dict(extra or {}),
+    }
 
 
 def take_over(old: Path, new: Path, unless: Callable[[str], bool] = lambda name: False) -> None:
@@ -133,8 +149,47 @@ def load_model(
     Raises:
         CheckpointError: a file is missing or damaged, or the tensors are not those of the configuration.
     """
-    values = _read_config(directory)
-    config, weights = _model_config(directory, values), Path(directory) / WEIGHTS
+    model, reader = open_model(directory, dtype, verify=verify)
+    fill(model, reader, stored(model), torch.device(device))
+    return model
+
+
+def open_model(
+    directory: str | os.PathLike[str], dtype: torch.dtype | None = None, *, verify: bool = True
+) -> tuple[LanguageModel, Reader]:
+    """A model on the meta device, and what reads its tensors. Arguments and errors are those of `load_model`."""
+    values = read_config(directory)
+    if (how := values["weights"].get("packed")) is not None:
+        raise CheckpointError(
+            f"the weights in {directory} are packed to {how['format']}, for inference: `intarsia.load` opens them so, "
+            "and `intarsia generate` and `chat` do. What is trained, examined or written in another format is the "
+            "model that they were packed from"
+        )
+    model, tensors = opened(
+        directory,
+        values,
+        lambda model: {name: (x.shape, x.dtype) for name, x in stored(model).items()},
+        verify,
+    )
+    return model if dtype is None else model.to(dtype), Reader(tensors, own_plan(tensors.names))
+
+
+Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def opened(
+    directory: str | os.PathLike[str],
+    values: dict[str, Any],
+    expected: Callable[[LanguageModel], Expected],
+    verify: bool = True,
+) -> tuple[LanguageModel, TensorFolder]:
+    """A model on the meta device, in the dtype of its file, and the file, which has the tensors that are `expected` of
+    it.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or has other tensors.
+    """
+    config, weights = model_config(directory, values), Path(directory) / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights} is missing: the directory holds no weights")
     if verify and sha256(weights) != values["weights"]["sha256"]:
@@ -144,21 +199,14 @@ def load_model(
         )
     with torch.device("meta"):
         model = LanguageModel(config).to(DTYPES[values["dtype"]])
-    expected = stored(model)
-    try:
-        with safe_open(weights, "pt", device=str(device)) as file:
-            _check_tensors(weights, file, expected)
-            # Copies: the file's own pages are not aligned, which changes the last bits of products, and a
-            # file that is overwritten must not change a model.
-            tensors = {name: file.get_tensor(name).clone() for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights} cannot be read: {error}") from error
-    # The head is given too, to satisfy the check for completeness; afterwards it is tied again.
-    tied = {"head.weight": tensors["embed.weight"]} if config.tie_embeddings else {}
-    model.load_state_dict({**tensors, **tied}, assign=True)
-    model.tie_weights()
-    make_unsaved_buffers(model, torch.device(device))
-    return model if dtype is None else model.to(dtype)
+    tensors = TensorFolder(Path(directory))
+    _check_tensors(weights, tensors, expected(model))
+    return model, tensors
+
+
+def is_packed(values: Mapping[str, Any]) -> bool:
+    """Whether what `read_options` gives is of a model in this format whose weights are packed."""
+    return values.get("format") == FORMAT and values.get("version") == PACKED_VERSION
 
 
 def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
@@ -167,7 +215,7 @@ def load_config(directory: str | os.PathLike[str]) -> ModelConfig:
     Raises:
         CheckpointError: `config.json` is missing, damaged or of something else.
     """
-    return _model_config(directory, _read_config(directory))
+    return model_config(directory, read_config(directory))
 
 
 def load_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -176,15 +224,7 @@ def load_extra(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: `config.json` is missing, damaged or of something else.
     """
-    return dict(_read_config(directory)["extra"])
-
-
-def stored(model: LanguageModel) -> dict[str, Tensor]:
-    """The tensors that a file of this model holds, by name."""
-    tensors: dict[str, Tensor] = model.state_dict()
-    if model.config.tie_embeddings:
-        del tensors["head.weight"]
-    return tensors
+    return dict(read_config(directory)["extra"])
 
 
 def read_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -213,42 +253,51 @@ def read_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def _read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `config.json` holds, of a model in this format.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of something else.
+    """
     path, values = Path(directory) / CONFIG, read_options(directory)
     if values.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe an Intarsia model")
-    if values.get("version") != VERSION:
+    if values.get("version") not in (VERSION, PACKED_VERSION):
         raise CheckpointError(
-            f"{path} has format version {values.get('version')}; this release reads {VERSION}"
+            f"{path} has format version {values.get('version')}; this release reads {VERSION} and {PACKED_VERSION}"
         )
     missing = [key for key in ("dtype", "weights", "model", "extra") if key not in values]
-    if missing or values["dtype"] not in DTYPES or "sha256" not in values["weights"]:
+    weights = values.get("weights")
+    if not isinstance(weights, dict) or "sha256" not in weights:
+        missing = [*missing, "weights"]
+    elif (values["version"] == PACKED_VERSION) != isinstance(weights.get("packed"), dict):
+        missing = [*missing, "weights.packed"]
+    if missing or values["dtype"] not in DTYPES:
         raise CheckpointError(
-            f"{path} is damaged: {', '.join(missing) or 'dtype or weights'} cannot be right"
+            f"{path} is damaged: {', '.join(dict.fromkeys(missing)) or 'dtype'} cannot be right"
         )
     return values
 
 
-def _model_config(directory: str | os.PathLike[str], values: dict[str, Any]) -> ModelConfig:
+def model_config(directory: str | os.PathLike[str], values: dict[str, Any]) -> ModelConfig:
+    """The configuration in what `read_config` gives. Raises CheckpointError if it is none."""
     try:
         return ModelConfig.from_dict(values["model"])
     except ConfigError as error:
         raise CheckpointError(f"{Path(directory) / CONFIG} has no valid model: {error}") from error
 
 
-def _check_tensors(path: Path, file: Any, expected: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, folder: TensorFolder, expected: Expected) -> None:
     """Names, shapes and dtypes, before any tensor is read."""
-    names = set(file.keys())
-    problems = [f"{name} is missing" for name in expected if name not in names]
-    problems += [f"{name} does not belong there" for name in sorted(names - expected.keys())]
-    for name, tensor in expected.items():
-        if name in names:
-            stored = file.get_slice(name)
-            shape, dtype = list(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype())
-            if shape != list(tensor.shape):
-                problems.append(f"{name} is {shape} and should be {list(tensor.shape)}")
-            elif dtype != tensor.dtype:
-                problems.append(f"{name} is {stored.get_dtype()} and should be {tensor.dtype}")
+    problems = [f"{name} is missing" for name in expected if name not in folder.names]
+    problems += [f"{name} does not belong there" for name in sorted(folder.names - expected.keys())]
+    for name, (shape, dtype) in expected.items():
+        if name in folder.names:
+            place = folder.place(name)
+            if place.shape != tuple(shape):
+                problems.append(f"{name} is {list(place.shape)} and should be {list(shape)}")
+            elif place.dtype != dtype:
+                problems.append(f"{name} is {place.dtype} and should be {dtype}")
     if problems:
         shown = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
         raise CheckpointError(f"{path} does not fit its {CONFIG}, {len(problems)} tensors in all: {shown}")
@@ -260,6 +309,3 @@ def name_of_dtype(dtype: torch.dtype) -> str:
         if known == dtype:
             return name
     raise CheckpointError(f"models are saved in {', '.join(DTYPES)}; this one is {dtype}")
-
-
-_SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

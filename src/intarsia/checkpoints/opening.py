@@ -12,11 +12,12 @@ import torch
 
 from intarsia.checkpoints import native
 from intarsia.checkpoints.family import Family, written
-from intarsia.checkpoints.filling import Reader, fill, make_unsaved_buffers, packed_model
+from intarsia.checkpoints.filling import Reader, fill, packed_model
 from intarsia.checkpoints.float8 import Block, float8_blocks
 from intarsia.checkpoints.options import Options, Sparse
+from intarsia.checkpoints.packed_native import check_asked, load_packed
 from intarsia.checkpoints.places import find_folder
-from intarsia.checkpoints.plan import Plan, embedding_of, make_plan
+from intarsia.checkpoints.plan import Plan, embedding_of, make_plan, stored
 from intarsia.checkpoints.registry import families, family, family_of
 from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.checkpoints.writing import CONFIG, save_as
@@ -77,7 +78,8 @@ def load(
         dtype: of the parameters, except for those that are always float32; None for the embedding's in the file.
         weights: for inference, what linear maps and experts are packed into, `"int8"`, `"int4"`, ...: the result is
             an `InferenceModel`, and no part of it was ever there unpacked as a whole. None: a `LanguageModel`, in
-            evaluation mode.
+            evaluation mode; but of a folder whose weights are packed (`intarsia convert --weights`) the
+            `InferenceModel` that they are.
         group: how many numbers share a scale, as in `pack_weights`.
         sparse: layers that choose what they attend to are refused where they are not built, or computed as if they
             chose everything (`"dense"`), which is another model for texts longer than what they choose.
@@ -89,10 +91,27 @@ def load(
     """
     folder = find_folder(path_or_repo)
     values = native.read_options(folder)
+    device = torch.device(device)
+    if native.is_packed(values):
+        check_asked(folder, weights, group)
+        return load_packed(folder, dtype, device)
     packing = None if weights is None else Packing(weights, group)
+    model, reader = opened(folder, dtype, sparse, ignore)
+    if packing is not None:
+        return packed_model(model, reader, packing, device)
+    fill(model, reader, stored(model), device)
+    return model
+
+
+def opened(
+    folder: Path, dtype: torch.dtype | None = None, sparse: Sparse = "refuse", ignore: Iterable[str] = ()
+) -> tuple[LanguageModel, Reader]:
+    """A model on the meta device, in evaluation mode, and what reads its tensors, which have been checked. Arguments
+    and errors are those of `load`."""
+    values = native.read_options(folder)
     if values.get("format") == native.FORMAT:
-        model = native.load_model(folder, dtype, device).eval()
-        return model if weights is None else InferenceModel(model, weights, group=group)
+        model, reader = native.open_model(folder, dtype)
+        return model.eval(), reader
     found, config, left, block = _translated(values, folder, sparse, frozenset(ignore))
     tensors = TensorFolder(folder, named=_without_prefix, block=block)
     with torch.device("meta"):
@@ -101,15 +120,9 @@ def load(
         name = embedding_of(found, config, tensors)
         dtype = tensors.place(name).dtype if name in tensors.names else torch.float32
     model = model.to(dtype).eval()
-    expected = native.stored(model)
-    plan = make_plan(found, config, tensors, expected)
+    plan = make_plan(found, config, tensors, stored(model))
     _tell(folder, plan, left)
-    reader, device = Reader(tensors, plan), torch.device(device)
-    if packing is not None:
-        return packed_model(model, reader, expected, packing, device)
-    fill(model, reader, expected, device)
-    make_unsaved_buffers(model, device)
-    return model
+    return model, Reader(tensors, plan)
 
 
 def load_config(

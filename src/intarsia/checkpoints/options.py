@@ -125,8 +125,8 @@ class Options:
         if self.sparse == "refuse":
             raise self.unsupported(
                 f"its layers attend to {count} tokens that an indexer chooses (DeepSeek sparse attention), which is "
-                f"not built yet. With sparse='dense' they attend to all: that is the same model up to {count} tokens, "
-                "and another one for longer texts"
+                "not built yet. With sparse='dense' (on the command line: --sparse dense) they attend to all: that is "
+                f"the same model up to {count} tokens, and another one for longer texts"
             )
         warnings.warn(
             f"{self.where}: loaded as if its layers attended to all tokens, and not to {count} that an indexer "

@@ -13,6 +13,7 @@ from intarsia.checkpoints.rows import SAME, Row, Rows, indexed
 from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.errors import CheckpointError
 from intarsia.model.config import ModelConfig
+from intarsia.model.language_model import LanguageModel
 
 HEAD = "lm_head.weight"
 PASSED_OVER = ("rotary_emb.inv_freq",)
@@ -90,6 +91,14 @@ def loaded(row: Row, folder: TensorFolder) -> list[Tensor]:
     """The row's tensors of ours, as they are in the files: views where nothing is done to them."""
     theirs = [folder.tensor(*indexed(name)) for name in row.theirs]
     return list(row.how.load(theirs))
+
+
+def stored(model: LanguageModel) -> dict[str, Tensor]:
+    """The tensors that a file of this model holds, by name."""
+    tensors: dict[str, Tensor] = model.state_dict()
+    if model.config.tie_embeddings:
+        del tensors["head.weight"]
+    return tensors
 
 
 def _absent(rows: tuple[Row, ...], folder: TensorFolder) -> tuple[bool, int]:

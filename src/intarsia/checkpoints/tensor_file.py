@@ -1,4 +1,4 @@
-"""Reading `.safetensors` files: memory-mapped, tensor by tensor, and let go again.
+"""Reading `.safetensors` files: memory-mapped, tensor by tensor, and let go again; and writing them tensor by tensor.
 
 A file is 8 bytes with the length of a header, the header (JSON: of each tensor dtype, shape and place), and the
 numbers (https://github.com/huggingface/safetensors). Here the mapping is ours, so that a part of a tensor can be read
@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import CheckpointError
-from intarsia.files import message_of
+from intarsia.files import message_of, naming
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -110,6 +110,44 @@ class TensorFile:
         if end != size:
             raise CheckpointError(f"{damaged}: its tensors have {end} bytes and the file {size}")
         return entries
+
+
+def write_file(
+    path: Path,
+    like: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a `.safetensors` file of tensors that come one after the other, each in memory only while it is written.
+
+    Args:
+        like: all of them by name, in the right shapes and dtypes, for instance on the meta device.
+        tensors: names and tensors, in any order, each once.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    # The widest first, so that all are aligned.
+    for name, tensor in sorted(like.items(), key=lambda entry: -entry[1].dtype.itemsize):
+        header[name] = {
+            "dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes],
+        }  # fmt: skip
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with naming(path), path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        missing = set(like)
+        for name, tensor in tensors:
+            missing.remove(name)
+            assert (tensor.shape, tensor.dtype) == (like[name].shape, like[name].dtype), name
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            file.write(raw.numpy().data)
+        assert not missing, missing
 
 
 def _place(entry: Mapping[str, Any], start: int) -> Place:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from intarsia.checkpoints.family import Family, written
-from intarsia.checkpoints.native import Saveable, name_of_dtype, stored, take_over, write_tensors
-from intarsia.checkpoints.plan import chosen
+from intarsia.checkpoints.native import Saveable, name_of_dtype, take_over, write_tensors
+from intarsia.checkpoints.plan import chosen, stored
 from intarsia.checkpoints.rows import Row, indexed
 from intarsia.checkpoints.tensor_folder import INDEX, PICKLES, WEIGHTS
 from intarsia.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Temperature, TopP, Weights
+from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Sparse, Temperature, TopP, Weights
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -48,6 +48,7 @@ def command(
     device: Device = "auto",
     dtype: Dtype = "",
     weights: Weights = None,
+    sparse: Sparse = "",
     plugin: Plugins = None,
 ) -> None:
     """Talk with a model, turn by turn. What was said stays in the model's state: a turn reads its message alone.
@@ -69,7 +70,7 @@ def command(
     use_plugins(plugin)
     chosen_sampling(temperature, top_p, min_p, greedy)  # told before a model is read
     template = None if plain else chat_template_of(model_place(model))
-    ready, tokenizer, conduct = load(model, device, dtype, weights)
+    ready, tokenizer, conduct = load(model, device, dtype, weights, sparse)
     if template is None and not plain:
         note(
             f"{model} has no chat template (chat_template.jinja, or in tokenizer_config.json), so it has not learned "

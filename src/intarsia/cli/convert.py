@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from intarsia.cli.options import Dtype, Json
+from intarsia.cli.options import Dtype, Json, Sparse
 from intarsia.errors import ConfigError
 
 
@@ -27,6 +27,11 @@ def command(
         ),
     ] = "hf",
     dtype: Dtype = "",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="With `--to intarsia`: pack them into `int8` or `int4`, ready for decoding."),
+    ] = None,
+    sparse: Sparse = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     json: Json = False,
 ) -> None:
@@ -36,15 +41,23 @@ def command(
       intarsia convert runs/my-run my-model                         # for transformers and others
       intarsia convert Qwen/Qwen3.5-0.8B runs/qwen --to intarsia    # to train it further here
       intarsia convert runs/my-run my-model --to kimi --dtype bfloat16
+      intarsia convert Qwen/Qwen3.5-0.8B small --to intarsia --weights int4    # opened packed, for generate and chat
     """
     from intarsia.checkpoints.convert import convert
     from intarsia.cli.output import note, print_json
-    from intarsia.cli.places import checked_dtype, model_place
+    from intarsia.cli.places import checked_dtype, checked_sparse, model_place
 
     if (target / "config.json").exists() and not overwrite:
         raise ConfigError(f"there is a model in {target}: give another folder, or --overwrite")
-    written = convert(model_place(source), target, {"kimi": "kimi_linear"}.get(to, to), checked_dtype(dtype))
+    written = convert(
+        model_place(source),
+        target,
+        {"kimi": "kimi_linear"}.get(to, to),
+        checked_dtype(dtype),
+        weights,  # type: ignore[arg-type]  # which is checked
+        checked_sparse(sparse),
+    )
     if json:
-        print_json({"target": str(target), "format": written})
+        print_json({"target": str(target), "format": written, "weights": weights})
     else:
-        note(f"written to {target} as {written}")
+        note(f"written to {target} as {written}" + (f", packed to {weights}" if weights else ""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Temperature, TopP, Weights
+from intarsia.cli.options import Device, Dtype, Greedy, MinP, Plugins, Sparse, Temperature, TopP, Weights
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def command(
     device: Device = "auto",
     dtype: Dtype = "",
     weights: Weights = None,
+    sparse: Sparse = "",
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")
@@ -73,7 +74,7 @@ def command(
     use_plugins(plugin)
     text = read_prompt(prompt, file)
     chosen_sampling(temperature, top_p, min_p, greedy)  # told before a model is read
-    ready, tokenizer, conduct = load(model, device, dtype, weights)
+    ready, tokenizer, conduct = load(model, device, dtype, weights, sparse)
     sampling = chosen_sampling(temperature, top_p, min_p, greedy, conduct)
     run = Generation(ready, tokenizer, text, max_tokens, sampling, seed, prefill_chunk, conduct)
     if json:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intarsia.cli.options import Json, Plugins
+from intarsia.cli.options import Json, Plugins, Sparse
 
 if TYPE_CHECKING:
     from intarsia.model import ModelConfig
@@ -44,6 +45,7 @@ def command(
     ] = "h100",
     dtype: Annotated[str, typer.Option(help="Of the weights: `bfloat16` or `float32`.")] = "bfloat16",
     page_size: Annotated[int, typer.Option(min=1, help="Entries in a page of a pool of states.")] = 64,
+    sparse: Sparse = "",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -69,7 +71,7 @@ def command(
 
     use_plugins(plugin)
     lengths = [parse_count(text) for text in length] if length else list(LENGTHS)
-    facts = describe(model, lengths, batch, vocab_size, machine_of(machine), dtype, page_size)
+    facts = describe(model, lengths, batch, vocab_size, machine_of(machine), dtype, page_size, sparse)
     if json:
         print_json(facts)
     else:
@@ -84,11 +86,13 @@ def describe(
     machine: Machine,
     dtype: str,
     page_size: int,
+    sparse: str = "",
 ) -> dict[str, Any]:
     """Everything that `inspect` shows, as JSON-able values."""
     import torch
 
-    from intarsia.cli.places import find_config
+    from intarsia.checkpoints.places import is_repository
+    from intarsia.cli.places import find_config, packed_weights
     from intarsia.errors import ConfigError, did_you_mean
     from intarsia.model.language_model import cost_of
     from intarsia.model.machine import free_memory
@@ -96,8 +100,10 @@ def describe(
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in dtypes:
         raise ConfigError(f"--dtype was given {dtype!r}{did_you_mean(dtype, dtypes)}")
-    config = find_config(target, vocab_size)
+    config = find_config(target, vocab_size, sparse)
     cost = cost_of(config, dtypes[dtype])
+    # Of a preset there are no files.
+    packed = packed_weights(target) if Path(target).exists() or is_repository(target) else None
     return {
         "model": target,
         "layout": config.layout,
@@ -127,10 +133,13 @@ def describe(
             for length in lengths
         ],
         "parameters_by_part": cost.parameters_by_part(),
-        "weight_bytes": {
+        "weight_bytes": dict([packed])
+        if packed
+        else {
             dtype: cost.parameters * cost.weight_bytes,
             **{name: cost.packed_bytes(bits) for name, bits in PACKED_BITS.items()},
         },
+        "packed": None if packed is None else packed[0],
         "free_memory": free_memory(),
         "config": config.to_dict(),
     }
@@ -177,8 +186,9 @@ def _print(facts: dict[str, Any]) -> None:
     about.add_row("  without embeddings", count(facts["non_embedding_parameters"]))
     parts = ", ".join(f"{name} {count(number)}" for name, number in facts["parameters_by_part"].items())
     about.add_row("  by part", parts)
+    weights = ", ".join(f"{size(nbytes)} in {name}" for name, nbytes in facts["weight_bytes"].items())
     about.add_row(
-        "weights", ", ".join(f"{size(nbytes)} in {name}" for name, nbytes in facts["weight_bytes"].items())
+        "weights", weights if facts["packed"] is None else f"{weights}, as they are packed in its files"
     )
     if facts["free_memory"] is not None:
         about.add_row("free memory here", f"{size(facts['free_memory'])}: {_fits(facts)}")

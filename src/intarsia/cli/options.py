@@ -42,4 +42,12 @@ Weights = Annotated[
     str | None,
     typer.Option(help="Pack the weights into `bfloat16`, `int8` or `int4`. As they are by default."),
 ]
+Sparse = Annotated[
+    str,
+    typer.Option(
+        "--sparse",
+        help="`dense`: let layers that choose what they attend to attend to everything, which is another model for "
+        "texts longer than what they choose. As the model says by default.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]

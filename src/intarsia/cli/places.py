@@ -14,12 +14,13 @@ from intarsia.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from intarsia.checkpoints.options import Sparse
     from intarsia.data import Tokenizer
     from intarsia.data.published import Conduct
-    from intarsia.model import InferenceModel, ModelConfig
+    from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 
 
-def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
+def find_config(target: str, vocab_size: int | None = None, sparse: str = "") -> ModelConfig:
     """The configuration of a preset, of a model on disk (ours, or of a published family), or of a training run,
     finished or not.
 
@@ -44,14 +45,14 @@ def find_config(target: str, vocab_size: int | None = None) -> ModelConfig:
     if vocab_size is not None:
         raise ConfigError("--vocab-size is for presets: a trained model has the vocabulary that it has")
     if is_repository(target):
-        return load_config(target)
+        return load_config(target, sparse=checked_sparse(sparse))
     place = model_directory(directory)
     with told_plugins(directory):
         if place == directory and is_unfinished(directory):
             from intarsia.training.run_directory import RunDirectory, read_json
 
             return ModelConfig.from_dict(read_json(RunDirectory(directory).config)["model"])
-        return load_config(place)
+        return load_config(place, sparse=checked_sparse(sparse))
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def model_place(target: str) -> Path:
 
 
 def load(
-    target: str, device: str = "auto", dtype: str = "", weights: str | None = None
+    target: str, device: str = "auto", dtype: str = "", weights: str | None = None, sparse: str = ""
 ) -> tuple[InferenceModel, Tokenizer, Conduct]:
     """A model, ready to run, its tokenizer, and how it is to be asked.
 
@@ -144,10 +145,14 @@ def load(
         raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
     tokenizer = load_tokenizer(place)
     with told_plugins(Path(target)):
-        if weights is None:
-            model = InferenceModel(open_model(place, as_dtype, on))
-        else:
-            model = open_model(place, as_dtype, on, weights=weights)  # type: ignore[call-overload]
+        opened: LanguageModel | InferenceModel = open_model(
+            place,
+            as_dtype,
+            on,
+            weights=weights,  # type: ignore[arg-type]  # which is checked
+            sparse=checked_sparse(sparse),
+        )
+    model = opened if isinstance(opened, InferenceModel) else InferenceModel(opened)
     # One that was converted has the files of its origin beside its tokenizer.
     asked = conduct_of(place / native.TOKENIZER if ours else place)
     if ours and not asked.stop:
@@ -167,6 +172,35 @@ def checked_dtype(name: str) -> torch.dtype | None:
     if name and name not in DTYPES:
         raise ConfigError(f"--dtype was given {unknown(name, DTYPES, 'dtype')}")
     return DTYPES[name] if name else None
+
+
+def checked_sparse(value: str) -> Sparse:
+    """What `--sparse` says.
+
+    Raises:
+        ConfigError: something that it cannot.
+    """
+    if value not in ("", "dense"):
+        raise ConfigError(
+            f"--sparse was given {value!r}: it can be dense, or is left out for layers as the model says"
+        )
+    return "dense" if value == "dense" else "refuse"
+
+
+def packed_weights(target: str) -> tuple[str, int] | None:
+    """The format and the bytes of the weights of a model that are packed in its files; None where they are not.
+
+    Raises:
+        CheckpointError: the files are damaged.
+    """
+    from intarsia.checkpoints import native
+    from intarsia.checkpoints.packed_native import bytes_of
+    from intarsia.checkpoints.places import find_folder, is_repository
+
+    place = find_folder(target) if is_repository(target) else model_directory(Path(target))
+    if not (place / native.CONFIG).is_file() or not native.is_packed(native.read_options(place)):
+        return None
+    return bytes_of(place)
 
 
 def find_device(name: str) -> str:

@@ -20,6 +20,14 @@ from intarsia.ops import Sequences
 from intarsia.ops.packed_weights import WeightFormat
 
 
+def packing_of_head(packing: Packing) -> Packing:
+    """What becomes of the head where the other weights are packed so: a wrong logit is a wrong token, and the head is
+    read as often as all the rest."""
+    if packing.format != "int4":
+        return packing
+    return dataclasses.replace(packing, format="int8", group=None, zeros=False)
+
+
 class InferenceModel:
     """What computes the next tokens of a language model, with all that can be made once made at the beginning: the
     layers' decode steps, which hold copies of weights, and weights that are packed. When weights of the model have
@@ -54,13 +62,7 @@ class InferenceModel:
         with torch.no_grad():
             packing = weights if isinstance(weights, Packing) else Packing(weights, group, zeros)
             self.model = packed(model, packing, keep=("head",))
-            # A wrong logit is a wrong token; and the head is read as often as all the rest.
-            head = (
-                dataclasses.replace(packing, format="int8", group=None, zeros=False)
-                if packing.format == "int4"
-                else packing
-            )
-            self.model._modules["head"] = packed_child(model.head, head)
+            self.model._modules["head"] = packed_child(model.head, packing_of_head(packing))
             self.model.eval()
             # What computes each block's mixer, and what computes a few tokens, where there are kernels for it.
             self.layers = tuple(block.mixer.for_inference() for block in self._blocks)

@@ -145,6 +145,36 @@ def pack_weights(
     )
 
 
+def empty_packed(
+    shape: tuple[int, ...],
+    format: WeightFormat,
+    *,
+    group: int | None = None,
+    zeros: bool = False,
+    device: torch.device | str = "cpu",
+) -> PackedWeights:
+    """What `pack_weights` makes of a weight of this shape, without its numbers: room for them, to be filled.
+
+    Arguments and errors are those of `pack_weights`.
+    """
+    check_format(format, group, zeros)
+    K = shape[-1]
+    if format in FLOATING:
+        room = torch.empty(shape, dtype=FLOATING[format], device=device)
+        return PackedWeights(format, shape, K, room, None, None)
+    group = _checked_group(format, K, group)
+    row = K + -K % STEP if format == "int8" else (K + -K % INT4_BLOCK) // 2
+    of_groups = (*shape[:-1], -(-K // group))
+    return PackedWeights(
+        format,
+        shape,
+        group,
+        torch.empty(*shape[:-1], row, dtype=torch.uint8, device=device),
+        torch.empty(of_groups, dtype=torch.bfloat16, device=device),
+        torch.empty(of_groups, dtype=torch.bfloat16, device=device) if zeros else None,
+    )
+
+
 def check_format(format: str, group: int | None, zeros: bool) -> None:
     """Raise ConfigError for a format that there is not, or options that it cannot have."""
     if format not in get_args(WeightFormat):

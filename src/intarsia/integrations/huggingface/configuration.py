@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from intarsia.checkpoints.native import FORMAT, VERSION
+from intarsia.checkpoints.native import FORMAT, PACKED_VERSION, VERSION
 from intarsia.errors import ConfigError
 from intarsia.model import ModelConfig
 
@@ -55,6 +55,11 @@ class IntarsiaConfig(PreTrainedConfig):
                 raise ConfigError(f"{name} is {given} and the model's is {value}: change it in `model`")
             setattr(self, name, value)
         self.extra = {} if self.extra is None else self.extra
+        if kwargs.get("version") == PACKED_VERSION:
+            raise ConfigError(
+                "the weights of this model are packed for decoding (`intarsia convert --weights`), which transformers "
+                "does not read: give it the model that they were packed from"
+            )
         for name in ("format", "version", "weights"):  # of the file, not of the model
             kwargs.pop(name, None)
         super().__post_init__(**kwargs)
