@@ -8,7 +8,7 @@ from torch import nn
 
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.inference import Sampling, generate
-from intarsia.layers.packed import PackedLinear, Packing, packed
+from intarsia.layers.packed import PackedLinear, Packing, bytes_of_weights, packed
 from intarsia.mixers import KDAConfig, Mixer, MLAConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig
@@ -109,6 +109,13 @@ def test_fewer_bytes_give_near_logits(
     assert made.weight_bytes < InferenceModel(model).weight_bytes
     # The model itself stays what it was.
     assert torch.equal(model(TOKENS).logits, plain)
+
+
+@pytest.mark.parametrize("weights", [None, "bfloat16"])
+def test_copies_that_layers_have_made_are_counted(weights: WeightFormat | None) -> None:
+    made = InferenceModel(small(), weights)
+    # The last layer has the 4 heads' 128 rows of keys and 128 of values, of 64 numbers each, once more in another order.
+    assert made.weight_bytes == bytes_of_weights(made.model.modules()) + 4 * (128 + 128) * 64 * 4
 
 
 def test_what_is_not_packed_is_shared() -> None:

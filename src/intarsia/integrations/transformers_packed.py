@@ -21,7 +21,7 @@ from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.extras import require
 from intarsia.integrations.transformers_attention import NAME, register_attention
 from intarsia.integrations.transformers_cache import with_room
-from intarsia.layers.packed import PackedLinear, Packing, stand_in
+from intarsia.layers.packed import PackedLinear, Packing, bytes_of_weights, stand_in
 from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.packed_weights import FLOATING, WeightFormat
 
@@ -103,13 +103,7 @@ class PreparedModel:
     @property
     def weight_bytes(self) -> int:
         """What all weights of the model take now, packed ones as they are packed."""
-        found: dict[int, int] = {}
-        for module in self._model.modules() if self._model is not None else ():
-            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            for each in module.all_packed() if isinstance(module, _Packed) else ():
-                own += [x for x in (each.data, each.scales, each.zeros) if x is not None]
-            found.update({x.data_ptr(): x.untyped_storage().nbytes() for x in own})
-        return sum(found.values())
+        return bytes_of_weights(() if self._model is None else self._model.modules())
 
     def undo(self) -> None:
         """Give the trainable model back: the modules, weights and modes that it had. A second time does nothing."""

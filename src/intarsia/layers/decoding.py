@@ -81,12 +81,7 @@ class FusedStep(Parted):
             return done
         self.layer.check_input(x, state, seqs)
         rows = self.layer.project(x.flatten(0, 1))
-        o, state = state.through(
-            lengths,
-            lambda pool, slots, into: self.step(
-                rows.qkv, pool, slots, g=rows.g, beta=rows.beta, z=rows.z, into=into
-            ),
-        )
+        o, state = self._stepped(state, lengths, rows.qkv, rows.g, rows.beta, rows.z)
         y: Tensor = self.layer.o_proj(o)
         return y.view(x.shape), state
 
@@ -130,6 +125,17 @@ class FusedStep(Parted):
         beta = next(made)
         z = None if self._projections.z is None else next(made)
         lengths = (shape[1],) * shape[0] if seqs is None else seqs.lengths
+        return self._stepped(state, lengths, qkv, g, beta, z)
+
+    def _stepped(
+        self,
+        state: RecurrentState,
+        lengths: tuple[int, ...],
+        qkv: Tensor,
+        g: Tensor | None,
+        beta: Tensor | None,
+        z: Tensor | None,
+    ) -> tuple[Tensor, RecurrentState]:
         return state.through(
             lengths, lambda pool, slots, into: self.step(qkv, pool, slots, g=g, beta=beta, z=z, into=into)
         )

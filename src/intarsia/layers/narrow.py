@@ -156,7 +156,9 @@ class Narrowed:
 
     def _narrow(self, weight: Tensor) -> NarrowWeight:
         # A weight that two modules share has one copy and one gradient.
-        return self._weights.setdefault(id(weight), NarrowWeight(weight, self.dtype))
+        if id(weight) not in self._weights:
+            self._weights[id(weight)] = NarrowWeight(weight, self.dtype)
+        return self._weights[id(weight)]
 
 
 def _is_plain(embedding: nn.Embedding) -> bool:

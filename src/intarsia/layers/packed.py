@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -97,6 +98,28 @@ class PackedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.packed_weights.format}"
+
+
+@runtime_checkable
+class HasPacked(Protocol):
+    """A module with packed weights."""
+
+    def all_packed(self) -> tuple[PackedWeights, ...]:
+        """Its packed weights."""
+        ...
+
+
+def bytes_of_weights(modules: Iterable[nn.Module], beside: Iterable[PackedWeights] = ()) -> int:
+    """What the weights and buffers of modules take, packed ones as they are packed, and others `beside` them; what is
+    shared counts once."""
+    found: dict[int, int] = {}
+    packs = [*beside]
+    for module in modules:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        found.update({x.data_ptr(): x.untyped_storage().nbytes() for x in own})
+        packs += module.all_packed() if isinstance(module, HasPacked) else ()
+    found.update({each.data.data_ptr(): each.nbytes for each in packs})
+    return sum(found.values())
 
 
 def refuse_training(mode: bool = True) -> None:

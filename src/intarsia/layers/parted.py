@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from intarsia.ops import Sequences
+from intarsia.ops import PackedWeights, Sequences
 from intarsia.ops.row_program import Place, RowProgram
 
 Rows = Sequence[Tensor]
@@ -22,6 +22,11 @@ class Parted:
     def parts(self) -> bool:
         """Whether it can be called in parts: all that it needs is where the kernels can read it."""
         raise NotImplementedError
+
+    @property
+    def beside(self) -> tuple[PackedWeights, ...]:
+        """Copies of weights that it has made, beside the mixer's own."""
+        return ()
 
     def begin(self, program: RowProgram, x: Place) -> None:
         """List what is made of each token's `x` alone; the program's results are what the tokens exchange."""

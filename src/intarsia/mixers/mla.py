@@ -235,6 +235,10 @@ class AbsorbedAttention(Parted):
         maps = (first, layer.q_proj, layer.kv_down_proj, layer.o_proj, *gate)
         return self._found and all(weights_of(each) is not None for each in maps)
 
+    @property
+    def beside(self) -> tuple[PackedWeights, ...]:
+        return (self._to_latents, self._of_latents) if self._found else ()
+
     def begin(self, program: RowProgram, x: Place) -> None:
         layer, c = self.layer, self.layer.config
         size = c.kv_rank + c.rope_dim

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from intarsia.layers.books import PAGE_SIZE
-from intarsia.layers.packed import PackedLinear, Packing, packed, packed_child, refuse_training
+from intarsia.layers.packed import Packing, bytes_of_weights, packed, packed_child, refuse_training
+from intarsia.layers.parted import Parted
 from intarsia.model.block import Block
-from intarsia.model.experts import PackedExperts
 from intarsia.model.few_tokens import FewTokens
 from intarsia.model.language_model import LanguageModel, ModelOutput
 from intarsia.model.states import ModelPool, ModelStates
@@ -76,14 +76,10 @@ class InferenceModel:
 
     @property
     def weight_bytes(self) -> int:
-        """What all weights take, packed ones as they are packed."""
-        found: dict[int, int] = {}
-        for module in self.model.modules():
-            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            found.update({x.data_ptr(): x.untyped_storage().nbytes() for x in own})
-            if isinstance(module, PackedLinear | PackedExperts):
-                found.update({each.data.data_ptr(): each.nbytes for each in module.all_packed()})
-        return sum(found.values())
+        """What all weights take, packed ones as they are packed, and the copies that layers have made of some."""
+        layers: Sequence[object] = self.layers
+        copies = [each for layer in layers if isinstance(layer, Parted) for each in layer.beside]
+        return bytes_of_weights(self.model.modules(), copies)
 
     @property
     def device(self) -> torch.device:
