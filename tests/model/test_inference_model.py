@@ -114,7 +114,7 @@ def test_fewer_bytes_give_near_logits(
 @pytest.mark.parametrize("weights", [None, "bfloat16"])
 def test_copies_that_layers_have_made_are_counted(weights: WeightFormat | None) -> None:
     made = InferenceModel(small(), weights)
-    # The last layer has the 4 heads' 128 rows of keys and 128 of values, of 64 numbers each, once more in another order.
+    # The last layer has its 4 heads' 128 rows of keys and 128 of values, of 64 numbers each, twice.
     assert made.weight_bytes == bytes_of_weights(made.model.modules()) + 4 * (128 + 128) * 64 * 4
 
 
