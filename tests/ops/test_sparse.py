@@ -20,8 +20,10 @@ from intarsia.ops import (
     indexer_torch,
     latent_attention,
     lightning_indexer,
+    native,
     softmax_attention,
     sparse_attention,
+    sparse_cpu,
     sparse_latent_attention,
     sparse_torch,
 )
@@ -31,6 +33,8 @@ from support.budget import assert_within_budget
 from support.device import device
 
 H, HKV, K, V, RANK, SHARED = 4, 2, 8, 6, 10, 4
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(native.missing_reason()), reason="no native kernels"))
+CPU_ALONE = CPU.marks[0]
 WHOLE = [(1, 1), (1, 50), (5, 5), (5, 60), (90, 90), (40, 71)]
 lengths = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 40)), min_size=1, max_size=5).filter(
     lambda each: any(new for new, _ in each)
@@ -290,7 +294,8 @@ def test_nothing_is_read_that_was_not_picked() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("T", "S"), [(100, 100), (3, 120)])
-def test_keeps_the_error_budget(dtype: torch.dtype, T: int, S: int, trial: int) -> None:
+@pytest.mark.parametrize("impl", ["torch", CPU])
+def test_keeps_the_error_budget(dtype: torch.dtype, T: int, S: int, impl: str, trial: int) -> None:
     picked = any_picked(1, T, S, HKV, 1, n=20)
     inputs = {
         "q": normal(1, T, H, K, seed=trial),
@@ -303,8 +308,61 @@ def test_keeps_the_error_budget(dtype: torch.dtype, T: int, S: int, trial: int) 
 
     # The weights are rounded to the dtype before they meet the values: an output of two stages.
     assert_within_budget(
-        lambda **x: run("auto", **x), lambda **x: run("reference", **x), inputs, dtype, stages=2, inside=True
+        lambda **x: run(impl, **x), lambda **x: run("reference", **x), inputs, dtype, stages=2, inside=True
     )
+
+
+@CPU_ALONE
+@pytest.mark.parametrize("gathered", [1, 1 << 22])
+@layout
+@pytest.mark.parametrize(("T", "S"), WHOLE)
+def test_the_kernels_read_the_same(
+    T: int, S: int, heads: int, groups: int, block: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the form in PyTorch, whole and cached, of all queries at once and of one after the other."""
+    monkeypatch.setattr(sparse_cpu, "GATHERED", gathered)
+    q, k, v = (
+        normal(2, n, h, size, seed=size, dtype=torch.float32)
+        for n, h, size in ((T, H, K), (S, heads, K), (S, heads, V))
+    )
+    picked = any_picked(2, T, S, groups, block)
+    got = sparse_attention(q, k, v, picked, block=block, impl="cpu")
+    torch.testing.assert_close(
+        got, sparse_attention(q, k, v, picked, block=block, impl="torch"), rtol=1e-5, atol=1e-6
+    )
+    apart = [x.repeat_interleave(2, dim=0)[::2] for x in (k, v)]
+    assert torch.equal(sparse_attention(q, *apart, picked, block=block, impl="cpu"), got)
+    last = sparse_attention(q[:, -1:], k, v, picked[:, -1:], block=block, impl="cpu")
+    assert torch.equal(last, got[:, -1:])
+
+
+@CPU_ALONE
+@settings(max_examples=20)
+@given(each=lengths, page_size=st.sampled_from([1, 4, 16]), block=st.sampled_from([1, 3]))
+def test_the_kernels_read_sequences_of_different_lengths(
+    each: list[tuple[int, int]], page_size: int, block: int
+) -> None:
+    """In tensors of their own, in pages, and packed; what a query gets is the same to the bit."""
+    q, up = (
+        normal(*x, dtype=torch.float32)
+        for x in ((1, sum(n for n, _ in each), H, K), (H, K - SHARED + V, RANK))
+    )
+    latents = [normal(1, a + b, RANK + SHARED, seed=n, dtype=torch.float32) for n, (a, b) in enumerate(each)]
+    chosen = [any_picked(1, new, new + past, 1, block, seed=n) for n, (new, past) in enumerate(each) if new]
+    picked, seqs = torch.cat(chosen, dim=1), Sequences(tuple(new for new, _ in each))
+    options: dict[str, Any] = {"block": block, "cu_seqlens": seqs}
+    expected = sparse_latent_attention(q, tuple(latents), up, picked, impl="torch", **options)
+    got = sparse_latent_attention(q, tuple(latents), up, picked, impl="cpu", **options)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    held = in_pages(latents, page_size)
+    assert torch.equal(sparse_latent_attention(q, held, up, picked, impl="cpu", **options), got)
+    own = torch.cat([x[:, past:] for x, (_, past) in zip(latents, each, strict=True)], dim=1)
+    within = torch.cat(
+        [any_picked(1, new, new, 1, block, seed=n) for n, (new, _) in enumerate(each) if new], dim=1
+    )
+    expected = sparse_latent_attention(q, own, up, within, impl="torch", **options)
+    got = sparse_latent_attention(q, own, up, within, impl="cpu", **options)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("gathered", [1, 1 << 22])

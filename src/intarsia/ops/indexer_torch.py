@@ -40,12 +40,21 @@ def indexer_torch(call: IndexerCall) -> Tensor:
     return _joined(found, call.slots, 0 if call.seqs is None else 1)
 
 
+CACHED = 1 << 17
+"""Of a few queries so many products are made and summed before the next ones: they do not leave the caches."""
+
+
 def index_scores(q: Tensor, k: Tensor, weights: Tensor, relu: float, scale: float) -> Tensor:
-    """`I` `[B, T, S]` of queries `[B, T, H, K]`, keys `[B, S, K]` and weights `[B, T, H]`, all of one wide dtype."""
-    products = (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3]) * scale
-    if relu:
-        products = products.relu()
-    return (weights[:, :, None] @ products)[:, :, 0]
+    """`I` `[B, T, S]` of queries `[B, T, H, K]` and weights `[B, T, H]` in one wide dtype, and keys `[B, S, K]` that
+    are widened as they come."""
+    B, T, H = q.shape[:3]
+    q, found = (q * scale).flatten(1, 2), []
+    for keys in k.split(max(CACHED // (B * T * H), 256), dim=1):
+        products = q @ keys.to(q.dtype).mT
+        if relu:
+            products.relu_()
+        found.append((weights[:, :, None] @ products.unflatten(1, (T, H)))[:, :, 0])
+    return torch.cat(found, dim=-1)
 
 
 def _chosen(
@@ -55,7 +64,7 @@ def _chosen(
     count, block = int(count), int(block)
     B, T, H = q.shape[:3]
     wide = compute_dtype(q, k, weights)
-    q, k, weights = q.to(wide), k.to(wide), weights.to(wide)
+    q, weights = q.to(wide), weights.to(wide)
     rows = max(SCORES // max(B * H * k.shape[1], 1), 1)
     found = []
     with without_autocast(q):

@@ -39,6 +39,7 @@ from intarsia.ops import (
     softmax_cpu,
     softmax_reference,
     softmax_torch,
+    sparse_cpu,
     sparse_reference,
     sparse_torch,
     swiglu_cpu,
@@ -92,8 +93,16 @@ TABLE: Mapping[str, Operator] = table(
         ),
         "lightning_indexer": (indexer_torch.IMPLEMENTATION, sparse_reference.INDEXER),
         "indexer_loss": (indexer_loss_torch.IMPLEMENTATION, sparse_reference.LOSS),
-        "sparse_attention": (sparse_torch.IMPLEMENTATION, sparse_reference.IMPLEMENTATION),
-        "sparse_latent_attention": (sparse_torch.OF_LATENTS, sparse_reference.OF_LATENTS),
+        "sparse_attention": (
+            sparse_cpu.IMPLEMENTATION,
+            sparse_torch.IMPLEMENTATION,
+            sparse_reference.IMPLEMENTATION,
+        ),
+        "sparse_latent_attention": (
+            sparse_cpu.OF_LATENTS,
+            sparse_torch.OF_LATENTS,
+            sparse_reference.OF_LATENTS,
+        ),
         "packed_linear": (
             packed_linear_cpu.IMPLEMENTATION,
             packed_linear_torch.IMPLEMENTATION,
