@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from intarsia.files import write_text
-from intarsia.tasks.registry import TASKS
+from intarsia.tasks.registry import EXAMS
 
 PAGE = Path(__file__).resolve().parents[1] / "tasks.md"
 BEGIN, END = "<!-- tasks: written by docs/figures/tasks.py -->\n", "<!-- /tasks -->"
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- tasks: written by docs/figures/tasks.py -->\n", "<!-- /tasks 
 def table() -> str:
     """A row a task."""
     lines = ["| name | an example | dials | source |", "| --- | --- | --- | --- |"]
-    for kind in TASKS:
+    for kind in EXAMS:
         about = " ".join(inspect.getdoc(kind).partition("\n\n")[0].split())  # type: ignore[union-attr]
         dials = [f"`{f.name}`" for f in dataclasses.fields(kind) if f.name != "length"]
         source = re.sub(r"arXiv:(\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", kind.source)

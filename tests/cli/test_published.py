@@ -64,6 +64,10 @@ def test_exam(cli: Cli, published: Path) -> None:
     answers = examine(intarsia.load(published), make_task("parity", {"length": 9}))
     assert found["answers"]["right"] == answers.score.right_tokens
     assert found["chance"] == 0.5
+    told = cli("exam", published, "--tasks", "ruler-vt:length=900,hops=1", "--examples", 2, "--show", 1)
+    assert told.status == 0, told.err
+    assert "ruler-vt:length=900,hops=1" in told.out
+    assert "\n  asked " in told.out
     refused = cli("exam", published, "--tasks", "mqar:length=64")
     assert refused.status == 2
     assert "different tokens and the model" in refused.err

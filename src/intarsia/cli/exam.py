@@ -13,6 +13,7 @@ from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
     from intarsia.tasks import Task
+    from intarsia.tasks.text import TextTask
 
 
 def command(
@@ -80,21 +81,21 @@ def command(
     learned = _learned(place)
     if seed is None:
         seed = learned["seed"] if learned else 0
-    chosen = _chosen(tasks, run, learned)
+    said = _chosen(tasks, run, learned)
     sheet = Sheet(_identity(place), out)
     with told_plugins(Path(run)):
         vocab_size = load_config(place).vocab_size
-        for task in chosen:  # before the weights are read
+        chosen = [(asked_of(task, seed, split, examples), _bound(task, place)) for task in said]
+        for _, task in chosen:  # before the weights are read
             check_vocabulary(task, vocab_size)
             task.examples(seed, 1, _split(split))
-        missing = [task for task in chosen if sheet.find(asked_of(task, seed, split, examples)) is None]
+        missing = [asked for asked, _ in chosen if sheet.find(asked) is None]
         on = find_device(device)
         model = load(place, device=on) if missing or show_examples else None
     if out and len(missing) < len(chosen):
         note(f"{len(chosen) - len(missing)} of {len(chosen)} were in {out}")
     entries = []
-    for task in chosen:
-        asked = asked_of(task, seed, split, examples)
+    for asked, task in chosen:
         entry = sheet.find(asked)
         if entry is None:
             assert model is not None, "the weights are read where anything is missing"
@@ -103,7 +104,9 @@ def command(
             sheet.add(entry)
         entries.append(entry)
         if show_examples:
-            _show_examples(model, task, seed, min(show_examples, examples), split, to_stderr=json)
+            _show_examples(
+                model, asked["task"], task, seed, min(show_examples, examples), split, to_stderr=json
+            )
     if json:
         print_json(
             {"model": str(place), "seed": seed, "split": split, "examples": examples, "exams": entries}
@@ -137,9 +140,18 @@ def _show(entries: list[dict[str, Any]]) -> None:
             show(f"{name}: right answers in %", grid)
 
 
-def _chosen(texts: list[str] | None, run: str, learned: dict[str, Any] | None) -> list[Task]:
+def _bound(task: Task | TextTask, place: Path) -> Task:
+    """The task itself, of tokens; one of text in the tokens of the model's tokenizer."""
+    from intarsia.data.published import load_tokenizer
+    from intarsia.tasks.text import TextTask
+
+    return task.bound(load_tokenizer(place)) if isinstance(task, TextTask) else task
+
+
+def _chosen(texts: list[str] | None, run: str, learned: dict[str, Any] | None) -> list[Task | TextTask]:
     """The tasks that are asked for, or the one that the model learned in a comparison."""
-    from intarsia.tasks import make_task, names
+    from intarsia.tasks import make_task
+    from intarsia.tasks.registry import names, text_names
     from intarsia.tasks.written import read_tasks
 
     chosen = [task for group in texts or () for text in group.split() for task in read_tasks(text, _make)]
@@ -148,20 +160,22 @@ def _chosen(texts: list[str] | None, run: str, learned: dict[str, Any] | None) -
     if learned is None:
         raise ConfigError(
             f"the model in {run} did not learn a task: say what to examine it on, for instance --tasks "
-            f"mqar:length=64 (there are {', '.join(names())})"
+            f"mqar:length=64 (there are {', '.join(names() + text_names())})"
         )
     return [make_task(learned["task"], learned["options"])]
 
 
-def _make(name: str, options: Any) -> Task:
+def _make(name: str, options: Any) -> Task | TextTask:
     """A task; its error says how it is written."""
-    from intarsia.tasks import make_task, names, task
+    from intarsia.tasks.registry import EXAMS, make_exam
     from intarsia.tasks.written import how_to_write
 
     try:
-        return make_task(name, options)
+        return make_exam(name, options)
     except ConfigError as error:
-        raise ConfigError(f"{error}; {how_to_write(task(name))}" if name in names() else str(error)) from None
+        kinds = {kind.type: kind for kind in EXAMS}
+        how = f"; {how_to_write(kinds[name])}" if name in kinds else ""
+        raise ConfigError(f"{error}{how}") from None
 
 
 def _learned(place: Path) -> dict[str, Any] | None:
@@ -189,7 +203,9 @@ def _split(name: str) -> Any:
     return name
 
 
-def _show_examples(model: Any, task: Task, seed: int, count: int, split: str, *, to_stderr: bool) -> None:
+def _show_examples(
+    model: Any, name: str, task: Task, seed: int, count: int, split: str, *, to_stderr: bool
+) -> None:
     """Print examples: what is read, what is asked, what the model answered where something is asked."""
     import torch
 
@@ -204,6 +220,6 @@ def _show_examples(model: Any, task: Task, seed: int, count: int, split: str, *,
     )
     say = note if to_stderr else show
     for row in range(count):
-        say(f"{task.type} {row}")
-        for name, tokens in (("reads", inputs), ("asked", targets), ("says", answered)):
-            say(f"  {name:<6} {task.show(tokens[row])}")
+        say(f"{name} {row}")
+        for what, tokens in (("reads", inputs), ("asked", targets), ("says", answered)):
+            say(f"  {what:<6} {task.show(tokens[row])}")

@@ -126,11 +126,16 @@ class Task:
 
     def _key(self, seed: int, split: ExampleSplit) -> NDArray[np.uint64]:
         """Philox's key for a seed and a split of this task."""
-        at_least(0, seed=seed)
-        if split not in get_args(ExampleSplit):
-            raise ConfigError(f"split must be one of {', '.join(get_args(ExampleSplit))}; got {split!r}")
-        entropy = (seed, zlib.crc32(self.type.encode()), get_args(ExampleSplit).index(split))
-        return np.random.SeedSequence(entropy).generate_state(2, np.uint64).astype(np.uint64)
+        return key_of(self.type, seed, split)
+
+
+def key_of(name: str, seed: int, split: ExampleSplit) -> NDArray[np.uint64]:
+    """Philox's key for a name, a seed and a split."""
+    at_least(0, seed=seed)
+    if split not in get_args(ExampleSplit):
+        raise ConfigError(f"split must be one of {', '.join(get_args(ExampleSplit))}; got {split!r}")
+    entropy = (seed, zlib.crc32(name.encode()), get_args(ExampleSplit).index(split))
+    return np.random.SeedSequence(entropy).generate_state(2, np.uint64).astype(np.uint64)
 
 
 class Dice:
@@ -138,7 +143,12 @@ class Dice:
 
     def __init__(self, key: NDArray[np.uint64], row: int) -> None:
         # The counter has 256 bits: the lower 64 belong to the example.
+        self._from = key, row
         self._philox = np.random.Philox(key=key, counter=row << 64)
+
+    def again(self) -> Dice:
+        """Dice that will show what these have shown from the beginning."""
+        return Dice(*self._from)
 
     def below(self, limit: int) -> int:
         """A number from 0 to `limit - 1`."""

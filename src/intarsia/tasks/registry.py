@@ -21,8 +21,10 @@ from intarsia.tasks.multihop import Chains, KHop, Relations, Variables
 from intarsia.tasks.palindrome import Palindrome
 from intarsia.tasks.regression import Regression
 from intarsia.tasks.retrieval import Copying, MultiRound, Needle
+from intarsia.tasks.ruler import RULER
 from intarsia.tasks.stack import Stack
 from intarsia.tasks.state_tracking import ModularCounting, Parity, WordProblem
+from intarsia.tasks.text import TextTask
 from intarsia.tasks.zoology import ZoologyMQAR
 
 TASKS: tuple[type[Task], ...] = (
@@ -51,9 +53,20 @@ TASKS: tuple[type[Task], ...] = (
 """The tasks of this package."""
 
 
+TEXTS: tuple[type[TextTask], ...] = RULER
+"""Tasks of text, on which models with tokenizers are examined."""
+EXAMS: tuple[type[Task] | type[TextTask], ...] = (*TASKS, *TEXTS)
+"""All of both."""
+
+
 def names() -> list[str]:
-    """The names of all tasks."""
+    """The names of all tasks of tokens, which models can learn from scratch."""
     return [config.type for config in TASKS]
+
+
+def text_names() -> list[str]:
+    """The names of all tasks of text."""
+    return [config.type for config in TEXTS]
 
 
 def task(name: str) -> type[Task]:
@@ -65,7 +78,22 @@ def task(name: str) -> type[Task]:
     for config in TASKS:
         if config.type == name:
             return config
-    raise ConfigError(f"there is no task {name!r}{did_you_mean(name, names())}")
+    if name in text_names():
+        raise ConfigError(
+            f"the task {name!r} is of text: `intarsia exam` examines models that have a tokenizer on it"
+        )
+    raise ConfigError(f"there is no task {name!r}{did_you_mean(name, names() + text_names())}")
+
+
+def make_exam(name: str, options: Mapping[str, Any]) -> Task | TextTask:
+    """The task of that name with these options, of tokens or of text; errors as in `make_task`."""
+    for config in TEXTS:
+        if config.type == name:
+            try:
+                return read(config, options)
+            except OptionError as error:
+                raise error.under(("options",)) from None
+    return make_task(name, options)
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from intarsia.errors import ConfigError
-from intarsia.tasks.registry import task
+from intarsia.tasks.registry import EXAMS
 
 Made = TypeVar("Made")
 
@@ -56,7 +56,8 @@ def options_of(task: Any) -> dict[str, Any]:
 
 def written(name: str, options: Mapping[str, Any]) -> str:
     """A task as `read_tasks` reads it, without options that are as they are by default."""
-    usual = {field.name: field.default for field in fields(task(name))}
+    kind = next(kind for kind in EXAMS if kind.type == name)
+    usual = {field.name: field.default for field in fields(kind)}
     said = [f"{option}={value}" for option, value in options.items() if usual[option] != value]
     return f"{name}:{','.join(said)}"
 
