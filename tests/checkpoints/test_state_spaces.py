@@ -170,3 +170,42 @@ def test_heads_of_granite_that_do_not_make_up_the_width_are_refused() -> None:
         config_of("granitemoehybrid", {**GRANITE, "mamba_d_head": 32})
     with pytest.raises(UnsupportedError, match="positions of that kind"):
         config_of("granitemoehybrid", {**GRANITE, "position_embedding_type": "alibi"})
+
+
+FALCON: dict[str, Any] = {
+    "model_type": "falcon_h1", "vocab_size": 32784, "hidden_size": 1024, "intermediate_size": 2048,
+    "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+    "mamba_d_ssm": 1536, "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_n_groups": 1, "mamba_d_state": 128,
+    "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 128, "mamba_conv_bias": True, "mamba_proj_bias": False,
+    "mamba_norm_before_gate": False, "mamba_rms_norm": False, "projectors_bias": False, "attention_bias": False,
+    "mlp_bias": False, "rope_theta": 100000000000.0, "rope_scaling": None, "key_multiplier": 0.39, "hidden_act": "silu",
+    "embedding_multiplier": 5.656854249492381, "lm_head_multiplier": 0.0390625, "attention_in_multiplier": 1.0,
+    "attention_out_multiplier": 0.9375, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23570226039551584,
+    "ssm_multipliers": [0.3535, 0.25, 0.3535, 0.5, 0.3535], "mlp_multipliers": [0.8838834764831844, 0.5859375],
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attn_layer_indices": None, "num_logits_to_keep": 1,
+}  # fmt: skip
+
+
+def test_factors_of_falcon_are_all_there_and_are_read_as_they_were_written() -> None:
+    config = config_of("falcon_h1", FALCON)
+    parallel = config.mixers["parallel"]
+    assert parallel.mamba2.input_scales == tuple(1.25 * x for x in FALCON["ssm_multipliers"])
+    assert parallel.attention.scale == pytest.approx(0.39 / 8)
+    assert (config.feed_forward.gate_scale, config.feed_forward.scale) == tuple(FALCON["mlp_multipliers"])
+    assert parallel.mamba2.norm == "none"
+    assert told(config) == told(config_of("falcon_h1", written(family("falcon_h1"), config)))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"mamba_proj_bias": True}, "differ"),
+        ({"mamba_proj_bias": True, "projectors_bias": True}, "ssm_in_multiplier"),
+        ({"mlp_bias": True}, "biases"),
+        ({"ssm_multipliers": [1.0]}, "5 numbers"),
+        ({"mamba_d_head": 32}, "mamba_d_ssm"),
+    ],
+)
+def test_what_falcon_can_say_and_is_not_built_is_named(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises((UnsupportedError, CheckpointError), match=problem):
+        config_of("falcon_h1", {**FALCON, **change})

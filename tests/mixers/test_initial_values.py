@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intarsia.layers.convolution import ShortConvolution
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.mixers import Mixer
 from support.mixer_cases import CASES, D_MODEL
@@ -30,6 +31,11 @@ def _memory_full_of_nan() -> Iterator[None]:
 
 def tokens(T: int = 40) -> Tensor:
     return torch.randn(2, T, D_MODEL, generator=torch.Generator().manual_seed(0))
+
+
+def conv_of(mixer: Mixer) -> ShortConvolution:
+    """Its short convolution, or that of its part."""
+    return next(module for module in mixer.modules() if isinstance(module, ShortConvolution))
 
 
 @every_mixer
@@ -87,7 +93,7 @@ RULES: list[tuple[str, Callable[[Tensor, Mixer], bool]]] = [
     (r".*\bD", equal(1)),
     (r".*zero|.*gated, each head normed:.*norm\.weight", equal(0)),
     (r".*norm\.weight", equal(1)),
-    (r".*conv\.(weight|bias)", lambda v, m: spread(-(b := m.conv.weight.shape[1] ** -0.5), b, 0.1)(v, m)),
+    (r".*conv\.(weight|bias)", lambda v, m: spread(-(b := conv_of(m).weight.shape[1] ** -0.5), b, 0.1)(v, m)),
     (r"(gla|trnn).*decay.*bias", equal(0)),
     # RWKV-7's table of initial values: decays from slow to fast, w in (0.545, 1).
     (r"rwkv7:.*decay.*bias", spread(-8, 3, 1.0)),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, PoolError
 from intarsia.layers.growing import PagedPool
+from intarsia.layers.joint import JointPool
 from intarsia.layers.recurrent import RecurrentPool
 from intarsia.layers.rows import Rows
 from intarsia.mixers import Mixer
@@ -129,12 +130,11 @@ def test_what_stands_in_free_places_is_not_looked_at(case: str, dtype: torch.dty
     pool, other = mixer.new_pool(3, 600), mixer.new_pool(3, 600)
     slots = [pool.take() for _ in range(3)]
     assert [other.take() for _ in range(3)] == slots
-    assert isinstance(pool, PagedPool)
-    assert isinstance(other, PagedPool)
-    for pages in other.pages.values():
-        pages.fill_(float("nan"))
-    for pages in pool.pages.values():
-        pages.zero_()
+    for each, filling in ((pool, 0.0), (other, float("nan"))):
+        paged = each.parts[0] if isinstance(each, JointPool) else each
+        assert isinstance(paged, PagedPool)
+        for pages in paged.pages.values():
+            pages.fill_(filling)
     for number, lengths in enumerate([(0, 3, 1), (5, 1, 70), (1, 1, 1), (2, 40, 1), (1, 1, 1)]):
         x = inputs(sum(lengths), number, dtype)
         expected, got = (mixer(x, each.view(slots), Sequences(lengths))[0] for each in (pool, other))

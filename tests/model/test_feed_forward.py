@@ -22,6 +22,22 @@ def test_swiglu():
     torch.testing.assert_close(module(x), (gate * gate.sigmoid() * up) @ module.down.weight.T)
 
 
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_factors_of_the_gate_and_of_the_whole(make_model, tokens, weights):
+    """In float64; and few tokens, of which programs have no factors: the modules are asked then."""
+    config = FeedForwardConfig(12, gate_scale=0.7, scale=1.9)
+    module = feed_forward_of(8, config).double()
+    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate, up = 0.7 * (x @ module.gate.weight.T), x @ module.up.weight.T
+    torch.testing.assert_close(module(x), 1.9 * ((gate * gate.sigmoid() * up) @ module.down.weight.T))
+    ready = InferenceModel(
+        make_model(layout="kda mla", feed_forward=FeedForwardConfig(40, scale=3.0)), weights
+    )
+    few = ready(tokens[:, :4], ready.init_states(2), last_only=False).logits
+    many = ready(tokens[:, :40], ready.init_states(2), last_only=False).logits[:, :4]
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
+
+
 def test_without_a_gate():
     module = ReluSquared(8, 12).double()
     x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -93,9 +109,10 @@ def test_few_tokens_keep_the_limit(make_model, tokens, weights):
         lambda: ExpertsConfig(4, 8, 2, limit=-1.0),
         lambda: ExpertsConfig(4, 8, 2, activation="clamped", limit=7.0),
         lambda: FeedForwardConfig(8, limit=7.0, activation="relu2"),
+        lambda: FeedForwardConfig(8, gate_scale=2.0, activation="relu2", limit=None),
         lambda: ExpertsConfig(4, 8, 2, activation="relu2", limit=7.0),
     ],
 )
 def test_a_limit_that_cannot_be_is_named(make):
-    with pytest.raises(ConfigError, match="limit"):
+    with pytest.raises(ConfigError, match=r"limit|gate_scale"):
         make()

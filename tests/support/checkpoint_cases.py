@@ -108,6 +108,14 @@ GRANITE = {
     "mamba_n_heads": 6, "mamba_n_groups": 3, "mamba_d_state": 10, "mamba_expand": 2, "mamba_chunk_size": 16,
     "embedding_multiplier": 12.0, "logits_scaling": 0.49, "residual_multiplier": 0.22, "attention_multiplier": 0.3,
 }  # fmt: skip
+FALCON = {
+    **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
+    "intermediate_size": 52, "num_hidden_layers": 2, "mamba_d_ssm": 84, "mamba_n_heads": 6, "mamba_n_groups": 3,
+    "mamba_d_state": 10, "mamba_chunk_size": 16, "key_multiplier": 0.39, "embedding_multiplier": 5.6,
+    "lm_head_multiplier": 0.31, "mlp_multipliers": [0.88, 1.7], "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.94, "ssm_multipliers": [0.35, 1.5, 0.7, 1.4, 0.6], "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.24, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}  # fmt: skip
 MINIMAX = {
     **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
@@ -280,6 +288,18 @@ CASES = [
             **GRANITE, "num_local_experts": 0, "mamba_proj_bias": True, "mamba_conv_bias": False,
             "attention_bias": True, "position_embedding_type": "rope", "rms_norm_eps": 1e-4,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    Case("falcon_h1", "", "FalconH1Config", "FalconH1ForCausalLM", {**FALCON, "mamba_norm_before_gate": False}),
+    Case(
+        "falcon_h1", "normed", "FalconH1Config", "FalconH1ForCausalLM",
+        {**FALCON, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_conv_bias": False},
+    ),
+    Case(
+        "falcon_h1", "biased", "FalconH1Config", "FalconH1ForCausalLM",
+        {
+            **FALCON, "mamba_rms_norm": True, "mamba_proj_bias": True, "projectors_bias": True,
+            "attention_bias": True, "ssm_in_multiplier": 1.0, "tie_word_embeddings": True, "rms_norm_eps": 1e-4,
         },
     ),
     Case("mamba2", "", "Mamba2Config", "Mamba2ForCausalLM", MAMBA),

@@ -25,6 +25,7 @@ from intarsia.mixers.linear_attention import LinearAttentionConfig
 from intarsia.mixers.longhorn import LonghornConfig
 from intarsia.mixers.mamba import MambaConfig
 from intarsia.mixers.mamba2 import Mamba2Config
+from intarsia.mixers.parallel import ParallelConfig
 from intarsia.mixers.path import PathConfig
 from intarsia.mixers.performer import PerformerConfig
 from intarsia.mixers.retnet import RetNetConfig
@@ -89,6 +90,13 @@ CASES: dict[str, MixerConfig] = {
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),
     "mamba2 grouped, limited": Mamba2Config(4, 6, 8, num_groups=2, conv_size=3, dt_min=0.2, dt_max=1.0),
+    "mamba2 scaled, norm first": Mamba2Config(
+        4, 6, 8, num_groups=2, input_scales=(0.5, 1.5, 0.7, 1.2, 2.0), norm="before_gate"
+    ),
+    "mamba2 without a norm": Mamba2Config(3, 8, 10, norm="none"),
+    "parallel": ParallelConfig(
+        AttentionConfig(4, 8, num_kv_heads=2), Mamba2Config(3, 8, 10), attention_out=0.7, mamba2_out=1.3
+    ),
     "mamba2 with biases": Mamba2Config(3, 8, 10, bias=True, conv_bias=False),
     "conv": GatedConvolutionConfig(),
     "channel-mix": ChannelMixingConfig(d_hidden=20),

@@ -22,6 +22,7 @@ CHECKPOINTS = (
     "lfm2_moe",
     "nemotron_h",
     "granitemoehybrid",
+    "falcon_h1",
     "mamba2",
     "bailing_hybrid",
     "glm_moe_dsa",

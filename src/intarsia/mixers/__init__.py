@@ -24,6 +24,7 @@ from intarsia.mixers.longhorn import Longhorn, LonghornConfig
 from intarsia.mixers.mamba import Mamba, MambaConfig
 from intarsia.mixers.mamba2 import Mamba2, Mamba2Config
 from intarsia.mixers.mla import LatentAttention, MLAConfig
+from intarsia.mixers.parallel import Parallel, ParallelConfig
 from intarsia.mixers.path import PathAttention, PathConfig
 from intarsia.mixers.performer import Performer, PerformerConfig
 from intarsia.mixers.registry import config_from_dict, config_to_dict, mixer, mixers, names
@@ -80,6 +81,8 @@ __all__ = [
     "MambaConfig",
     "Mixer",
     "MixerConfig",
+    "Parallel",
+    "ParallelConfig",
     "PathAttention",
     "PathConfig",
     "Performer",

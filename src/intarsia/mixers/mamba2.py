@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positi
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import widen
 
+MambaNorm = Literal["after_gate", "before_gate", "none"]
+
 
 @dataclass(frozen=True)
 class Mamba2Config(NormedConfig):
@@ -29,7 +31,9 @@ class Mamba2Config(NormedConfig):
     `num_heads` value heads (HV) of `head_dim` (V); `num_groups` heads of queries and keys (H), each of `state_dim`
     (K) and shared by `num_heads / num_groups` value heads. The published size is `num_heads * head_dim` twice the
     model's width. The step size is kept in `[dt_min, dt_max]`; None is no upper limit. `bias` gives one to each
-    projection, and `conv_bias` to the convolution.
+    projection, and `conv_bias` to the convolution. `input_scales` are factors of what the projections give: of the
+    gate, x, k, q and dt (Falcon-H1). `norm` says where that of the output stands: after the gate, before it, or
+    nowhere.
     """
 
     type: ClassVar[str] = "mamba2"
@@ -53,6 +57,8 @@ class Mamba2Config(NormedConfig):
     dt_max: float | None = None
     bias: bool = False
     conv_bias: bool = True
+    input_scales: tuple[float, float, float, float, float] | None = None
+    norm: MambaNorm = "after_gate"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +66,8 @@ class Mamba2Config(NormedConfig):
             num_heads=self.num_heads, head_dim=self.head_dim, state_dim=self.state_dim,
             num_groups=self.num_groups, conv_size=self.conv_size, dt_max=self.dt_max,
         )  # fmt: skip
+        for scale in self.input_scales or ():
+            positive(input_scales=scale)
         if self.num_heads % self.num_groups:
             raise ConfigError(
                 f"num_heads must be a multiple of num_groups={self.num_groups}; got {self.num_heads}"
@@ -72,22 +80,28 @@ class Mamba2Config(NormedConfig):
 
 
 class GroupedNorm(FillsItself):
-    """RMSNorm of each group of channels after a gate: `weight * rmsnorm_group(y silu(z))`, in float32."""
+    """RMSNorm of each group of channels after a gate, `weight * rmsnorm_group(y silu(z))`, in float32; or before it,
+    `weight * rmsnorm_group(y) * silu(z)`; or the gate alone."""
 
-    def __init__(self, dim: int, groups: int, eps: float) -> None:
+    def __init__(self, dim: int, groups: int, eps: float, norm: MambaNorm = "after_gate") -> None:
         super().__init__()
-        self.groups, self.eps = groups, eps
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.groups, self.eps, self.norm = groups, eps, norm
+        self.weight: nn.Parameter | None
+        self.register_parameter("weight", None if norm == "none" else nn.Parameter(torch.empty(dim)))
         self.reset_parameters()
 
     def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """`y` in a wide dtype and the raw gate `z`, both `[B, T, dim]`; the result in z's dtype."""
-        gated = (y * F.silu(widen(z))).unflatten(-1, (self.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], None, self.eps).flatten(-2)
-        return (normed * self.weight).to(z.dtype)
+        gate = F.silu(widen(z))
+        if self.weight is None:
+            return (y * gate).to(z.dtype)
+        grouped = (y if self.norm == "before_gate" else y * gate).unflatten(-1, (self.groups, -1))
+        normed = F.rms_norm(grouped, grouped.shape[-1:], None, self.eps).flatten(-2) * self.weight
+        return (normed * gate if self.norm == "before_gate" else normed).to(z.dtype)
 
 
 class HeadRates(FillsItself, KeepsFloat32):
@@ -120,9 +134,10 @@ class Mamba2(Mixer[RecurrentState]):
     S_t = exp(-exp(A_log) dt_t) S_{t-1} + k_t (dt_t x_t)ᵀ
     y = W_o rmsnorm_group((S_tᵀ q_t + D x_t) * silu(W u))
 
-    k is the paper's B, q its C. Different from the authors' code: the parts of their `in_proj` are maps of their own,
-    and initial weights follow the model's policy, but for those that are named there: `exp(A_log)` uniform in
-    [1, 16], `softplus(dt_bias)` log-uniform in [0.001, 0.1] and D one.
+    k is the paper's B, q its C. The norm may stand before the gate or be left out, and each W u have a factor.
+    Different from the authors' code: the parts of their `in_proj` are maps of their own, and initial weights follow the
+    model's policy, but for those that are named there: `exp(A_log)` uniform in [1, 16], `softplus(dt_bias)` log-uniform
+    in [0.001, 0.1] and D one.
     """
 
     def __init__(self, d_model: int, config: Mamba2Config, norm_eps: float = 1e-5) -> None:
@@ -137,7 +152,7 @@ class Mamba2(Mixer[RecurrentState]):
         self.output_gate_proj = linear(d_model, inner, bias)
         self.conv = ShortConvolution(inner + 2 * keys, config.conv_size, bias=config.conv_bias)
         self.decay = HeadRates(HV)
-        self.norm = GroupedNorm(inner, config.num_groups, config.own_eps(norm_eps))
+        self.norm = GroupedNorm(inner, config.num_groups, config.own_eps(norm_eps), config.norm)
         self.o_proj = linear(inner, d_model, bias)
 
     def forward(
@@ -146,16 +161,24 @@ class Mamba2(Mixer[RecurrentState]):
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         (HV, K, V), H = self.memory.board, self.config.num_groups
-        vkq = torch.cat([self.v_proj(x), self.k_proj(x), self.q_proj(x)], dim=-1)
+        z, v, k, q, dt = self._projected(x)
+        vkq = torch.cat([v, k, q], dim=-1)
         vkq, inputs = self.conv(vkq, None if state is None else state.conv, seqs)
         v, k, q = split_heads(vkq, (HV, V), (H, K), (H, K))
         rates, dt_bias, skip = self.decay()
-        dt = F.softplus(widen(self.dt_proj(x)) + dt_bias).clamp(self.config.dt_min, self.config.dt_max)
+        dt = F.softplus(widen(dt) + dt_bias).clamp(self.config.dt_min, self.config.dt_max)
         o, board = linear_attention(
             q, k, (v * dt[..., None]).to(v.dtype), rates * dt, scale=1.0, **carried(state, seqs)
         )
-        y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), self.output_gate_proj(x)))
+        y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), z))
         return y, following(state, x, seqs, board, inputs)
+
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """The gate, x, k, q and dt, before convolution and softplus."""
+        parts = (self.output_gate_proj, self.v_proj, self.k_proj, self.q_proj, self.dt_proj)
+        if self.config.input_scales is None:
+            return [part(x) for part in parts]
+        return [scale * part(x) for scale, part in zip(self.config.input_scales, parts, strict=True)]
 
     @property
     def memory(self) -> RecurrentMemory:

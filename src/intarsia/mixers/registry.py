@@ -31,6 +31,7 @@ MIXERS = {
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",
     "mamba2": "mamba2:Mamba2Config",
+    "parallel": "parallel:ParallelConfig",
     "conv": "gated_convolution:GatedConvolutionConfig",
     "channel-mix": "channel_mixing:ChannelMixingConfig",
     "lightning": "lightning:LightningConfig",

@@ -25,15 +25,21 @@ READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 @dataclass(frozen=True)
 class FeedForwardConfig:
     """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside. With a `limit`, the gate is at most that, and up
-    within ± that (GLM-5.3). The `activation` `"relu2"` has no gate: `down(relu(up(x))²)` (Nemotron)."""
+    within ± that (GLM-5.3). The `activation` `"relu2"` has no gate: `down(relu(up(x))²)` (Nemotron).
+    `gate_scale` and `scale` are factors of what the gate's matrix gives and of the whole (Falcon-H1)."""
 
     d_hidden: int
     limit: float | None = None
     activation: FeedForwardActivation = "swiglu"
+    gate_scale: float = 1.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         settle_types(self)
         check_bounds(self, "d_hidden", least=1)
+        check_bounds(self, "gate_scale", "scale", above=0)
+        if self.activation != "swiglu" and (self.gate_scale, self.scale) != (1, 1):
+            raise ConfigError("gate_scale and scale are those of swiglu, and the activation is another")
         if self.limit is not None:
             check_bounds(self, "limit", above=0)
             if self.activation != "swiglu":

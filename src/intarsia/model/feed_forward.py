@@ -25,22 +25,36 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))` (Shazeer 2020), without biases; `x` is `[..., d_model]`. `limit` is that of
-    `FeedForwardConfig`."""
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020), without biases; `x` is `[..., d_model]`. `limit` and
+    the factors are those of `FeedForwardConfig`."""
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
-    def __init__(self, d_model: int, d_hidden: int, limit: float | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        limit: float | None = None,
+        gate_scale: float = 1.0,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.limit = limit
+        self.limit, self.gate_scale, self.scale = limit, gate_scale, scale
         self.gate = nn.Linear(d_model, d_hidden, bias=False)
         self.up = nn.Linear(d_model, d_hidden, bias=False)
         self.down = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., d_model]` to the same."""
-        y: Tensor = self.down(limited_swiglu(self.gate(x), self.up(x), self.limit))
-        return y
+        if (self.gate_scale, self.scale) == (1, 1):
+            y: Tensor = self.down(limited_swiglu(self.gate(x), self.up(x), self.limit))
+            return y
+        return self.scale * self.down(limited_swiglu(self.gate_scale * self.gate(x), self.up(x), self.limit))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has neither limit nor factors."""
+        return self.limit is None and (self.gate_scale, self.scale) == (1, 1)
 
     def cost(self) -> FeedForwardCost:
         """Three products with a matrix per token."""
@@ -76,4 +90,4 @@ def feed_forward_of(d_model: int, config: FeedForwardConfig) -> FeedForward:
     """The feed-forward of a layer without experts."""
     if config.activation == "relu2":
         return ReluSquared(d_model, config.d_hidden)
-    return SwiGLU(d_model, config.d_hidden, config.limit)
+    return SwiGLU(d_model, config.d_hidden, config.limit, config.gate_scale, config.scale)

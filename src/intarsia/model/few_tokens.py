@@ -121,7 +121,7 @@ class FewTokens:
 
 def _maps_of(module: nn.Module) -> tuple[PackedWeights, ...] | None:
     """The weights of a SwiGLU; None where it is none, or they cannot be read."""
-    if type(module) is not SwiGLU or module.limit is not None:
+    if type(module) is not SwiGLU or not module.is_plain:
         return None
     found = [weights_of(each) for each in (module.gate, module.up, module.down)]
     return None if None in found else tuple(each for each in found if each is not None)

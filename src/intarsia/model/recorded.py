@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.batch import Batch, batch_of
 from intarsia.layers.growing import PagedPool
 from intarsia.layers.paging import PageStep, Paging
@@ -300,4 +300,4 @@ def _state(pool: Pool[Any], places: Places) -> State:
         return RecordedBoards(pool.room, places)
     if isinstance(pool, PagedPool):
         return RecordedEntries(pool.form, pool.pages, places)
-    raise ConfigError(f"a {type(pool).__name__} cannot be recorded")
+    raise UnsupportedError(f"a {type(pool).__name__} cannot be recorded: decode with the model as it is")

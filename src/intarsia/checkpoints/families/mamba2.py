@@ -168,7 +168,8 @@ def state_space(config: Mamba2Config) -> Iterator[Row]:
     if config.conv_bias:
         yield row("conv.bias", "conv1d.bias")
     yield from same({f"decay.{name}": name for name in ("A_log", "dt_bias", "D")})
-    yield from weights({"norm": "norm"})
+    if config.norm != "none":
+        yield from weights({"norm": "norm"})
 
 
 def rows(config: ModelConfig) -> Iterator[Row | Either]:
