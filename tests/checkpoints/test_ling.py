@@ -59,7 +59,7 @@ def test_the_channels_of_a_linear_head_are_not_those_that_transformers_calls_hea
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"group_norm_size": 4, "linear_silu": True}, "group_norm_size"),  # Lightning Attention of Ling 2.5
+        ({"group_norm_size": 4, "linear_silu": True}, "Lightning Attention of Ling and Ring 2.5"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"partial_rotary_factor": 0.5}, "all of its shared channels"),
         ({"score_function": "softmax"}, "score_function"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 
 from intarsia.checkpoints.family import Family
 from intarsia.errors import UnsupportedError
@@ -30,6 +31,41 @@ CHECKPOINTS = (
     "rwkv7",
 )
 """By how many people have them. Each is a file in `families/` that ends in `FAMILY = Family(...)`."""
+
+
+@dataclass(frozen=True)
+class NotRead:
+    """Published models that are known, and that the model lacks a part for."""
+
+    title: str
+    model_types: tuple[str, ...]
+    lacks: str
+
+
+NOT_READ = (
+    NotRead(
+        "Qwen4-Exp",
+        ("qwen4_exp", "qwen4_exp_text"),
+        "hyper-connections of low rank (`hc_lowrank`), embeddings of hashed n-grams inside layers (`ple_layer_ids`)",
+    ),
+    NotRead(
+        "MiniMax-M3",
+        ("minimax_m3_vl", "minimax_m3_vl_text"),
+        "the clamped activation (`swiglu_alpha`) in feed-forwards without experts and in shared experts",
+    ),
+    NotRead(
+        "Kimi K3",
+        ("kimi_k3", "kimi_k3_text"),
+        "residuals that attend to earlier blocks (`attn_res_block_size`), the activation SiTU "
+        "(`activation_situ_beta`), the norm in its latent experts (`latent_moe_use_norm`)",
+    ),
+    NotRead(
+        "Ling and Ring linear 2.0",
+        ("bailing_moe_linear", "bailing_moe_linear_v2"),
+        "Lightning Attention with norms of groups of heads (`group_norm_size`)",
+    ),
+)
+"""Refused by the name of what is missing."""
 
 
 def family(name: str) -> Family:
@@ -60,6 +96,11 @@ def family_of(model_type: object, where: str) -> Family:
     for found in families():
         if model_type in found.model_types:
             return found
+    for other in NOT_READ:
+        if model_type in other.model_types:
+            raise UnsupportedError(
+                f"{where} is of {other.title}, and the model has no part for it yet: {other.lacks}"
+            )
     known = ", ".join(kind for found in families() for kind in found.model_types)
     raise UnsupportedError(
         f"{where} is of the model_type {model_type!r}, which is not read yet; known are: {known}"

@@ -78,6 +78,9 @@ def expert_options(options: Options) -> ExpertsConfig:
 
 def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
+    options.only(
+        "group_norm_size", part="Lightning Attention of Ling and Ring 2.5, which have this model_type too,"
+    )
     for name in ("use_bias", "use_qkv_bias"):
         options.only(name, False, part="layers with biases in this family")
     for name in ("embedding_dropout", "output_dropout", "mtp_loss_scaling_factor", "num_mtp_layers"):

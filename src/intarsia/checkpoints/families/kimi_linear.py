@@ -74,6 +74,8 @@ def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
     options.only("moe_router_activation_func", "sigmoid", part="router of that kind")
     options.only("mla_use_nope", True, part="latent attention with positions in this family")
+    options.only("attn_res_block_size", part="residuals that attend to earlier blocks, as Kimi K3 has them,")
+    options.only("activation_situ_beta", part="activation SiTU, as Kimi K3 has it,")
     # Of no meaning without positions, and where there is one group.
     for name in ("rope_theta", "rope_scaling", "rope_parameters", "use_grouped_topk"):
         options.maybe(name, object)
