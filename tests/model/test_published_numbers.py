@@ -360,7 +360,7 @@ def test_no_option_of_these_mixers_is_forgotten() -> None:
         GatedDeltaNetConfig: {"output_gate"},
         LightningConfig: {"decay_factor"},
         MLAConfig: {"latent_norm_eps", "yarn_logits", "head_gate"},
-        AttentionConfig: {"qk_norm", "zero_centered_qk_norm", "output_gate", "sinks"},
+        AttentionConfig: {"qk_norm", "zero_centered_qk_norm", "output_gate", "sinks", "scale"},
     }
     compared = {
         "num_heads", "head_dim", "head_v_dim", "num_v_heads", "num_kv_heads", "conv_size", "norm_eps",
