@@ -65,6 +65,13 @@ OPS = _in(
         "tests/ops/test_sparse.py",
     ),
     (
+        "an indexer taught by more than one distribution",
+        "indexer_loss_torch.py",
+        ".sum(dim=(2, 3)) / H",
+        ".sum(dim=(2, 3))",
+        "tests/ops/test_indexer_loss.py",
+    ),
+    (
         "sparse attention looks ahead within a block",
         "sparse_torch.py",
         "(picked[..., None] >= 0) & (token <= place[:, :, None, None, None])",
@@ -281,6 +288,20 @@ ATTENTION = _in(
 
 MIXERS = _in(
     "src/intarsia/mixers",
+    (
+        "an indexer whose loss reaches the model",
+        "dsa.py",
+        "x, q_input = x.detach(), q_input.detach()",
+        "pass",
+        "tests/mixers/test_sparse_oracles.py -k reach",
+    ),
+    (
+        "layers that share are told of no choice",
+        "dsa.py",
+        "HandedOn(handed.values, True, picked)",
+        "HandedOn(handed.values, True, None)",
+        "tests/mixers/test_sparse_oracles.py -k shares",
+    ),
     (
         "MLA with another scale",
         "mla.py",
