@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from intarsia import __version__
-from intarsia.cli import chat, compare, convert, exam, generate, inspect, mixers, presets, train
+from intarsia.cli import chat, compare, convert, exam, generate, inspect, mixers, presets, serve, train
 from intarsia.cli.failures import reported
 from intarsia.cli.threads import wait_briefly
 
@@ -32,6 +32,7 @@ VERBS = {
     "train": train,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "compare": compare,
     "exam": exam,
     "inspect": inspect,

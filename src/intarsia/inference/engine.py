@@ -155,6 +155,14 @@ class Engine:
         Raises:
             ConfigError: a token that the model does not have, or a prompt that the memory cannot hold.
         """
+        self.check(request)
+        number, self._next = self._next, self._next + 1
+        self._requests[number] = []
+        self._add(request, number, 0)
+        return number
+
+    def check(self, request: Request) -> None:
+        """Raise what `submit` would raise of this request. May be called from any thread."""
         vocabulary = self.model.config.vocab_size
         wrong = next((token for token in request.prompt if not 0 <= token < vocabulary), None)
         if wrong is not None:
@@ -166,10 +174,6 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens, and the engine has memory for "
                 f"{self.settings.tokens} with the answer"
             )
-        number, self._next = self._next, self._next + 1
-        self._requests[number] = []
-        self._add(request, number, 0)
-        return number
 
     def cancel(self, number: int) -> list[Event]:
         """End a request's answers where they are; what one that has ended already tells is nothing."""

@@ -1,0 +1,142 @@
+"""From the events of an engine to the pieces of answers, as a client reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from intarsia.errors import IntarsiaError
+from intarsia.inference.requests import Event, Logprobs, Produced, Reason, Request
+from intarsia.inference.server.served import Served
+from intarsia.inference.text_stream import TextStream
+from intarsia.inference.worker import Ticket
+
+
+class TooSlowError(IntarsiaError):
+    """An answer took longer than a request may."""
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """A token of an answer whose log-probabilities are wanted."""
+
+    token: int
+    logprobs: Logprobs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer: text that is final, the tokens that it is of where their log-probabilities are wanted, and
+    how the answer ended if it has."""
+
+    index: int
+    text: str
+    facts: tuple[TokenFacts, ...] = ()
+    reason: Reason | None = None
+
+
+@dataclass
+class _Answer:
+    stream: TextStream
+    facts: list[TokenFacts] = field(default_factory=list)
+    ended: bool = False
+    """For the client: by a stop string before the engine knows."""
+
+
+class Answering:
+    """One client's request while it is being answered; to be used in `async with`, at whose end whatever still runs is
+    cancelled.
+
+    Args:
+        requests: one a prompt. Their answers are numbered through.
+
+    Attributes:
+        prompt, cached, written: tokens so far: of the prompts, of these found, and of the answers.
+
+    Raises:
+        ConfigError: the engine cannot serve a request; none is begun then.
+    """
+
+    def __init__(self, served: Served, requests: Sequence[Request], stops: Sequence[str] = ()) -> None:
+        self._served, self._requests = served, requests
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._answers = [
+            _Answer(TextStream(served.tokenizer, stops)) for each in requests for _ in range(each.count)
+        ]
+        self._first = [sum(each.count for each in requests[:n]) for n in range(len(requests))]
+        self._left = len(self._answers)
+        self._tickets: list[Ticket] = []
+        self.prompt = sum(len(each.prompt) for each in requests)
+        self.cached = self.written = 0
+        for request in requests:
+            served.worker.engine.check(request)
+
+    async def __aenter__(self) -> Answering:
+        loop = asyncio.get_running_loop()
+        for n, request in enumerate(self._requests):
+
+            def tell(event: Event, n: int = n) -> None:
+                loop.call_soon_threadsafe(self._events.put_nowait, (n, event))
+
+            self._tickets.append(self._served.worker.submit(request, tell))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for ticket in self._tickets:
+            if ticket.open:
+                self._served.worker.cancel(ticket)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all answers, as they come.
+
+        Raises:
+            TooSlowError: not all of them came in time.
+            IntarsiaError: the engine has failed with one.
+        """
+        end = asyncio.get_running_loop().time() + self._served.limits.seconds
+        while self._left:
+            try:
+                async with asyncio.timeout_at(end):
+                    n, event = await self._events.get()
+            except TimeoutError:
+                raise TooSlowError(f"the answer was not done in {self._served.limits.seconds:g} s") from None
+            index = self._first[n] + event.number
+            if (piece := self._piece(n, index, event)) is not None:
+                yield piece
+
+    def _piece(self, n: int, index: int, event: Event) -> Piece | None:
+        answer = self._answers[index]
+        if isinstance(event, Produced):
+            return None if answer.ended else self._continued(n, index, answer, event)
+        if event.number == 0:
+            self.cached += event.cached
+        self._left -= 1
+        if answer.ended:
+            return None
+        if event.error is not None:
+            raise event.error
+        if event.reason == "cancelled":
+            raise IntarsiaError("the server is shutting down")
+        answer.ended = True
+        facts, answer.facts = tuple(answer.facts), []
+        text = answer.stream.finish()
+        return Piece(index, text, facts, "stop" if answer.stream.stopped else event.reason)
+
+    def _continued(self, n: int, index: int, answer: _Answer, event: Produced) -> Piece | None:
+        self.written += 1
+        if event.logprobs is not None:
+            answer.facts.append(TokenFacts(event.token, event.logprobs))
+        text = answer.stream.push(event.token)
+        if answer.stream.stopped:
+            answer.ended = True
+            count = self._requests[n].count
+            if all(each.ended for each in self._answers[self._first[n] : self._first[n] + count]):
+                self._served.worker.cancel(self._tickets[n])
+        elif not text:
+            return None
+        facts, answer.facts = tuple(answer.facts), []
+        return Piece(index, text, facts, "stop" if answer.ended else None)
