@@ -161,6 +161,23 @@ def test_packed_weights_in_files(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_without_a_tokenizer_says_so(cli: Cli, tmp_path: Path) -> None:
+    """And none is made of nothing: transformers makes some that know no token."""
+    case = next(case for case in CASES if case.family == "qwen3_5")
+    folder = their_folder(case, tmp_path / "bare")
+    done = cli("generate", folder, "one")
+    assert done.status == 2
+    assert "bare': the folder holds none" in done.err
+    assert cli("convert", folder, tmp_path / "ours", "--to", "intarsia").status == 0
+    assert "the folder holds none" in cli("generate", tmp_path / "ours", "one").err
+    (folder / "generation_config.json").unlink()
+    assert cli("convert", folder, tmp_path / "ours2", "--to", "intarsia").status == 0
+    assert not (tmp_path / "ours2" / "tokenizer").exists()
+    assert "a model without a tokenizer" in cli("generate", tmp_path / "ours2", "one").err
+    (folder / "rwkv_vocab_v20230424.txt").write_text("1 '\\x00' 1\n")
+    assert "RWKV's own tokenizer, which is not built" in cli("chat", folder).err
+
+
 def test_sparse_layers_are_dense_where_it_is_said(cli: Cli, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.sparse == "dense")
     folder = their_folder(case, tmp_path)

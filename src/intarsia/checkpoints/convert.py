@@ -57,7 +57,9 @@ def convert(
         UnsupportedError: the format lacks something that the model has.
         ConfigError: packed weights are asked for in another format, or in a form that is not written.
     """
-    folder, beside = find_folder(source), _Beside(find_folder(source))
+    folder = find_folder(source)
+    found = _Beside(folder)
+    beside = found if found.files else None  # no folder of a tokenizer that there is not
     if weights is not None and to != native.FORMAT:
         raise ConfigError(
             f"weights packed to {weights} are written in this package's own format alone: convert to 'intarsia' (--to "
@@ -84,15 +86,18 @@ class _Beside:
     """The files beside a model, the tokenizer's among them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        inner = folder / native.TOKENIZER
+        self.files = [
+            file
+            for place in ((folder, inner) if inner.is_dir() else (folder,))
+            for file in place.iterdir()
+            if file.is_file() and (file.name in BESIDE or place == inner)
+        ]
 
     def save(self, directory: Path, /) -> None:
         """Copy them."""
-        inner = self.folder / native.TOKENIZER
-        for place in (self.folder, inner) if inner.is_dir() else (self.folder,):
-            for file in place.iterdir():
-                if file.is_file() and (file.name in BESIDE or place == inner):
-                    shutil.copyfile(file, directory / file.name)
+        for file in self.files:
+            shutil.copyfile(file, directory / file.name)
 
 
 def _extra(folder: Path, to: str) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from intarsia.errors import DataError, MissingExtraError
 from intarsia.extras import require
 
 _CONFIGURATION_FILE = "tokenizer_config.json"
+RWKV_VOCABULARY = "rwkv_vocab*.txt"
+_NAMES = ("token", "vocab", "merges", ".model")
+"""What stands in the names of tokenizers' files."""
 
 
 def open_tokenizer(
@@ -91,6 +94,12 @@ def _open_hugging_face(source: str) -> Tokenizer:
         return load_fast_tokenizer(file, f"hf:{source}", _end_of_text(configuration))
     if (path / TIKTOKEN_FILE).is_file():
         return load_tiktoken_tokenizer(path, f"hf:{source}")
+    if path.is_dir() and (vocabularies := sorted(path.glob(RWKV_VOCABULARY))):
+        raise DataError(
+            f"{vocabularies[0]} is the vocabulary of RWKV's own tokenizer, which is not built here, and the code "
+            f"beside it is not run: the model can be opened and run on tokens, or with a {TOKENIZER_FILE} of that "
+            "vocabulary"
+        )
     try:
         return SlowTokenizer(_auto_tokenizer(str(path) if path.is_dir() else source), f"hf:{source}")
     except MissingExtraError as error:
@@ -112,10 +121,25 @@ def _download(repository: str, file: str) -> Path | None:
 def _auto_tokenizer(source: str) -> Any:
     transformers = require("transformers", "hf")
     try:
-        return transformers.AutoTokenizer.from_pretrained(source)
+        found = transformers.AutoTokenizer.from_pretrained(source)
     except Exception as error:
+        if Path(source).is_dir() and not any(
+            name in path.name for path in Path(source).iterdir() for name in _NAMES
+        ):
+            raise DataError(_none_in(source)) from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"cannot open the tokenizer {source!r}: {reason}") from error
+    # For a model without tokenizer files some of its classes are made all the same, with no tokens but special ones.
+    if not found.get_vocab().keys() - found.get_added_vocab().keys():
+        raise DataError(_none_in(source))
+    return found
+
+
+def _none_in(source: str) -> str:
+    return (
+        f"cannot open the tokenizer {source!r}: the folder holds none. Copy its files ({TOKENIZER_FILE}, "
+        f"{_CONFIGURATION_FILE}, ...) there from where the model came from"
+    )
 
 
 def _end_of_text(configuration: Path | None) -> str | None:
