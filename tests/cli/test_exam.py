@@ -53,6 +53,9 @@ def test_dials_are_examined_one_by_one_and_kept(cli: Cli, trained: Path, tmp_pat
     assert f"2 of 4 were in {sheet}" in done.err
     assert "chains: right answers in %" in done.out
     assert r"hops \ distance" in done.out
+    assert "chains:length=24,hops=2,distance=0 " in done.out, (
+        "what varies is said, also where it is as by default"
+    )
     found = json.loads(sheet.read_text())["exams"]
     assert found[:2] == kept
     assert sorted((e["options"]["hops"], e["options"]["distance"]) for e in found) == [

@@ -120,6 +120,7 @@ def _show(entries: list[dict[str, Any]]) -> None:
     from intarsia.tasks.sheet import dials_of, grid_of
     from intarsia.tasks.written import written
 
+    dials = {name: varied for name, varied, _ in dials_of(entries)}
     made = table("task", "right answers", "95 %", "chance", "sequences", "95 %")
     for entry in entries:
         cells = []
@@ -127,13 +128,16 @@ def _show(entries: list[dict[str, Any]]) -> None:
             low, high = counts["interval"]
             cells += [f"{counts['accuracy']:.1%} of {counts['asked']:,}", f"{100 * low:.1f}–{100 * high:.1f}"]
         made.add_row(
-            written(entry["task"], entry["options"]), *cells[:2], f"{entry['chance']:.1%}", *cells[2:]
+            written(entry["task"], entry["options"], dials.get(entry["task"], ())),
+            *cells[:2],
+            f"{entry['chance']:.1%}",
+            *cells[2:],
         )
     show(made)
-    for name, dials, of_task in dials_of(entries):
-        if len(dials) == 2:
-            rows, columns, cells_of = grid_of(of_task, *dials)
-            grid = table(f"{dials[0]} \\ {dials[1]}", *columns)
+    for name, varied, of_task in dials_of(entries):
+        if len(varied) == 2:
+            rows, columns, cells_of = grid_of(of_task, *varied)
+            grid = table(f"{varied[0]} \\ {varied[1]}", *columns)
             for row in rows:
                 found = (cells_of.get((row, column)) for column in columns)
                 grid.add_row(row, *("" if cell is None else f"{100 * cell:.0f}" for cell in found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from itertools import product
 from typing import Any, TypeVar
@@ -54,11 +54,13 @@ def options_of(task: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(task).items() if value is not None}
 
 
-def written(name: str, options: Mapping[str, Any]) -> str:
-    """A task as `read_tasks` reads it, without options that are as they are by default."""
+def written(name: str, options: Mapping[str, Any], always: Sequence[str] = ()) -> str:
+    """A task as `read_tasks` reads it, without options that are as they are by default, but with those named."""
     kind = next(kind for kind in EXAMS if kind.type == name)
     usual = {field.name: field.default for field in fields(kind)}
-    said = [f"{option}={value}" for option, value in options.items() if usual[option] != value]
+    said = [
+        f"{option}={value}" for option, value in options.items() if usual[option] != value or option in always
+    ]
     return f"{name}:{','.join(said)}"
 
 
