@@ -18,7 +18,7 @@ from intarsia.inference.scheduler import Settings
 from intarsia.model import InferenceModel, LanguageModel
 from support.small_models import VOCAB, build, tokens_of
 
-HYBRIDS = ["kda*3 mla", "gdn*3 attention", "lightning", "mamba2", "window", "attention", "mla"]
+HYBRIDS = ["kda*3 mla", "gdn*3 attention", "lightning", "mamba2", "window", "attention", "mla", "kda dsa"]
 WARM = Sampling(temperature=1.3, top_p=0.95)
 
 
