@@ -194,13 +194,30 @@ def test_costs_are_measured(done: tuple[Verdict, str, dict[str, Any]]) -> None:
         measured = one["measurements"]
         assert [cost["context"] for cost in measured["decoding"]] == [16, 80]
         assert all(cost["milliseconds"] > 0 for cost in measured["decoding"])
-        assert measured["training_tokens_per_second"] > 0
+        low, high = measured["training_range"]
+        assert 0 < low <= measured["training_tokens_per_second"] <= high
+        assert all(
+            cost["range"][0] <= cost["milliseconds"] <= cost["range"][1] for cost in measured["decoding"]
+        )
     full, hybrid = (
         [cost["cache_bytes"] for cost in arm(done[2], name)["measurements"]["decoding"]]
         for name in ("full", "hybrid")
     )
     assert full == [2 * 12 * 4 * context for context in (16, 80)], "two layers of 8 + 4 latents in float32"
     assert hybrid[1] - hybrid[0] == 12 * 4 * 64, "one layer of latents; the other's state does not grow"
+
+
+def test_loss_is_known_by_position(done: tuple[Verdict, str, dict[str, Any]]) -> None:
+    found = done[2]
+    assert found["judged_context"] == 64
+    for run in arm(found, "hybrid")["runs"]:
+        positions = run["positions"]
+        assert [(place["start"], place["stop"]) for place in positions] == [
+            (0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64),
+        ]  # fmt: skip
+        assert positions[0]["bits_per_token"] > positions[-1]["bits_per_token"], (
+            "bytes of a word follow each other"
+        )
 
 
 def test_there_is_a_report_and_a_plan(done: tuple[Verdict, str, dict[str, Any]], place: Path) -> None:

@@ -69,8 +69,9 @@ def test_it_says_what_the_verdict_says(plan: Plan, results: Results) -> None:
     assert verdict.sentence in text
     for pair in verdict.pairs:
         assert pair.sentence in text
-    for caveat in verdict.caveats:
-        assert caveat in text
+    for sentence in (*verdict.caveats, *verdict.notes):
+        assert sentence in text
+    assert "20,500–21,200" in text, "how far the timed steps lay apart"
     for row in verdict.rows:
         assert row.name in text
         assert f"{row.estimate.value:.3f}" in text
@@ -86,7 +87,7 @@ def test_models_cannot_write_markup_into_it(plan: Plan, results: Results) -> Non
 
 def test_figures_are_well_formed(plan: Plan, results: Results) -> None:
     figures = re.findall(r"<svg.*?</svg>", page_of(plan, results), re.DOTALL)
-    assert len(figures) == 2 * 4 + 3, "four figures in two widths, and a strip of layers for each arm"
+    assert len(figures) == 2 * 5 + 3, "five figures in two widths, and a strip of layers for each arm"
     for figure in figures:
         tree = ElementTree.fromstring(figure)
         assert tree.get("role") == "img"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from intarsia.errors import ConfigError
 from intarsia.ladder.documents import FEW_JUDGED
 from intarsia.ladder.plan_tables import FEWEST_JUDGED
-from intarsia.ladder.statistics import Estimate, estimate, student_t_quantile
+from intarsia.ladder.statistics import Estimate, estimate
+from intarsia.ladder.student import student_t_quantile
 
 TRUTH = 0.02
 

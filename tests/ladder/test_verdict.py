@@ -114,10 +114,76 @@ def test_equal_arms_are_seldom_told_apart() -> None:
     assert claims <= 8  # P(more) < 1 % at 5 %
 
 
-def test_a_rate_at_the_end_of_its_grid_is_a_caveat() -> None:
-    plan = make_plan(tuning=dataclasses.replace(make_plan().tuning, learning_rates=(4e-3, 8e-3)))
-    caveats = judge(plan, make_results(plan)).caveats
-    assert any("did best with the smallest learning rate" in caveat for caveat in caveats)
+def test_a_rate_at_the_end_of_the_losers_grid_weakens_the_headline() -> None:
+    def of(rates: tuple[float, ...], arms: tuple[Arm, ...] = TWO) -> Verdict:
+        plan = make_plan(arms=arms, tuning=dataclasses.replace(make_plan().tuning, learning_rates=rates))
+        return judge(plan, make_results(plan, {"full": 1.95, "kimi-linear": 1.84}, tuning_noise=0.0))
+
+    weak = of((4e-3, 8e-3))
+    assert "kimi-linear is better than full by" in weak.sentence
+    assert weak.sentence.endswith(
+        "But full did best with the smallest rate that was tried (0.004) and may do better beyond it."
+    )
+    assert not weak.pairs[0].firm
+    assert weak.best == "kimi-linear"
+    # What the winner might gain beyond its grid changes nothing.
+    own = (TWO[0], dataclasses.replace(TWO[1], learning_rates=(4e-3, 8e-3)))
+    strong = of((2e-3, 4e-3, 8e-3), own)
+    assert "rate that was tried" not in strong.sentence
+    assert strong.pairs[0].firm
+
+
+def test_a_noisy_choice_of_rates_weakens_a_small_difference() -> None:
+    two = {"arms": TWO}
+    flat = verdict_of({"full": 1.905, "kimi-linear": 1.9}, plan=two, seed_noise=2e-4, document_noise=1e-4)
+    assert flat.pairs[0].better == "kimi-linear"
+    assert flat.pairs[0].firm, "rates that are far apart by much more than the noise were no matter of luck"
+    assert flat.row("full").choice_loss < 0.001
+    noise = {"document_noise": 1e-4, "tuning_noise": 0.05, "seed": 5}
+    noisy = verdict_of(
+        {"full": 1.94, "kimi-linear": 1.9}, plan={**two, "seeds": (1, 2)}, seed_noise=0.004, **noise
+    )
+    (pair,) = noisy.pairs
+    assert pair.better == "kimi-linear"
+    loss = noisy.row("full").choice_loss
+    assert loss > -pair.difference.simultaneous.high > 0
+    assert "rests on one run for each, and may have cost full up to 0.0" in noisy.sentence
+    assert not pair.firm
+
+
+def test_the_best_is_named_when_it_is_judged_so_and_candidates_before() -> None:
+    open_ = verdict_of({"full": 2.1, "gdn-hybrid": 1.8501, "kimi-linear": 1.85})
+    assert open_.best is None
+    assert open_.unbeaten == ("gdn-hybrid", "kimi-linear")
+    assert open_.lowest in open_.unbeaten
+    decided = verdict_of({"full": 2.1, "gdn-hybrid": 2.0, "kimi-linear": 1.8}, seed_noise=0.0005)
+    assert (decided.best, decided.unbeaten) == ("kimi-linear", ("kimi-linear",))
+
+
+def test_the_judged_context_stands_beside_the_headline() -> None:
+    assert verdict_of().notes[0].startswith("Judged in pieces of 128 tokens")
+
+
+def test_a_pair_gains_by_the_runs_of_other_arms() -> None:
+    """Two seeds give a pair alone one degree of freedom, and three arms two."""
+    two_seeds = {"seeds": (1, 2)}
+    three = verdict_of(plan=two_seeds)
+    alone = verdict_of(plan={**two_seeds, "arms": TWO})
+    assert {pair.difference.degrees for pair in three.pairs} == {2}
+    assert {pair.difference.degrees for pair in alone.pairs} == {1}
+    assert len({pair.difference.seed_noise for pair in three.pairs}) == 1
+    assert three.power.pooled
+    assert any("would be found in 80 % of such comparisons" in caveat for caveat in three.caveats)
+
+
+def test_arms_that_scatter_differently_are_not_pooled() -> None:
+    noise = {"full": 0.05, "gdn-hybrid": 1e-5, "kimi-linear": 1e-5}
+    verdict = verdict_of(EQUAL, plan={"seeds": (1, 2, 3, 4, 5)}, seed_noise=noise, document_noise=1e-5)
+    assert not verdict.power.pooled
+    assert {pair.difference.degrees for pair in verdict.pairs} == {4}
+    quiet = next(p for p in verdict.pairs if {p.first, p.second} == {"gdn-hybrid", "kimi-linear"})
+    assert quiet.difference.seed_noise < 1e-3
+    assert any("scatter so differently" in caveat for caveat in verdict.caveats)
 
 
 def test_models_behind_the_baselines_are_a_caveat() -> None:

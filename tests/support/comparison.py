@@ -20,6 +20,7 @@ from intarsia.ladder.results import (
     ExamScores,
     Failure,
     Measurements,
+    PositionLoss,
     Results,
     RunResult,
     Sample,
@@ -53,12 +54,20 @@ def make_results(
     plan: Plan,
     levels: dict[str, float] | None = None,
     *,
-    seed_noise: float = 0.002,
+    seed_noise: float | dict[str, float] = 0.002,
     document_noise: float = 0.02,
     failed: dict[tuple[str, int], Failure] | None = None,
+    tuning_noise: float = 0.004,
+    same_taste: bool = False,
     seed: int = 0,
 ) -> Results:
-    """Results whose true bits per byte are `levels`, with normal noise over seeds and documents."""
+    """Results whose true bits per byte are `levels`, with normal noise over seeds and documents.
+
+    Args:
+        seed_noise: of one run; or one for each arm.
+        tuning_noise: of one tuning run's score.
+        same_taste: whether no document suits one arm better than another, but for the luck of its run.
+    """
     levels = levels or {"full": 1.93, "gdn-hybrid": 1.86, "kimi-linear": 1.84}
     failed = failed or {}
     rng = np.random.default_rng(seed)
@@ -69,15 +78,16 @@ def make_results(
     arms = []
     for index, arm in enumerate(plan.arms):
         runs = []
-        taste = rng.normal(0, document_noise, documents)
+        taste = rng.normal(0, 0 if same_taste else document_noise, documents)
+        run_noise = seed_noise[arm.name] if isinstance(seed_noise, dict) else seed_noise
         for rate in plan.rates(arm) if len(plan.rates(arm)) > 1 else ():
-            score = levels[arm.name] + 0.05 * np.log2(rate / 4e-3) ** 2 + rng.normal(0, 0.004)
+            score = levels[arm.name] + 0.05 * np.log2(rate / 4e-3) ** 2 + rng.normal(0, tuning_noise)
             runs.append(
                 _run(arm.name, rate, plan.tuning.seed, "tuning", levels[arm.name], steps, rng, tuning=score)
             )
         rate = choose_rate({run.learning_rate: run.tuning_score for run in runs}) or plan.rates(arm)[0]
         for seed_of_run in plan.seeds:
-            level = levels[arm.name] + rng.normal(0, seed_noise)
+            level = levels[arm.name] + rng.normal(0, run_noise)
             failure = failed.get((arm.name, seed_of_run))
             noise = rng.normal(0, document_noise, documents)
             bits = text_bytes * (level + hardness + taste + noise)
@@ -99,7 +109,9 @@ def make_results(
                 runs=tuple(runs),
                 change="" if index == 0 else f"feed_forward.d_hidden 352 → {352 - 8 * index}",
                 measurements=Measurements(
-                    tuple(_decoding(c, full=index == 0) for c in plan.figures.contexts), 21_000 - 4000 * index
+                    tuple(_decoding(c, full=index == 0) for c in plan.figures.contexts),
+                    21_000 - 4000 * index,
+                    (20_500 - 4000 * index, 21_200 - 4000 * index),
                 ),
             )
         )
@@ -111,6 +123,7 @@ def make_results(
         tokenizer=plan.corpus.tokenizer,
         steps=steps,
         tokens_per_run=steps * 4096,
+        length=128,
         training_tokens=8_000_000,
         baselines=(
             Baseline("unigram", text_bytes * (3.61 + hardness), 1024, "token frequencies"),
@@ -192,12 +205,18 @@ def _run(
         training_curve=tuple(
             CurvePoint(int(point) * 4096, float(value)) for point, value in zip(points, curve, strict=True)
         ),
+        positions=tuple(
+            PositionLoss(2**octave // 2, 2**octave, 9 - 0.6 * octave + level, 900 * 2**octave)
+            for octave in range(8)
+        )
+        if bits is not None
+        else (),
         directory=f"runs/{arm}-{rate:g}-{seed}",
     )
 
 
 def _decoding(context: int, *, full: bool) -> Decoding:
     layers = 4 if full else 1
-    return Decoding(
-        context, 1.1 + layers * context * 4e-5, layers * context * 320 + (0 if full else 3 * 33_000)
-    )
+    milliseconds = 1.1 + layers * context * 4e-5
+    size = layers * context * 320 + (0 if full else 3 * 33_000)
+    return Decoding(context, milliseconds, size, range=(0.97 * milliseconds, 1.05 * milliseconds))

@@ -97,6 +97,26 @@ def test_the_beginnings_of_documents(model, dataset):
     np.testing.assert_array_equal(whole.text_bytes, split.text_bytes)
 
 
+def test_losses_by_position(model, dataset):
+    split, length = dataset.heldout, 24
+    result = evaluate(model, split, length=length)
+    expected = np.zeros((2, 6))
+    with torch.no_grad():
+        for index in range(split.documents):
+            for start in range(0, int(split.lengths[index]), length):
+                tokens, targets = (
+                    torch.tensor(part[start : start + length].astype(np.int64))[None]
+                    for part in (split.document(index), split.targets(index))
+                )
+                nll = model.eval()(tokens, targets=targets).nll[0].double().numpy()
+                for position, value in enumerate(nll):
+                    octave = 0 if position == 0 else int(math.log2(position)) + 1
+                    expected[:, octave] += value, 1
+    np.testing.assert_allclose(result.position_nll, expected[0], rtol=1e-5)
+    np.testing.assert_array_equal(result.position_tokens, expected[1])
+    assert result.position_nll.sum() == pytest.approx(result.nll.sum())
+
+
 def test_first_documents(dataset):
     split = dataset.heldout
     sizes = np.cumsum(split.text_bytes)

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 from intarsia.ladder.documents import FEW_JUDGED, few_documents
 from intarsia.ladder.plan import Plan
+from intarsia.ladder.power import Power
 from intarsia.ladder.results import Results
-from intarsia.ladder.words import count, listed
+from intarsia.ladder.words import UNIT, amount, count, listed
 
 
-def caveats_of(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
-    """What this comparison cannot show, in sentences. `behind`: the arms that counting tokens beats."""
-    return [*(_of_text(plan, results, behind) if results.arms else ()), *(_of_exams(results))]
+def caveats_of(plan: Plan, results: Results, behind: Sequence[str], power: Power | None) -> list[str]:
+    """What this comparison cannot show, in sentences.
+
+    Args:
+        behind: the arms that counting tokens beats.
+        power: what its seeds can find; None where that is not known.
+    """
+    return [*(_of_text(plan, results, behind, power) if results.arms else ()), *(_of_exams(results))]
 
 
 def _of_exams(results: Results) -> list[str]:
@@ -25,7 +31,7 @@ def _of_exams(results: Results) -> list[str]:
     ]
 
 
-def _of_text(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
+def _of_text(plan: Plan, results: Results, behind: Sequence[str], power: Power | None) -> list[str]:
     seeds = len(plan.seeds)
     smallest, largest = (f(arm.non_embedding_parameters for arm in results.arms) for f in (min, max))
     size = " to ".join(dict.fromkeys((count(smallest), count(largest))))
@@ -42,11 +48,7 @@ def _of_text(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
             "One seed: the intervals cover other documents and not other training runs, so no arm is called better."
         )
     else:
-        caveats.append(
-            f"{seeds} seeds: the intervals allow for other seeds by Student's distribution with {seeds - 1} "
-            f"degree{'s' if seeds > 2 else ''} of freedom, which is honest but wide, and assumes that runs scatter "
-            "about normally, which so few cannot show."
-        )
+        caveats.append(_of_seeds(seeds, power))
     judged, asked = len(results.text_bytes), plan.evaluation.documents
     wanted = f" (the plan asks for {asked})" if judged < asked else ""
     caveats.append(
@@ -54,15 +56,6 @@ def _of_text(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
         "project resemble each other, so they are worth fewer independent ones."
         + (f" {few_documents(judged)}" if judged < FEW_JUDGED else "")
     )
-    for arm in results.arms:
-        scores = arm.tuning_scores
-        if len(scores) > 1 and arm.learning_rate in (min(arm.grid), max(arm.grid)):
-            end = "smallest" if arm.learning_rate == min(arm.grid) else "largest"
-            caveats.append(
-                f"{arm.name} did best with the {end} learning rate that was tried ({arm.learning_rate:g}): "
-                "a wider grid "
-                "might serve it better."
-            )
     share = plan.tuning.budget_share
     shorter = f", in runs of {share:.0%} of the budget" if share < 1 else ""
     if all(len(plan.rates(arm)) == 1 for arm in plan.arms):
@@ -86,3 +79,22 @@ def _of_text(plan: Plan, results: Results, behind: Sequence[str]) -> list[str]:
             "such a budget judges the first steps of training and little else."
         )
     return caveats
+
+
+def _of_seeds(seeds: int, power: Power | None) -> str:
+    """How much so many seeds can say."""
+    text = f"{seeds} seeds: the intervals allow for other seeds by Student's distribution"
+    if power is None:
+        return f"{text}, which assumes that runs scatter about normally, which so few cannot show."
+    degrees = f"{power.degrees} degree{'s' * (power.degrees > 1)} of freedom"
+    if power.pooled:
+        text += f" with {degrees}: one noise of runs ({amount(power.run_noise)} {UNIT}) is estimated from all arms"
+    else:
+        text += (
+            f" with {seeds - 1} degree{'s' * (seeds > 2)} of freedom: the arms' runs scatter so differently that each "
+            "pair goes by its own"
+        )
+    return (
+        f"{text}. A true difference of {amount(power.detectable)} {UNIT} would be found in 80 % of such comparisons, "
+        "smaller ones less often. That runs scatter about normally is assumed; so few cannot show it."
+    )

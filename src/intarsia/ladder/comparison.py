@@ -15,6 +15,7 @@ from intarsia.ladder.capacity import Capacity, keep_time, possible_jobs
 from intarsia.ladder.environment import environment
 from intarsia.ladder.exam_trial import ExamTrial, hold_exams
 from intarsia.ladder.fairness import check_batches
+from intarsia.ladder.history import History, not_counted
 from intarsia.ladder.measuring import measure
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.record import jsonable, record_of
@@ -39,10 +40,10 @@ def compare(
 ) -> Verdict:
     """Train the arms of a plan, judge them and write the report.
 
-    In `directory`: `verdict.json`, `report.html`, `plan.toml`, `runs/` and `exams/` with a directory for each training
-    run, `data/` with the tokenizer and the tokenised corpus. What is there already is used: finished runs are
-    skipped and half-finished ones go on, whatever ended them, and the numbers are those of an undisturbed
-    comparison.
+    In `directory`: `verdict.json`, `report.html`, `plan.toml`, `history/` with all verdicts and plans, `runs/` and
+    `exams/` with a directory for each training run, `data/` with the tokenizer and the tokenised corpus. What is there
+    already is used: finished runs are skipped and half-finished ones go on, whatever ended them, and the numbers are
+    those of an undisturbed comparison.
 
     Args:
         plan: what to compare.
@@ -110,7 +111,15 @@ def _read_text(trial: TextTrial, path: Path, capacity: Capacity, console: Consol
 def _conclude(plan: Plan, results: Results, path: Path, console: Console) -> Verdict:
     """Judge, and write and show what came out."""
     report = path / "report.html"
-    verdict = replace(judge(plan, results), record=record_of(plan, results, report))
+    record = record_of(plan, results, report)
+    if results.arms:
+        history, left_out = History.of(path, plan, results), not_counted(path / "runs", plan, results)
+        notes = history.notes(plan, left_out)
+        verdict = judge(plan, results, confidence=history.confidence(plan), notes=notes)
+        verdict = replace(verdict, record={**record, **history.record(left_out)})
+        history.keep(plan, jsonable(verdict.to_dict()))
+    else:
+        verdict = replace(judge(plan, results), record=record)
     write_report(report, plan, results, verdict)
     write_json(path / "verdict.json", jsonable(verdict.to_dict()))
     show_verdict(console, results, verdict, report)

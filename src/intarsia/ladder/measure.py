@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from intarsia.data import TokenDataset
     from intarsia.model import InferenceModel, LanguageModel, ModelStates
 
+Speed = tuple[float, float, float]
+"""Median, and between what the middle half of the timings lay."""
 PREFILL = 512
 """Tokens that are read at a time on the way to a context, to bound the memory."""
 
@@ -65,7 +67,7 @@ def _measure(spec: MeasureSpec, directory: Path, channel: Channel) -> dict[str, 
     progress = _Counter(channel, spec.rounds)
     decoding: dict[str, list[Decoding]] = {}
     samples: list[Sample] = []
-    speeds: dict[str, float] = {}
+    speeds: dict[str, Speed] = {}
     failed = False
     for part in ("decoding", "samples", "training"):
         try:
@@ -93,7 +95,7 @@ def _measure(spec: MeasureSpec, directory: Path, channel: Channel) -> dict[str, 
         "arms": {
             arm.name: {
                 "decoding": [asdict(cost) for cost in decoding.get(arm.name, [])],
-                "training_tokens_per_second": speeds.get(arm.name),
+                "training": speeds.get(arm.name),
             }
             for arm in spec.arms
         },
@@ -160,8 +162,10 @@ def decode_times(
                     times[name] += _decode(model, states[name], text[context - 1], tokens)
                     tick()
             for name in models:
-                milliseconds = statistics.median(times[name]) * 1e3
-                costs[name].append(Decoding(context, milliseconds, states[name].nbytes()))
+                middle, *spread = (seconds * 1e3 for seconds in middle_half(times[name]))
+                costs[name].append(
+                    Decoding(context, middle, states[name].nbytes(), range=(spread[0], spread[1]))
+                )
     return costs
 
 
@@ -187,8 +191,17 @@ def _advance(model: InferenceModel, tokens: Sequence[int], states: ModelStates) 
     return out.states
 
 
-def training_speeds(spec: MeasureSpec, dataset: TokenDataset, device: str, tick: Any) -> dict[str, float]:
-    """Tokens per second of whole training steps, each arm with the batches and options of its runs."""
+def middle_half(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and between what the middle half lies."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return median, low, high
+
+
+def training_speeds(spec: MeasureSpec, dataset: TokenDataset, device: str, tick: Any) -> dict[str, Speed]:
+    """Tokens per second of whole training steps, each arm with the batches and options of its runs: the median, and
+    between what the middle half of the steps lies."""
     if not spec.throughput_steps:
         return {}
     trainers = {arm.name: _steps(arm, dataset, device) for arm in spec.arms}
@@ -199,10 +212,12 @@ def training_speeds(spec: MeasureSpec, dataset: TokenDataset, device: str, tick:
         for name, trainer in trainers.items():
             seconds[name].append(next(trainer))
             tick()
-    return {
-        arm.name: arm.train["rows"] * arm.train["length"] / statistics.median(seconds[arm.name])
-        for arm in spec.arms
-    }
+    found = {}
+    for arm in spec.arms:
+        tokens = arm.train["rows"] * arm.train["length"]
+        median, fast, slow = middle_half(seconds[arm.name])
+        found[arm.name] = (tokens / median, tokens / slow, tokens / fast)
+    return found
 
 
 def _steps(arm: MeasuredArm, dataset: TokenDataset, device: str) -> Iterator[float]:

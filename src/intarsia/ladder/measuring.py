@@ -58,7 +58,7 @@ class MeasureSpec:
     @property
     def key(self) -> str:
         """Hex digits of everything that was asked for."""
-        values = {name: value for name, value in asdict(self).items() if name != "dataset"}
+        values = {name: value for name, value in asdict(self).items() if name != "dataset"} | {"form": 2}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -89,13 +89,16 @@ def read_measurements(
     values = json.loads(path.read_text(encoding="utf-8"))
     if values["key"] != spec.key or (complete and not values["complete"]):
         return None
-    measurements = {
-        name: Measurements(
-            tuple(Decoding(**cost) for cost in arm["decoding"]), arm["training_tokens_per_second"]
-        )
-        for name, arm in values["arms"].items()
-    }
+    measurements = {name: _read_arm(arm) for name, arm in values["arms"].items()}
     return measurements, tuple(Sample(**sample) for sample in values["samples"])
+
+
+def _read_arm(values: Mapping[str, Any]) -> Measurements:
+    decoding = tuple(Decoding(**{**cost, "range": tuple(cost["range"])}) for cost in values["decoding"])
+    if values["training"] is None:
+        return Measurements(decoding)
+    median, low, high = values["training"]
+    return Measurements(decoding, median, (low, high))
 
 
 def measure(

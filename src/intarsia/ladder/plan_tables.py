@@ -122,6 +122,9 @@ class EvaluationOptions:
     """Nominal confidence of the intervals."""
     margin: float | None = None
     """Bits per byte: arms closer than this are called equal, if the interval says so."""
+    sequential: bool = False
+    """The verdict may be looked at while seeds are still added: each look spends a part of the allowed errors
+    (`intarsia.ladder.history`), in the same directory."""
     resamples: int = 20_000
     seed: int = 0
     """Of the choice of documents and of the bootstrap."""

@@ -23,6 +23,7 @@ def record_of(plan: Plan, results: Results, report: Path) -> dict[str, Any]:
         "text_bytes": float(results.text_bytes.sum()),
         "steps": results.steps,
         "tokens_per_run": results.tokens_per_run,
+        "judged_context": results.length,
         "arms": [
             {
                 "name": arm.name,
@@ -44,6 +45,7 @@ def record_of(plan: Plan, results: Results, report: Path) -> dict[str, Any]:
                         if run.bits is None
                         else float(run.bits.sum() / results.text_bytes.sum()),
                         "failure": asdict(run.failure) if run.failure else None,
+                        "positions": [asdict(position) for position in run.positions],
                         "batches": run.batches,
                         "seconds": run.seconds,
                     }

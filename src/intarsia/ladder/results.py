@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from intarsia.ladder.statistics import Array
+from intarsia.ladder.student import Array
 from intarsia.tasks.exam import Answers
 
 RunRole = Literal["tuning", "judged"]
@@ -41,6 +41,16 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class PositionLoss:
+    """The mean loss of the targets at positions `start` to `stop` (excluded) of their pieces, over all documents."""
+
+    start: int
+    stop: int
+    bits_per_token: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class ExamScores:
     """What a run has learned of a task."""
 
@@ -65,11 +75,15 @@ class RunResult:
     role: RunRole
     failure: Failure | None = None
     tuning_bits_per_byte: float | None = None
+    tuning_documents: tuple[Array, Array] | None = None
+    """Bits and bytes of each tuning document, of a tuning run."""
     bits: Array | None = None
     batches: str = ""
     """Digest over the digests of all batches, in order."""
     seconds: float = 0.0
     tokens: int = 0
+    positions: tuple[PositionLoss, ...] = ()
+    """Of a judged run: how well it predicts early and late in a piece."""
     training_curve: tuple[CurvePoint, ...] = ()
     heldout_curve: tuple[CurvePoint, ...] = ()
     directory: str = ""
@@ -116,6 +130,8 @@ class Decoding:
     """Median time for one token at batch 1."""
     cache_bytes: int
     """Bytes of all layers' states, measured on the tensors."""
+    range: tuple[float, float] | None = None
+    """Between which milliseconds the middle half of the timings lay."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,8 @@ class Measurements:
 
     decoding: tuple[Decoding, ...] = ()
     training_tokens_per_second: float | None = None
+    training_range: tuple[float, float] | None = None
+    """Between which tokens per second the middle half of the timed steps lay."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +269,8 @@ class Results:
     tokenizer: str
     steps: int
     tokens_per_run: int
+    length: int = 0
+    """Tokens of a piece: no prediction saw more context."""
     training_tokens: int = 0
     """Tokens of the corpus's training split: how often a run has read it follows."""
     baselines: tuple[Baseline, ...] = ()

@@ -23,7 +23,7 @@ import numpy as np
 
 from intarsia.errors import CheckpointError
 from intarsia.files import write_json
-from intarsia.ladder.results import CurvePoint, ExamScores, Failure, RunResult
+from intarsia.ladder.results import CurvePoint, ExamScores, Failure, PositionLoss, RunResult
 from intarsia.ladder.run_spec import RunSpec, TextLesson
 from intarsia.tasks import Answers
 
@@ -136,9 +136,18 @@ class RunFolder:
         with np.load(self.evaluation) as arrays:
             bits = arrays["nll"] / math.log(2)
             text_bytes = arrays["text_bytes"]
+            sums, counts = arrays["position_nll"] / math.log(2), arrays["position_tokens"]
         if spec.role == "tuning":
-            return {"tuning_bits_per_byte": float(bits.sum() / text_bytes.sum())}
-        return {"bits": bits}
+            return {
+                "tuning_bits_per_byte": float(bits.sum() / text_bytes.sum()),
+                "tuning_documents": (bits, text_bytes.astype(np.float64)),
+            }
+        positions = tuple(
+            PositionLoss(2**index // 2, 2**index, float(total / count), int(count))
+            for index, (total, count) in enumerate(zip(sums, counts, strict=True))
+            if count
+        )
+        return {"bits": bits, "positions": positions}
 
     def _curves(self, spec: RunSpec, lesson: TextLesson) -> dict[str, tuple[CurvePoint, ...]]:
         from intarsia.training.metrics import read_metrics

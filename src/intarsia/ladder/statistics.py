@@ -13,16 +13,19 @@ and they must not be pooled into one sample. With `S` seeds and `D` documents th
 
 How the interval is made. Each of `resamples` draws is
 
-    (ratio over documents drawn with replacement, of the series averaged over seeds)
-        + sqrt(V / S) * t,      V = sample variance of the seeds' own ratios,  t ~ Student with S - 1 d.o.f.
+    (ratio over documents drawn with replacement, of the series averaged over seeds), shrunk towards the estimate
+        + sqrt(V / S) * t,      V = variance of the seeds' own ratios,  t ~ Student with its degrees of freedom
 
-and the interval runs between the draws' quantiles. Documents are many, so the plain bootstrap serves. Seeds
+and the interval runs between the draws' quantiles. `V` is the sample variance of the series' own seeds, with S - 1
+degrees of freedom, unless the caller knows it better: differences of arms have one that is pooled over all arms
+(`intarsia.ladder.scatter`). Documents are many, so the plain bootstrap serves. Seeds
 are few: drawing two, three or four of them with replacement makes an interval that is far too narrow (with
 three seeds a nominal 95 % covers about 75 %: `tests/ladder/test_statistics.py` shows it), because it has too
 few distinct draws and its variance is short of a factor `(S - 1) / S`. Drawing the seeds' part from Student's
 distribution is the parametric bootstrap of a normal mean; with documents fixed it gives exactly the classical
-t-interval. The interaction is counted in both parts, so the interval is a little too wide when it dominates,
-never too narrow.
+t-interval. The interaction is in both parts, so it is taken out of the documents' part: the spread of that part is
+shrunk so that its variance is what the documents' means scatter beyond what the scatter over seeds explains, which is
+the estimate of two-way analysis of variance, `(MS_seed + MS_document - MS_interaction) / (S D)`.
 
 What it assumes: seeds' effects are about normal (three seeds cannot tell), documents are independent draws
 (files of one project are not quite), and the plan was not chosen by looking at the judged documents.
@@ -38,8 +41,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intarsia.errors import ConfigError
-
-Array = npt.NDArray[np.float64]
+from intarsia.ladder.scatter import Scatter, own_scatter
+from intarsia.ladder.student import Array, student_t_quantile
 
 #: Rows of document weights drawn at a time, to bound the memory: chunk * documents * 8 bytes.
 _CHUNK_ELEMENTS = 2_000_000
@@ -75,6 +78,10 @@ class Estimate:
     standard_error: float
     per_seed: tuple[float, ...]
     documents: int
+    seed_noise: float | None = None
+    """Standard deviation of one seed's value; None with one seed."""
+    degrees: int = 0
+    """Of freedom that it was estimated with."""
 
     @property
     def seeds(self) -> int:
@@ -89,40 +96,6 @@ class Estimate:
 def ratio(bits: Array, text_bytes: Array) -> Array:
     """Bits per byte of each row of `bits` [..., D], given the documents' bytes [D]."""
     return np.asarray(bits.sum(axis=-1) / text_bytes.sum(), dtype=np.float64)
-
-
-def student_t_quantile(probability: npt.ArrayLike, degrees: int) -> Array:
-    """The quantile of Student's distribution for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4).
-
-    Exact to float64 by bisection on the closed form; NumPy has no quantile function and SciPy is not needed
-    for this alone.
-    """
-    if degrees < 1:
-        raise ConfigError(f"Student's distribution needs at least one degree of freedom, got {degrees}")
-    p = np.asarray(probability, dtype=np.float64)
-    if np.any((p <= 0) | (p >= 1)):
-        raise ConfigError("a quantile needs probabilities strictly between 0 and 1")
-    central = np.abs(2 * p - 1)
-    low, high = np.zeros_like(central), np.full_like(central, np.pi / 2)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = _student_central(middle, degrees) < central
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.asarray(np.sign(p - 0.5) * np.sqrt(degrees) * np.tan((low + high) / 2), dtype=np.float64)
-
-
-def _student_central(theta: Array, degrees: int) -> Array:
-    """P(|t| < sqrt(degrees) tan(theta))."""
-    sine, cosine = np.sin(theta), np.cos(theta)
-    odd = degrees % 2 == 1
-    if degrees == 1:
-        return 2 * theta / np.pi
-    term = cosine if odd else np.ones_like(cosine)
-    total = term.copy()
-    for power in range(3 if odd else 2, degrees - 1, 2):
-        term = term * cosine**2 * (power - 1) / power
-        total += term
-    return 2 / np.pi * (theta + sine * total) if odd else sine * total
 
 
 def resample_documents(series: Array, text_bytes: Array, resamples: int, rng: np.random.Generator) -> Array:
@@ -150,6 +123,7 @@ def estimate(
     series: Sequence[Array],
     text_bytes: npt.ArrayLike,
     *,
+    scatter: Sequence[Scatter | None] = (),
     confidence: float = 0.95,
     comparisons: int = 1,
     resamples: int = 20_000,
@@ -161,6 +135,7 @@ def estimate(
         series: one array [S, D] for each quantity: bits of each document under each seed (for a difference,
             the difference of bits). The number of seeds may differ between quantities; the documents may not.
         text_bytes: bytes of the documents [D], all positive.
+        scatter: of each quantity's seeds, where more is known of it than its own values say.
         confidence: nominal confidence, as 0.95.
         comparisons: size of the family for the simultaneous intervals.
         resamples: bootstrap draws.
@@ -192,16 +167,18 @@ def estimate(
     # would leave the far quantiles, which small families of seeds need, to a handful of extreme values.
     slices = (np.arange(resamples) + 0.5) / resamples
     estimates = []
-    for column, bits in enumerate(series):
+    known = [*scatter, *[None] * (len(series) - len(scatter))]
+    for column, (bits, given) in enumerate(zip(series, known, strict=True)):
         seeds = bits.shape[0]
         per_seed = ratio(bits, sizes)
-        draws = by_documents[:, column]
-        variance = float(draws.var(ddof=1))
-        if seeds > 1:
-            seed_error = float(np.sqrt(per_seed.var(ddof=1) / seeds))
-            draws = draws + seed_error * rng.permutation(student_t_quantile(slices, seeds - 1))
-            variance += seed_error**2
         value = float(per_seed.mean())
+        draws = value + (by_documents[:, column] - value) * _shrinkage(bits, per_seed, sizes)
+        variance = float(draws.var(ddof=1))
+        noise = given or own_scatter(per_seed) if seeds > 1 else None
+        if noise is not None:
+            seed_error = float(np.sqrt(noise.variance / seeds))
+            draws = draws + seed_error * rng.permutation(student_t_quantile(slices, noise.degrees))
+            variance += seed_error**2
         estimates.append(
             Estimate(
                 value=value,
@@ -210,9 +187,27 @@ def estimate(
                 standard_error=float(np.sqrt(variance)),
                 per_seed=tuple(float(x) for x in per_seed),
                 documents=int(sizes.shape[0]),
+                seed_noise=None if noise is None else float(np.sqrt(noise.variance)),
+                degrees=0 if noise is None else noise.degrees,
             )
         )
     return estimates
+
+
+def _shrinkage(bits: Array, per_seed: Array, text_bytes: Array) -> float:
+    """By how much the documents' part has less spread without the interaction, which the seeds' part has already.
+
+    Args:
+        bits: [S, D].
+        per_seed: ratios [S].
+    """
+    seeds = bits.shape[0]
+    if seeds == 1:
+        return 1.0
+    residuals = bits - per_seed[:, None] * text_bytes
+    total = float((residuals.mean(axis=0) ** 2).sum())
+    interaction = float(residuals.var(axis=0, ddof=1).sum() / seeds)
+    return float(np.sqrt(max(0.0, 1 - interaction / total))) if total > 0 else 1.0
 
 
 def _interval(draws: Array, confidence: float) -> Interval:

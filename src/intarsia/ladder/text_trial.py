@@ -24,7 +24,7 @@ from intarsia.ladder.plan_tables import Budget, PlanError
 from intarsia.ladder.results import ArmResult, Baseline, Measurements, Results, RunRole, Sample
 from intarsia.ladder.run_spec import RunSpec, TextLesson
 from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
-from intarsia.ladder.statistics import Array
+from intarsia.ladder.student import Array
 from intarsia.model.fingerprint import Fingerprint, fingerprint
 from intarsia.training import NGrams, TrainConfig
 
@@ -188,6 +188,7 @@ class TextTrial:
             tokenizer=self.dataset.tokenizer,
             steps=self.configs["judged"].steps,
             tokens_per_run=self.configs["judged"].tokens,
+            length=self.configs["judged"].length,
             training_tokens=self.dataset.train.tokens,
             baselines=baselines,
             samples=samples,

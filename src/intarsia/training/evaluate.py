@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,10 +23,13 @@ from intarsia.ops import Sequences
 from intarsia.training.config import Precision
 from intarsia.training.distributed import Processes
 
+ARRAYS = ("documents", "nll", "tokens", "text_bytes", "position_nll", "position_tokens")
+"""The arrays of an evaluation, as its file has them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model makes of some documents; all arrays are `[documents]`."""
+    """What a model makes of some documents; arrays are `[documents]` where they do not say otherwise."""
 
     documents: NDArray[np.int64]
     """Their numbers in the split."""
@@ -36,6 +39,11 @@ class Evaluation:
     """Targets."""
     text_bytes: NDArray[np.int64]
     """UTF-8 bytes of the text."""
+    position_nll: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Negative log-likelihood of all targets by their position in their piece, `[positions]` in octaves: 0, 1, 2 to 3,
+    4 to 7, ... Not `[documents]`, nor is the next."""
+    position_tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Targets at those positions."""
 
     def __post_init__(self) -> None:
         if not len(self.documents) == len(self.nll) == len(self.tokens) == len(self.text_bytes):
@@ -64,9 +72,7 @@ class Evaluation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays as `.npz`, atomically."""
         with write_atomically(path) as file:
-            np.savez(
-                file, documents=self.documents, nll=self.nll, tokens=self.tokens, text_bytes=self.text_bytes
-            )
+            np.savez(file, **{name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:
@@ -77,7 +83,7 @@ class Evaluation:
         """
         try:
             with np.load(Path(path)) as arrays:
-                return cls(*(arrays[name] for name in ("documents", "nll", "tokens", "text_bytes")))
+                return cls(*(arrays[name] for name in ARRAYS))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(f"cannot read the evaluation {path}: {error}") from error
 
@@ -160,6 +166,7 @@ def evaluate(
 
     batches = list(_batches(tokens, length, max(batch_tokens, length)))
     nll = torch.zeros(len(chosen), dtype=torch.float64)
+    by_position = torch.zeros(2, length.bit_length() + 1, dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
@@ -167,13 +174,23 @@ def evaluate(
             # Every process takes part in each round, if only for the weights that it holds for the others.
             mine = start + processes.rank
             pieces = batches[mine if mine < len(batches) else 0]
-            totals = _score(model, split, chosen, pieces, precision, processes.device)
+            scored = _score(model, split, chosen, pieces, precision, processes.device)
             if mine < len(batches):
+                totals = torch.stack([part.sum() for part in scored])
                 nll.index_add_(0, torch.tensor([piece.place for piece in pieces]), totals.cpu())
+                _add_by_position(by_position, [part.cpu() for part in scored])
     finally:
         model.train(was_training)
     total = processes.sum(nll.to(processes.device)).cpu()
-    return Evaluation(chosen, total.numpy(), tokens, scored_bytes(split, chosen, tokens, tokenizer))
+    sums, counts = processes.sum(by_position.to(processes.device)).cpu().numpy()
+    return Evaluation(
+        documents=chosen,
+        nll=total.numpy(),
+        tokens=tokens,
+        text_bytes=scored_bytes(split, chosen, tokens, tokenizer),
+        position_nll=sums,
+        position_tokens=counts.astype(np.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -206,8 +223,8 @@ def _score(
     pieces: list[_Piece],
     precision: Precision,
     device: torch.device,
-) -> torch.Tensor:
-    """The negative log-likelihood of each piece, float64 `[pieces]`."""
+) -> tuple[torch.Tensor, ...]:
+    """The negative log-likelihood of each target of each piece, float64."""
     numbers = [int(documents[piece.place]) for piece in pieces]
     pairs = list(zip(numbers, pieces, strict=True))
     inputs = np.concatenate([split.document(number)[piece.start : piece.stop] for number, piece in pairs])
@@ -219,7 +236,16 @@ def _score(
             targets=torch.from_numpy(targets.astype(np.int64))[None].to(device),
             seqs=Sequences(lengths),
         )
-    return torch.stack([part.sum() for part in out.nll[0].double().split(lengths)])
+    return out.nll[0].double().split(lengths)
+
+
+def _add_by_position(totals: torch.Tensor, pieces: Sequence[torch.Tensor]) -> None:
+    """Add the losses and the number of targets of each octave of positions to `totals` [2, octaves]."""
+    values = torch.cat(list(pieces))
+    # frexp's exponent is the number of binary digits: 0, 1, 2 to 3, 4 to 7, ...
+    octaves = torch.cat([torch.frexp(torch.arange(len(piece), dtype=torch.float64))[1] for piece in pieces])
+    totals[0].index_add_(0, octaves.long(), values)
+    totals[1].index_add_(0, octaves.long(), torch.ones_like(values))
 
 
 def scored_bytes(

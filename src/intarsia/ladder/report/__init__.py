@@ -20,7 +20,12 @@ from intarsia.ladder.report.details import (
     samples_section,
 )
 from intarsia.ladder.report.exams import exams_section
-from intarsia.ladder.report.figures import costs_section, curves_section, differences_section
+from intarsia.ladder.report.figures import (
+    costs_section,
+    curves_section,
+    differences_section,
+    positions_section,
+)
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.table import table_section
 from intarsia.ladder.results import Results
@@ -69,6 +74,7 @@ def _sections(plan: Plan, results: Results, verdict: Verdict) -> list[Markup]:
         table_section(plan, results, verdict),
         differences_section(results, verdict),
         curves_section(results),
+        positions_section(results),
         costs_section(results),
         rates_section(plan, results),
         samples_section(results),
@@ -111,6 +117,7 @@ def _verdict(verdict: Verdict) -> Markup:
     return tag(
         "section",
         tag("p", verdict.sentence, class_="sentence"),
+        [tag("p", note, class_="note") for note in verdict.notes],
         tag("ul", pairs) if len(pairs) > 1 else None,
         class_="verdict",
         aria_label="Verdict",

@@ -158,6 +158,46 @@ def _curve_range(lines: Sequence[Line]) -> tuple[float, float]:
     return low - room, high + room
 
 
+def positions_section(results: Results) -> Markup:
+    """Loss against the position in a piece: what an arm makes of more context, as far as was judged."""
+    lines = []
+    for index, arm in enumerate(results.arms):
+        runs = [run.positions for run in arm.judged.values() if run.positions]
+        if runs:
+            losses = [
+                sum(each.bits_per_token for each in place) / len(runs) for place in zip(*runs, strict=True)
+            ]
+            places = [(octave.start + octave.stop - 1) / 2 + 1 for octave in runs[0]]
+            lines.append(
+                Line(arm.name, f"arm-{index % 6}", list(zip(places, losses, strict=True)), dots=True)
+            )
+    if not lines:
+        return Markup("")
+    return tag(
+        "section",
+        tag("h2", "What context is good for"),
+        tag(
+            "p",
+            f"Held-out documents were judged in pieces of {results.length:,} tokens. The mean loss of a token by its "
+            "place in its piece, over seeds: an arm that makes more of a long context falls further to the right. "
+            "Longer contexts were not judged.",
+        ),
+        legend(results),
+        tag(
+            "figure",
+            line_figure(
+                lines,
+                title="Bits per token against the position in the piece",
+                x_label="position in the piece",
+                y_label="bits per token",
+                x_format=lambda value: f"{value:,.0f}",
+                y_format=lambda value: f"{value:.2f}",
+                x_log=True,
+            ),
+        ),
+    )
+
+
 def costs_section(results: Results) -> Markup:
     """Time and state of decoding against context."""
 

@@ -8,7 +8,7 @@ from intarsia.ladder.plan import Plan
 from intarsia.ladder.report.charts import layout_strip
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import arm_name, context_name, mixers, percent, size_name
-from intarsia.ladder.results import ArmResult, Decoding, Results
+from intarsia.ladder.results import ArmResult, Decoding, Measurements, Results
 from intarsia.ladder.statistics import Estimate
 from intarsia.ladder.verdict import Verdict
 from intarsia.ladder.words import bracket, count
@@ -43,7 +43,7 @@ def table_section(plan: Plan, results: Results, verdict: Verdict) -> Markup:
             f"{percent(verdict.confidence)} over documents and seeds; most of it is the documents, which all models "
             "share, so compare models by the differences below and not by these. Decoding: time for one token and "
             "size of all layers' states, at batch 1. Speeds were measured after all training, one model at a time, "
-            "in turn.",
+            "in turn: medians, with the range of the middle half of the timings.",
             class_="quiet",
         ),
     )
@@ -76,11 +76,10 @@ def _arm_row(
     arm = results.arms[index]
     level = verdict.row(arm.name).estimate
     costs = {cost.context: cost for cost in arm.measurements.decoding}
-    speed = arm.measurements.training_tokens_per_second
     cells: list[object] = [
         _size_of(arm),
         _level(level) if level else "no run finished",
-        f"{speed:,.0f}" if speed else None,
+        _speed(arm.measurements),
         *[_decoding(costs[context]) if context in costs else None for context in contexts],
     ]
     name = tag(
@@ -89,7 +88,7 @@ def _arm_row(
         tag("span", arm.note, class_="note") if arm.note else None,
         layout_strip(arm.layout.split(), kinds),
     )
-    return tag("tr", name, _cells(heads, cells), class_="best" if arm.name == verdict.best else None)
+    return tag("tr", name, _cells(heads, cells), class_="best" if arm.name == verdict.lowest else None)
 
 
 def _size_of(arm: ArmResult) -> list[object]:
@@ -97,8 +96,18 @@ def _size_of(arm: ArmResult) -> list[object]:
     return [f"{count(arm.non_embedding_parameters)} ", tag("small", f"+ {rest}")]
 
 
+def _speed(found: Measurements) -> list[object] | None:
+    if not found.training_tokens_per_second:
+        return None
+    spread = found.training_range
+    text = f"{found.training_tokens_per_second:,.0f} "
+    return [text, tag("small", f"{spread[0]:,.0f}–{spread[1]:,.0f}", class_="below") if spread else None]
+
+
 def _decoding(cost: Decoding) -> list[object]:
-    return [f"{cost.milliseconds:.2f} ms ", tag("small", size_name(cost.cache_bytes), class_="below")]
+    spread = f"{cost.range[0]:.2f}–{cost.range[1]:.2f} ms · " if cost.range else ""
+    size = f"{spread}{size_name(cost.cache_bytes)}"
+    return [f"{cost.milliseconds:.2f} ms ", tag("small", size, class_="below")]
 
 
 def _cells(heads: Sequence[str], cells: Sequence[object]) -> list[Markup]:

@@ -81,11 +81,13 @@ def show_verdict(console: Console, results: Results, verdict: Verdict, report: P
         for pair in verdict.pairs:
             grid.add_row(f" {MARKS[pair.outcome]}", Text(pair.sentence))
         console.print(grid)
+    for note in verdict.notes:
+        console.print(note, highlight=False, markup=False)
     _failures(console, results)
-    sample = next((sample for sample in results.samples if sample.arm == verdict.best), None)
+    sample = next((sample for sample in results.samples if sample.arm == verdict.lowest), None)
     if sample is not None:
         text = Text(sample.prompt, style="bold") + Text(sample.text.rstrip(), style="default")
-        console.print(_box(text, f"{verdict.best}, the lowest, writes"))
+        console.print(_box(text, f"{verdict.lowest}, the lowest, writes"))
     console.print("What this comparison cannot show is in the report:")
     console.print(f"[bold]{report}[/]", highlight=False, soft_wrap=True)
 
@@ -130,7 +132,7 @@ def _quality(results: Results, verdict: Verdict) -> Table:
             f"{count(arm.non_embedding_parameters)} + {count(arm.parameters - arm.non_embedding_parameters)}"
         )
         rate = f"{arm.learning_rate:g}" if arm.learning_rate is not None else "–"
-        style = "bold" if row.name == verdict.best else ""
+        style = "bold" if row.name == verdict.lowest else ""
         table.add_row(row.name, sizes, rate, score_text, f"{speed:,.0f}" if speed else "–", style=style)
     return table
 
