@@ -101,6 +101,8 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
     def without_clocks(value: Any) -> Any:
         if isinstance(value, dict):
             clocks = {"seconds", "measurements", "environment", "report"}
+            # A verdict that was made while a run was missing stays on record.
+            clocks |= {"history", "look", "notes"}
             return {key: without_clocks(item) for key, item in value.items() if key not in clocks}
         return [without_clocks(item) for item in value] if isinstance(value, list) else value
 

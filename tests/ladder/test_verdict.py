@@ -160,6 +160,15 @@ def test_the_best_is_named_when_it_is_judged_so_and_candidates_before() -> None:
     assert (decided.best, decided.unbeaten) == ("kimi-linear", ("kimi-linear",))
 
 
+def test_an_arm_that_finished_nothing_keeps_none_from_being_the_best() -> None:
+    failed = {("gdn-hybrid", seed): NAN for seed in (1, 2, 3)}
+    assert (
+        verdict_of({"full": 2.1, "gdn-hybrid": 2.0, "kimi-linear": 1.8}, failed=failed).best == "kimi-linear"
+    )
+    failed |= {("full", seed): NAN for seed in (1, 2, 3)}
+    assert verdict_of(failed=failed).best is None, "nobody to be better than"
+
+
 def test_the_judged_context_stands_beside_the_headline() -> None:
     assert verdict_of().notes[0].startswith("Judged in pieces of 128 tokens")
 

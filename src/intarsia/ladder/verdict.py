@@ -44,7 +44,7 @@ class Verdict:
     pairs: tuple[PairVerdict, ...]
     rows: tuple[VerdictRow, ...]
     best: str | None
-    """The arm that was judged better than every other; None while there is none."""
+    """The arm that was judged better than every other that finished runs; None while there is none."""
     lowest: str | None
     """The arm with the lowest bits per byte; to be the lowest is not the same as being judged better."""
     unbeaten: tuple[str, ...]
@@ -121,7 +121,7 @@ def judge(
         sentence=headline(results, pairs.verdicts),
         pairs=pairs.verdicts,
         rows=tuple(rows),
-        best=_best([arm.name for arm in results.arms], pairs.verdicts),
+        best=_best([arm.name for arm in finished], pairs.verdicts),
         lowest=min(arm_levels, key=lambda name: arm_levels[name].value) if arm_levels else None,
         unbeaten=tuple(arm.name for arm in finished if arm.name not in beaten),
         caveats=tuple(caveats_of(plan, results, _behind(rows), power)),
@@ -132,9 +132,10 @@ def judge(
 
 
 def _best(names: Sequence[str], pairs: Sequence[PairVerdict]) -> str | None:
-    """The arm that was judged better than each other."""
+    """The arm of those that finished runs that was judged better than each other of them."""
     wins = [pair.better for pair in pairs]
-    return next((name for name in names if wins.count(name) == len(names) - 1), None)
+    most = len(names) - 1
+    return next((name for name in names if wins.count(name) == most), None) if most else None
 
 
 def _context(results: Results) -> list[str]:
