@@ -94,7 +94,8 @@ class Segments {
   LinearTask with_outputs(int64_t i) {
     LinearTask part = segment_of(task_, edges_[size_t(i)], edges_[size_t(i + 1)], wide_);
     if (i > 0) part.initial = state(i);
-    if (i + 1 < count()) part.final = state(i + 1);
+    // Of the first it is the state that the others follow from. Those are known by then, and read by other threads.
+    if (i + 1 < count()) part.final = i == 0 ? state(1) : nullptr;
     return part;
   }
 

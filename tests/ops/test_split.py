@@ -14,7 +14,8 @@ from support.budget import assert_within_budget
 from support.linear_inputs import linear_inputs
 
 THREADS = (2, 8)
-"""On 2 threads one head is cut into columns, on 8 into segments of time."""
+WIDTHS = (80, 32)
+"""Of values: the wide ones are cut into columns, narrow ones into segments of time where threads are many."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +44,25 @@ def run(threads: int, erases: bool = True, **inputs: Any) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("decay", ["none", "head", "channel"])
 @pytest.mark.parametrize("erases", [True, False])
-def test_any_number_of_threads_computes_the_same(threads: int, decay: str, erases: bool) -> None:
-    inputs = one_head(1291, K=48, V=80, decay=decay)
+@pytest.mark.parametrize("V", WIDTHS)
+def test_any_number_of_threads_computes_the_same(threads: int, decay: str, erases: bool, V: int) -> None:
+    inputs = one_head(1291, K=48, V=V, decay=decay)
     for one, many in zip(run(1, erases, **inputs), run(threads, erases, **inputs), strict=True):
+        torch.testing.assert_close(many, one, rtol=1e-10, atol=1e-10)
+
+
+def test_states_follow_through_many_segments() -> None:
+    """Of five, each begins with what all before it add up to: without decay nothing of that is forgotten."""
+    inputs = one_head(2700, K=16, V=32, decay="none")
+    for one, many in zip(run(1, False, **inputs), run(8, False, **inputs), strict=True):
         torch.testing.assert_close(many, one, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", THREADS)
-def test_the_error_budget_is_kept(threads: int, dtype: torch.dtype, trial: int) -> None:
-    inputs = one_head(1291, K=32, V=64, seed=trial)
+@pytest.mark.parametrize("V", WIDTHS)
+def test_the_error_budget_is_kept(threads: int, dtype: torch.dtype, V: int, trial: int) -> None:
+    inputs = one_head(1291, K=32, V=V, seed=trial)
     assert_within_budget(lambda **x: run(threads, **x), lambda **x: run(1, **x), inputs, dtype)
 
 
@@ -76,8 +86,9 @@ def test_gradients_follow(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_repeatable_and_causal_to_the_bit(threads: int) -> None:
-    inputs = {name: x.float() for name, x in one_head(1291, K=32, V=64).items() if x is not None}
+@pytest.mark.parametrize("V", WIDTHS)
+def test_repeatable_and_causal_to_the_bit(threads: int, V: int) -> None:
+    inputs = {name: x.float() for name, x in one_head(2100, K=32, V=V).items() if x is not None}
     o, state = run(threads, **inputs)
     again, state_again = run(threads, **inputs)
     assert torch.equal(o, again)
