@@ -273,8 +273,10 @@ def test_too_large_too_slow_and_too_many(model: InferenceModel) -> None:
         slow = {"model": NAME, "prompt": "x", "max_tokens": 3000}
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: httpx.post(url, json=slow, timeout=30), range(6)))
+        # Two of one address at a time; one that comes when another has timed out may take its place.
         codes = sorted(answer.status_code for answer in answers)
         assert set(codes) == {429, 504}
+        assert codes.count(504) <= 4
         turned = next(answer for answer in answers if answer.status_code == 429)
         assert turned.headers["retry-after"] == "1"
         _settled(what)

@@ -136,30 +136,29 @@ def create_app(served: Served) -> FastAPI:
         if not worker.is_alive:
             raise HTTPException(503, "the engine has stopped")
         client = "" if request.client is None else request.client.host
-        if worker.open >= limits.open_requests or clients[client] >= limits.open_per_client:
+        if clients.total() >= limits.open_requests or clients[client] >= limits.open_per_client:
             metrics.turned_away.inc()
             raise HTTPException(
                 429, "too many requests are open: come again soon", {"Retry-After": RETRY_AFTER}
             )
-        wanted = await asyncio.to_thread(make)
-        answering = Answering(served, wanted, asked.stops)
-        clients[client] += 1
+        clients[client] += 1  # before anything is waited for: others come in between
 
-        def done() -> None:
+        def leave() -> None:
             clients[client] -= 1
             if not clients[client]:
                 del clients[client]
 
-        if asked.stream:
-            options = asked.stream_options or StreamOptions()
-            stream = _stream(answering, served, form, options, metrics, done)
-            return StreamingResponse(
-                stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-            )
+        streams = False
         try:
+            answering = Answering(served, await asyncio.to_thread(make), asked.stops)
+            streams = bool(asked.stream)
+            if streams:
+                options = asked.stream_options or StreamOptions()
+                return _Stream(_events(answering, served, form, options, metrics), leave)
             return JSONResponse(await _whole(request, answering, served, form, metrics))
         finally:
-            done()
+            if not streams:
+                leave()
 
     completion_errors = _said(400, 401, 404, 413, 429, 500, 503, 504)
 
@@ -283,13 +282,22 @@ async def _whole(
     return {**form.body(served, choices, streamed=False), "usage": told}
 
 
-async def _stream(
-    answering: Answering,
-    served: Served,
-    form: Form,
-    options: StreamOptions,
-    metrics: Metrics,
-    done: Callable[[], None],
+class _Stream(StreamingResponse):
+    """Server-sent events, and what is to be done when they have come to their end, or the client has gone."""
+
+    def __init__(self, events: AsyncIterator[str], at_the_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._at_the_end = at_the_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_the_end()
+
+
+async def _events(
+    answering: Answering, served: Served, form: Form, options: StreamOptions, metrics: Metrics
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. A client that goes away cancels it."""
     opened: set[int] = set()
@@ -312,5 +320,3 @@ async def _stream(
         yield "data: [DONE]\n\n"
     except IntarsiaError as error:  # the status has been sent
         yield data(error_body(str(error), "server_error"))
-    finally:
-        done()
