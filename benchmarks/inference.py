@@ -173,6 +173,7 @@ def main() -> None:
         [int(n) for n in text.split(",") if n] for text in (options.prompts, options.contexts)
     )
     model = example()
+    about = {"machine": machine(), "parameters": sum(x.numel() for x in model.parameters())}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         peers = {}
@@ -185,9 +186,8 @@ def main() -> None:
                     rows.append(compared(name, what, length, ours, peers.get(name), options))
                     table(rows[-1:], header=len(rows) == 1)
                     ours.forget()
-    parameters = sum(x.numel() for x in model.parameters())
-    if options.out:
-        write_results(options.out, {"machine": machine(), "parameters": parameters, "results": rows})
+                    if options.out:  # as they come: all of them take half an hour
+                        write_results(options.out, {**about, "results": rows})
 
 
 def compared(
