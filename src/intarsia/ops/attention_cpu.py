@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops import native
+from intarsia.ops.absorbed import absorbed
 from intarsia.ops.attention_call import AttentionCall, LatentCall, queries_of
 from intarsia.ops.keys import Keys, Paged, as_heads, between, entry_of, lengths_of
 from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
@@ -28,18 +29,17 @@ def attention_cpu(call: AttentionCall) -> Tensor:
 
 
 def latent_cpu(call: LatentCall) -> Tensor:
-    """The same of latents. All heads read them as one shared key head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`. Or, for many
-    queries, the heads' keys and values are made of them, of so many at a time as a cache of the processor holds."""
+    """The same of latents, which all heads read as one shared key head. Or, for many queries, the heads' keys and values
+    are made of them, of so many at a time as a cache of the processor holds."""
     if worth_expanding(call) and apart_from_torch(call.q, entry_of(call.latents), call.up):
         parts = [_expanded(call, n, q) for n, q in queries_of(call.q, call.seqs)]
         return torch.cat(parts, dim=0 if call.seqs is None else 1) if len(parts) > 1 else parts[0]
-    q, own, rank = call.q, call.own, call.rank
-    w_k, w_v = call.up.to(q.dtype).split([own, call.up.shape[1] - own], dim=1)
-    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
-    latents, values = as_heads(call.latents), as_heads(call.latents, rank)
-    found = _attend(wide, latents, values, call.seqs, call.scale, None, None)
-    return torch.einsum("bthr,hvr->bthv", found, w_v)
+    latents, values = as_heads(call.latents), as_heads(call.latents, call.rank)
+
+    def read(wide: Tensor) -> Tensor:
+        return _attend(wide, latents, values, call.seqs, call.scale, None, None)
+
+    return absorbed(call.q, call.up, call.own, read)
 
 
 def worth_expanding(call: LatentCall) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ShapeError, UnsupportedError
+from intarsia.ops.absorbed import absorbed
 from intarsia.ops.attention_torch import _attend
 
 
@@ -74,14 +75,14 @@ def latent_attention_in_room(q: Tensor, latents: Room, up: Tensor, *, scale: flo
     _check(q, latents)
     rank = up.shape[2]
     own = q.shape[3] - (latents.pages.shape[2] - rank)
-    w_k, w_v = up.to(q.dtype).split([own, up.shape[1] - own], dim=1)
-    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
     read, there = latents.last(None)
     keys = read.to(q.dtype).unsqueeze(2)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    found = _attend(wide, keys, keys[..., :rank], there[:, None, None], scale=scale, sinks=None)
-    return torch.einsum("bthr,hvr->bthv", found, w_v)
+
+    def attend(wide: Tensor) -> Tensor:
+        return _attend(wide, keys, keys[..., :rank], there[:, None, None], scale=scale, sinks=None)
+
+    return absorbed(q, up, own, attend)
 
 
 def _check(q: Tensor, k: Room) -> None:

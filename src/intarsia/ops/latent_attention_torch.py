@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from intarsia.ops.absorbed import absorbed
 from intarsia.ops.attention_call import AttentionCall, LatentCall
 from intarsia.ops.attention_torch import attention_torch, by_sequence, in_blocks, shown, visible
 from intarsia.ops.choice import Implementation
@@ -62,25 +63,27 @@ def _dense(call: LatentCall, q: Tensor, latents: Tensor) -> Tensor:
 
 
 def _absorbed(call: LatentCall, q: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
-    """All heads read the latents themselves, as one shared key-value head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`.
+    """All heads read the latents themselves, as one shared key-value head.
 
     `mask` `[T, S]` or `[B, T, S]` shows what each query sees; None: everything.
     """
-    own, rank = call.own, call.rank
-    w_k, w_v = call.up.to(q.dtype).split([own, call.up.shape[1] - own], dim=1)
-    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
+    rank = call.rank
 
     def attend(read: Tensor) -> Tensor:
-        keys = read.squeeze(2).to(wide.dtype)
-        B, T, H = wide.shape[:3]
-        # One product for all heads and tokens of a sequence: its rows read the cache once.
-        logits = (wide.flatten(1, 2) @ keys.mT).unflatten(1, (T, H)) * call.scale
-        if mask is not None:
-            logits = logits.masked_fill(~mask[..., None, :], -torch.inf)
-        weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        found = (weights.flatten(1, 2) @ keys[..., :rank]).view(B, T, H, rank)
-        return torch.einsum("bthr,hvr->bthv", found, w_v)
+        keys = read.squeeze(2).to(q.dtype)
+
+        def find(wide: Tensor) -> Tensor:
+            B, T, H = wide.shape[:3]
+            # One product for all heads and tokens of a sequence: its rows read the cache once.
+            logits = (wide.flatten(1, 2) @ keys.mT).unflatten(1, (T, H)) * call.scale
+            if mask is not None:
+                logits = logits.masked_fill(~mask[..., None, :], -torch.inf)
+            weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(
+                q.dtype
+            )
+            return (weights.flatten(1, 2) @ keys[..., :rank]).view(B, T, H, rank)
+
+        return absorbed(q, call.up, call.own, find)
 
     return attended(attend, [latents.unsqueeze(2)], [], queries=q)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intarsia.ops.attention_call import AttentionCall, queries_of
+from intarsia.ops.attention_call import AttentionCall
 from intarsia.ops.attention_cpu import IMPLEMENTATION as DENSE
 from intarsia.ops.attention_cpu import OF_LATENTS as DENSE_OF_LATENTS
 from intarsia.ops.attention_cpu import attention_cpu
-from intarsia.ops.keys import Keys, Paged, as_heads, entry_of, lengths_of, row_of
+from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
 from intarsia.ops.native_operator import implementation
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import SparseCall, SparseLatentCall, standing
+from intarsia.ops.sparse_forms import one_by_one, to_keys, to_latents
 from intarsia.ops.tracing import observed
 
 GATHERED = 1 << 22
@@ -25,20 +26,12 @@ GATHERED = 1 << 22
 
 def sparse_cpu(call: SparseCall) -> Tensor:
     """`[B, T, H, V]` in the dtype of q."""
-    dense = call.dense
-    return _sparse(dense.q, dense.k, dense.v, 0, call.picked, call.block, dense.scale, dense.seqs)
+    return to_keys(call, _sparse)
 
 
 def sparse_latent_cpu(call: SparseLatentCall) -> Tensor:
-    """The same of latents, which all heads read as one shared key head."""
-    dense = call.dense
-    q, own, rank = dense.q, dense.own, dense.rank
-    w_k, w_v = dense.up.to(q.dtype).split([own, dense.up.shape[1] - own], dim=1)
-    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
-    keys = as_heads(dense.latents)
-    found = _sparse(wide, keys, None, rank, call.picked, call.block, dense.scale, dense.seqs)
-    return torch.einsum("bthr,hvr->bthv", found, w_v)
+    """The same of latents."""
+    return to_latents(call, _sparse)
 
 
 def _sparse(
@@ -53,14 +46,7 @@ def _sparse(
 ) -> Tensor:
     """Attention to what was picked. Without values they are the first `rank` channels of the keys."""
     if isinstance(k, tuple):
-        parts = dict(queries_of(picked, seqs))
-        found = [
-            _sparse(
-                part, row_of(k, n), None if v is None else row_of(v, n), rank, parts[n], block, scale, None
-            )
-            for n, part in queries_of(q, seqs)
-        ]
-        return torch.cat(found, dim=0 if seqs is None else 1)
+        return one_by_one(_sparse, q, k, v, rank, picked, block, scale, seqs)
     # Packed as the queries are, or keys of each sequence.
     packed = seqs if isinstance(k, Tensor) else None
     lengths = lengths_of(k) if packed is None else packed.lengths

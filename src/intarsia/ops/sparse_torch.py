@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from intarsia.ops.attention_call import queries_of
 from intarsia.ops.blockwise import recomputed
 from intarsia.ops.choice import Implementation
-from intarsia.ops.keys import Keys, Paged, as_heads, entry_of, lengths_of, row_of
+from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import SparseCall, SparseLatentCall, standing
+from intarsia.ops.sparse_forms import one_by_one, to_keys, to_latents
 from intarsia.ops.uncompiled import Uncompiled
 
 GATHERED = 1 << 22
@@ -25,20 +25,12 @@ GATHERED = 1 << 22
 
 def sparse_torch(call: SparseCall) -> Tensor:
     """`[B, T, H, V]` in the dtype of q."""
-    dense = call.dense
-    return _sparse(dense.q, dense.k, dense.v, 0, call.picked, call.block, dense.scale, dense.seqs)
+    return to_keys(call, _sparse)
 
 
 def sparse_latent_torch(call: SparseLatentCall) -> Tensor:
-    """The same of latents, which all heads read as one shared key head: `q_hᵀ W_h c` is `(W_hᵀ q_h)ᵀ c`."""
-    dense = call.dense
-    q, own, rank = dense.q, dense.own, dense.rank
-    w_k, w_v = dense.up.to(q.dtype).split([own, dense.up.shape[1] - own], dim=1)
-    q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
-    keys = as_heads(dense.latents)
-    found = _sparse(wide, keys, None, rank, call.picked, call.block, dense.scale, dense.seqs)
-    return torch.einsum("bthr,hvr->bthv", found, w_v)
+    """The same of latents."""
+    return to_latents(call, _sparse)
 
 
 def _sparse(
@@ -58,14 +50,7 @@ def _sparse(
         return _WHOLE((q, k, v, picked), lengths, (rank, block, scale))[0]  # type: ignore[arg-type]
     together = isinstance(k, Tensor) if isinstance(v, Tensor) else isinstance(k, Paged) or v is None
     if isinstance(k, tuple) or isinstance(v, tuple) or not together:
-        parts = dict(queries_of(picked, seqs))
-        found = [
-            _sparse(
-                part, row_of(k, n), None if v is None else row_of(v, n), rank, parts[n], block, scale, None
-            )
-            for n, part in queries_of(q, seqs)
-        ]
-        return torch.cat(found, dim=0 if seqs is None else 1)
+        return one_by_one(_sparse, q, k, v, rank, picked, block, scale, seqs)
     number, place = standing(q.shape[1], lengths_of(k), seqs, q.device)
     take_v = None if v is None else _taker(v)
     return _attend(q, _taker(k), take_v, rank, picked, block, scale, number, place, *_sizes(k, v))
