@@ -26,8 +26,8 @@ AHEAD = 4096
 """For how many tokens behind its prompt a text has room at first."""
 
 PREFILL_CHUNK = 2048
-"""A prompt is read in pieces of so many tokens, where nobody says otherwise: in memory that does not grow with it beyond
-the states."""
+"""A prompt is read in pieces of so many tokens, where nobody says otherwise: in memory that does not grow with it
+beyond the states."""
 
 OnRead = Callable[[int, int], None]
 """Is told how many tokens of all prompts have been read, and how many there are."""

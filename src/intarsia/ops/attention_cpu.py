@@ -29,8 +29,8 @@ def attention_cpu(call: AttentionCall) -> Tensor:
 
 
 def latent_cpu(call: LatentCall) -> Tensor:
-    """The same of latents, which all heads read as one shared key head. Or, for many queries, the heads' keys and values
-    are made of them, of so many at a time as a cache of the processor holds."""
+    """The same of latents, which all heads read as one shared key head. Or, for many queries, the heads' keys and
+    values are made of them, of so many at a time as a cache of the processor holds."""
     if worth_expanding(call) and apart_from_torch(call.q, entry_of(call.latents), call.up):
         parts = [_expanded(call, n, q) for n, q in queries_of(call.q, call.seqs)]
         return torch.cat(parts, dim=0 if call.seqs is None else 1) if len(parts) > 1 else parts[0]
