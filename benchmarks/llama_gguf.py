@@ -59,7 +59,7 @@ def _write_options(writer: Any, gguf: Any, model: LanguageModel) -> None:
     kda = next(mixer for mixer in mixers if isinstance(mixer, KimiDeltaAttention)).config
     mla = next(mixer for mixer in mixers if isinstance(mixer, LatentAttention)).config
     feed_forward = model.blocks[0].feed_forward
-    if not isinstance(feed_forward, SwiGLU):
+    if type(feed_forward) is not SwiGLU:
         raise UnsupportedError("only models with dense SwiGLU feed-forwards are written as GGUF")
     writer.add_name("intarsia")
     writer.add_context_length(CONTEXT)

@@ -34,7 +34,7 @@ def load(case: Case, *args: Any, **kwargs: Any) -> Any:
     """The model in a folder; where its attention is sparse, only when that is asked for, and with a warning."""
     if case.sparse == "refuse":
         return load_as_it_is(*args, **kwargs)
-    if family_of(case).write is None:
+    if "sparse=" in family_of(case).missing:
         with pytest.raises(UnsupportedError, match="sparse='dense'"):
             load_as_it_is(*args, **kwargs)
     with pytest.warns(UserWarning, match="indexer"):
@@ -93,12 +93,13 @@ def test_gives_their_logits(case: Case, runtime: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case not in WRITTEN], ids=str)
 def test_what_is_only_read_is_saved_as_what_it_became(case: Case, tmp_path: Path) -> None:
     model, x = load(case, their_folder(case, tmp_path / "theirs")), tokens(9)
-    with pytest.raises(UnsupportedError, match=r"only read|has no layer|layers are all of 'dsa'"):
-        save(model, tmp_path / "ours", case.family)
     try:
         became = family_that_holds(model.config).short
     except UnsupportedError:
         became = "intarsia"
+    if became != case.family:  # one that has layers without indexers too
+        with pytest.raises(UnsupportedError, match=r"only read|has no layer|layers are all of 'dsa'"):
+            save(model, tmp_path / "ours", case.family)
     save(model, tmp_path / "ours", became)
     again = load_as_it_is(tmp_path / "ours")
     with torch.no_grad():

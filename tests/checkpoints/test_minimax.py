@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.registry import family_of
 from intarsia.errors import CheckpointError, UnsupportedError
 from intarsia.mixers import AttentionConfig
+from intarsia.model import ExpertsConfig, FeedForwardConfig
 from intarsia.model.published import minimax_text_01
 from support.checkpoint_cases import CASES, their_folder, their_model, tokens
 
@@ -119,3 +121,68 @@ def test_tables_of_decays_in_the_file_are_computed_anew(tmp_path: Path) -> None:
         expected = intarsia.load(folder)(tokens(9)).logits
         save_file({name: x for name, x in tensors.items() if name not in tables}, path)
         assert torch.equal(intarsia.load(folder)(tokens(9)).logits, expected)
+
+
+RELEASED_M3: dict[str, Any] = {
+    "model_type": "minimax_m3_text", "architectures": ["MiniMaxM3SparseForCausalLM"], "vocab_size": 200064,
+    "hidden_size": 6144, "intermediate_size": 3072, "dense_intermediate_size": 12288, "hidden_act": "swigluoai",
+    "shared_intermediate_size": 3072, "num_hidden_layers": 60, "num_attention_heads": 64, "num_key_value_heads": 4,
+    "head_dim": 128, "max_position_embeddings": 524288, "rms_norm_eps": 1e-6, "use_gemma_norm": True,
+    "attention_output_gate": False, "rope_theta": 5000000, "rotary_dim": 64, "partial_rotary_factor": 0.5,
+    "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "use_qk_norm": True, "qk_norm_type": "per_head",
+    "num_local_experts": 128, "num_experts_per_tok": 4, "n_shared_experts": 1, "scoring_func": "sigmoid",
+    "use_routing_bias": True, "routed_scaling_factor": 2.0, "num_mtp_modules": 1,
+    "moe_layer_freq": [0] * 3 + [1] * 57, "tie_word_embeddings": False,
+    "sparse_attention_config": {
+        "use_sparse_attention": True, "sparse_index_dim": 128, "sparse_num_index_heads": 4, "sparse_topk_blocks": 16,
+        "sparse_block_size": 128, "sparse_disable_index_value": [0] * 3 + [1] * 57, "sparse_score_type": "max",
+        "sparse_init_block": 0, "sparse_local_block": 1, "sparse_attention_freq": [0] * 3 + [1] * 57,
+    },
+}  # fmt: skip
+
+
+def test_the_released_m3_is_dense_only_if_asked() -> None:
+    with pytest.raises(UnsupportedError, match=r"2048 tokens.*16 blocks of 128.*sparse='dense'"):
+        family_of("minimax_m3_vl", "").read(Options(RELEASED_M3, "config.json"))
+    options = Options(RELEASED_M3, "config.json", sparse="dense")
+    with pytest.warns(UserWarning, match="more than 2048 tokens"):
+        config = family_of("minimax_m3_text", "").read(options)
+    options.finish()
+    assert config.mixers["attention"] == AttentionConfig(
+        64, 128, 4, rope=0.5, rope_theta=5e6, qk_norm="head", zero_centered_qk_norm=True
+    )
+    assert config.feed_forward == FeedForwardConfig(12288, activation="clamped")
+    assert config.experts == ExpertsConfig(
+        128, 3072, 4, routed_scaling_factor=2.0, activation="clamped", d_shared=3072
+    )
+    assert (config.dense_layers, config.zero_centered_norms, config.norm_eps) == (3, True, 1e-6)
+
+
+def test_m3_attends_to_all_up_to_the_blocks_that_it_chooses(tmp_path: Path) -> None:
+    """Blocks of 4 tokens, 3 of them: the same up to 12 tokens, and not behind them."""
+    case = next(case for case in CASES if case.family == "minimax_m3" and case.sparse == "dense")
+    text = {**case.options["text_config"], "index_block_size": 4, "index_topk_blocks": 3}
+    few = dataclasses.replace(case, options={**case.options, "text_config": text})
+    with pytest.warns(UserWarning, match="more than 12 tokens"):
+        model = intarsia.load(their_folder(few, tmp_path), sparse="dense")
+    x = tokens(40)
+    with torch.no_grad():
+        ours, theirs = model(x).logits, their_model(few)(x).logits
+    error = (ours - theirs).abs().amax(dim=(0, 2)) / theirs.abs().max()
+    assert error[:12].max() < 1e-4 < error[12:].max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"moe_layer_freq": [1, 0]}, "behind one with experts"),
+        ({"use_gemma_norm": False}, "zero-centred"),
+        ({"attention_output_gate": True}, "gate of attention's output"),
+        ({"hidden_act": "gelu"}, "activation"),
+    ],
+)
+def test_what_m3_does_not_have(changes: dict[str, Any], match: str) -> None:
+    values = {**RELEASED_M3, "num_hidden_layers": 2, "moe_layer_freq": [0, 1], "sparse_attention_config": {}}
+    with pytest.raises(UnsupportedError, match=match):
+        family_of("minimax_m3_vl", "").read(Options({**values, **changes}, "config.json"))

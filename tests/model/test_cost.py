@@ -180,7 +180,15 @@ def test_experts_that_serve_any_of_some_tokens() -> None:
     assert dense.parameters_read(1) == dense.parameters_read(9) == dense.parameters
 
 
-@pytest.mark.parametrize("changes", [{"activation": "relu2"}, {"d_latent": 6}, {"biases": True}], ids=str)
+CHANGES: list[dict[str, Any]] = [
+    {"activation": "relu2"},
+    {"d_latent": 6},
+    {"d_latent": 6, "latent_norm": True},
+    {"biases": True},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_experts_of_other_kinds_have_as_many_parameters_as_they_say(changes: Any) -> None:
     config = ExpertsConfig(num_experts=5, d_hidden=8, num_active=2, **changes)
     module = Experts(16, config)

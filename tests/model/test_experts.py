@@ -36,6 +36,22 @@ def tokens(n=40, d_model=24, dtype=torch.float32):
     return torch.randn(n, d_model, generator=torch.Generator().manual_seed(3)).to(dtype).requires_grad_()
 
 
+def inner(gate, up, config):
+    """What is inside an expert, of one token."""
+    if config.activation == "relu2":
+        return up * up * (up > 0)
+    if config.activation == "clamped":
+        limit = config.limit or 7
+        gate = torch.where(gate > limit, limit, gate)
+        up = torch.where(up.abs() > limit, limit * up.sign(), up)
+        return gate / (1 + torch.exp(-config.sharpness * gate)) * (1 + up)
+    if config.activation == "situ":
+        limit, up_limit = config.limit or 1, config.up_limit
+        up = up if up_limit is None else up_limit * (1 - 2 / (torch.exp(2 * up / up_limit) + 1))
+        return limit * (1 - 2 / (torch.exp(2 * gate / limit) + 1)) / (1 + torch.exp(-gate)) * up
+    return F.silu(gate) * up
+
+
 def reference(module, x):
     """The layer's output, one token at a time: the specification."""
     config, out = module.config, []
@@ -53,22 +69,24 @@ def reference(module, x):
         chosen = sorted(eligible, key=lambda e: -biased[e].item())[: config.num_active]
         weights = [(biased if config.routing_weights == "biased" else scores)[e] for e in chosen]
         total = sum(weights) if config.normalize else 1
-        y = torch.zeros_like(token) if module.shared is None else module.shared(token)
+        y = torch.zeros_like(token)
+        if module.shared is not None:
+            up = module.shared.up.weight @ token
+            gate = up if config.activation == "relu2" else module.shared.gate.weight @ token
+            y = module.shared.down.weight @ inner(gate, up, config)
         if config.shared_gate:
             y = y / (1 + torch.exp(-(module.shared_gate.weight @ token)))
         narrow = config.d_latent is not None
         routed = torch.zeros_like(module.down[0, :, 0])
         for e, weight in zip(chosen, weights, strict=True):
             h = module.gate_up[e] @ (module.latent_down.weight @ token if narrow else token)
-            gate, up = (h + module.gate_up_bias[e] if config.biases else h).chunk(2)
-            h = h * h * (h > 0) if config.activation == "relu2" else F.silu(gate) * up
-            if config.activation == "clamped":
-                gate = gate.clamp(max=7)
-                h = gate / (1 + torch.exp(-1.702 * gate)) * (1 + up.clamp(min=-7, max=7))
-            h = module.down[e] @ h
+            h = h + module.gate_up_bias[e] if config.biases else h
+            h = module.down[e] @ inner(*((h, h) if config.activation == "relu2" else h.chunk(2)), config)
             routed = routed + config.routed_scaling_factor * weight / total * (
                 h + module.down_bias[e] if config.biases else h
             )
+        if config.latent_norm:
+            routed = module.latent_norm.weight * routed / (routed.square().mean() + 1e-5).sqrt()
         out.append(y + (module.latent_up.weight @ routed if narrow else routed))
     return torch.stack(out)
 
@@ -92,6 +110,10 @@ CONFIGS = {
     "without gates": dataclasses.replace(CONFIG, activation="relu2"),
     "latent": dataclasses.replace(CONFIG, d_latent=10),
     "latent, without gates, odd": dataclasses.replace(CONFIG, d_latent=5, d_hidden=7, activation="relu2"),
+    "latent, normed": dataclasses.replace(CONFIG, d_latent=10, latent_norm=True),
+    "clamped by little": dataclasses.replace(CONFIG, activation="clamped", limit=5.0, sharpness=1.1),
+    "situ": dataclasses.replace(CONFIG, activation="situ"),
+    "situ, both held": dataclasses.replace(CONFIG, activation="situ", limit=0.4, up_limit=0.6),
     "biases, clamped": dataclasses.replace(CONFIG, scores="softmax", biases=True, activation="clamped"),
 }
 

@@ -89,6 +89,45 @@ def test_experts_have_the_same_limit_the_shared_ones_too():
     torch.testing.assert_close(module(x), expected)
 
 
+def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate = torch.where(gate > LIMIT, LIMIT, gate)
+    up = torch.where(up > LIMIT, LIMIT, torch.where(up < -LIMIT, -LIMIT, up))
+    return gate / (1 + torch.exp(-1.3 * gate)) * (up + 1)
+
+
+def softly(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def tanh(x: torch.Tensor) -> torch.Tensor:
+        return 1 - 2 / (torch.exp(2 * x) + 1)
+
+    return LIMIT * tanh(gate / LIMIT) / (1 + torch.exp(-gate)) * 0.7 * tanh(up / 0.7)
+
+
+OTHERS = [
+    (FeedForwardConfig(40, LIMIT, "clamped", sharpness=1.3), clamped),
+    (FeedForwardConfig(40, LIMIT, "situ", up_limit=0.7), softly),
+]
+
+
+@pytest.mark.parametrize(("config", "formula"), OTHERS, ids=["clamped", "situ"])
+def test_other_gates(config, formula):
+    module = feed_forward_of(8, config).double()
+    x = 3 * torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate, up = x @ module.gate.weight.T, x @ module.up.weight.T
+    assert (gate > LIMIT).any()
+    torch.testing.assert_close(module(x), formula(gate, up) @ module.down.weight.T)
+    assert module.cost().parameters == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("config", [config for config, _ in OTHERS], ids=["clamped", "situ"])
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_few_tokens_go_through_other_gates(make_model, tokens, config, weights):
+    """Programs of what is done to each token know SwiGLU: the modules are asked then."""
+    ready = InferenceModel(make_model(layout="kda mla", feed_forward=config), weights)
+    few = ready(tokens[:, :4], ready.init_states(2), last_only=False).logits
+    many = ready(tokens[:, :40], ready.init_states(2), last_only=False).logits[:, :4]
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("weights", [None, "int8"])
 def test_few_tokens_keep_the_limit(make_model, tokens, weights):
     """Programs of what is done to each token have no limits: the modules are asked then."""
@@ -107,7 +146,9 @@ def test_few_tokens_keep_the_limit(make_model, tokens, weights):
     [
         lambda: FeedForwardConfig(8, limit=0.0),
         lambda: ExpertsConfig(4, 8, 2, limit=-1.0),
-        lambda: ExpertsConfig(4, 8, 2, activation="clamped", limit=7.0),
+        lambda: ExpertsConfig(4, 8, 2, activation="clamped", limit=0.0),
+        lambda: ExpertsConfig(4, 8, 2, activation="clamped", up_limit=7.0),
+        lambda: FeedForwardConfig(8, activation="situ", up_limit=-1.0),
         lambda: FeedForwardConfig(8, limit=7.0, activation="relu2"),
         lambda: FeedForwardConfig(8, gate_scale=2.0, activation="relu2", limit=None),
         lambda: ExpertsConfig(4, 8, 2, activation="relu2", limit=7.0),

@@ -133,6 +133,7 @@ EXPERTS = {
     "clamped, with biases": ExpertsConfig(8, 16, 3, num_shared=0, biases=True, activation="clamped"),
     "latent": ExpertsConfig(8, 16, 3, num_shared=1, d_latent=12),
     "without gates": ExpertsConfig(8, 16, 3, num_shared=1, activation="relu2"),
+    "situ": ExpertsConfig(8, 16, 3, num_shared=1, activation="situ", d_latent=12, latent_norm=True),
 }
 
 
@@ -150,7 +151,7 @@ def test_experts_are_chosen_and_added_up_as_the_layers_do(name: str, dtype: torc
     fast, readable = InferenceModel(model, packing), InferenceModel(model, packing)
     readable.few_tokens = None
     assert fast.few_tokens is not None
-    plain = name not in ("gated", "clamped, with biases", "latent", "without gates")
+    plain = name not in ("gated", "clamped, with biases", "latent", "without gates", "situ")
     assert fast.few_tokens.stages == (2 if plain else 4)
     begun = readable(tokens(2, 8), readable.init_states(2)).states
     expected = readable(tokens(2, 5), begun, last_only=False)

@@ -21,6 +21,7 @@ from intarsia.mixers import (
 )
 from intarsia.mixers.dsa import DSAConfig
 from intarsia.model import LanguageModel, ModelConfig, presets
+from intarsia.model.feed_forward import CLAMP
 from support.published import shrunk, theirs
 
 pytest.importorskip("transformers")
@@ -159,9 +160,7 @@ def of_feed_forward(c: ModelConfig, t: Any) -> dict[str, tuple[Any, Any]]:
     if dense:
         pairs["d_hidden"] = (c.feed_forward.d_hidden, t.intermediate_size)
     if t.model_type == "gpt_oss":
-        from intarsia.model.experts import CLAMP, SHARPNESS
-
-        pairs["clamp"] = ((CLAMP, SHARPNESS), (t.swiglu_limit, t.swiglu_alpha))
+        pairs["clamp"] = ((CLAMP, e.sharpness), (t.swiglu_limit, t.swiglu_alpha))
     if t.model_type == "minimax":
         for key in ("full_attn_alpha_factor", "linear_attn_alpha_factor", "mlp_alpha_factor"):
             pairs[key] = (c.residual_scale, getattr(t, key))

@@ -120,6 +120,18 @@ MINIMAX = {
     **COMMON, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10,
     "intermediate_size": 28, "num_local_experts": 5, "num_experts_per_tok": 3,
 }  # fmt: skip
+MINIMAX_M3 = {
+    **MINIMAX, "intermediate_size": 12, "dense_intermediate_size": 28, "shared_intermediate_size": 20, "rotary_dim": 4,
+    "num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"], "swiglu_limit": 0.3, "swiglu_alpha": 1.4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.45},
+}  # fmt: skip
+M3_SPARSE = {
+    "layer_types": [FULL, "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 3, "index_head_dim": 8,
+    "index_block_size": 8, "index_topk_blocks": 13,
+}  # fmt: skip
+M3_VISION = {
+    "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+}  # fmt: skip
 MINIMAX_FACTORS = {"full_attn_alpha_factor": 1.7, "linear_attn_alpha_factor": 1.7, "mlp_alpha_factor": 1.7}
 GLM_NEXT = {
     **LATENT, "num_hidden_layers": 4, "layer_types": [LINEAR, "indexed_attention", LINEAR, "indexed_attention"],
@@ -242,6 +254,12 @@ CASES = [
             **MINIMAX, "num_hidden_layers": 2, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
         },
+    ),
+    Case("minimax_m3", "", "MiniMaxM3VLTextConfig", "MiniMaxM3VLForCausalLM", MINIMAX_M3),
+    Case(
+        "minimax_m3", "dense", "MiniMaxM3VLConfig", "MiniMaxM3SparseForConditionalGeneration",
+        {"text_config": {**MINIMAX_M3, **M3_SPARSE}, "vision_config": M3_VISION, "projector_hidden_size": 24},
+        sparse="dense",
     ),
     Case("lfm2", "", "Lfm2Config", "Lfm2ForCausalLM", LFM2),
     Case(

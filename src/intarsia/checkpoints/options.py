@@ -116,7 +116,7 @@ class Options:
         """The error of a part that is missing."""
         return UnsupportedError(f"{self.where}: {what}")
 
-    def chooses(self, count: int) -> None:
+    def chooses(self, count: int, how: str = "DeepSeek sparse attention") -> None:
         """Its layers attend to `count` tokens that they choose.
 
         Raises:
@@ -124,8 +124,8 @@ class Options:
         """
         if self.sparse == "refuse":
             raise self.unsupported(
-                f"its layers attend to {count} tokens that an indexer chooses (DeepSeek sparse attention), which is "
-                "not built yet. With sparse='dense' (on the command line: --sparse dense) they attend to all: that is "
+                f"its layers attend to {count} tokens that an indexer chooses ({how}), which is not "
+                "built here. With sparse='dense' (on the command line: --sparse dense) they attend to all: that is "
                 f"the same model up to {count} tokens, and another one for longer texts"
             )
         warnings.warn(

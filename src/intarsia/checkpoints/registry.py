@@ -19,6 +19,7 @@ CHECKPOINTS = (
     "olmo_hybrid",
     "minimax",
     "minimax_m2",
+    "minimax_m3",
     "lfm2",
     "lfm2_moe",
     "nemotron_h",
@@ -47,11 +48,6 @@ NOT_READ = (
         "Qwen4-Exp",
         ("qwen4_exp", "qwen4_exp_text"),
         "hyper-connections of low rank (`hc_lowrank`), embeddings of hashed n-grams inside layers (`ple_layer_ids`)",
-    ),
-    NotRead(
-        "MiniMax-M3",
-        ("minimax_m3_vl", "minimax_m3_vl_text"),
-        "the clamped activation (`swiglu_alpha`) in feed-forwards without experts and in shared experts",
     ),
     NotRead(
         "Kimi K3",

@@ -80,7 +80,7 @@ class Block(nn.Module):
         if self.feed_forward_norm is None:
             self.feed_forward = None
         elif config.experts is not None and config.has_experts(layer):
-            self.feed_forward = Experts(config.d_model, config.experts)
+            self.feed_forward = Experts(config.d_model, config.experts, config.norm_eps)
         else:
             self.feed_forward = feed_forward_of(config.d_model, config.feed_forward)
         self.compiled: Callable[..., BlockOutput] | None = None

@@ -15,8 +15,7 @@ from intarsia.settings import Readers, check_bounds, check_names, read, settle_t
 
 RoutingWeights = Literal["unbiased", "biased"]
 ExpertScores = Literal["sigmoid", "softmax"]
-FeedForwardActivation = Literal["swiglu", "relu2"]
-ExpertActivation = Literal["swiglu", "clamped", "relu2"]
+Activation = Literal["swiglu", "clamped", "situ", "relu2"]
 NormPlacement = Literal["before", "after", "stream"]
 Norm = Literal["rms", "layer"]
 READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
@@ -25,14 +24,23 @@ READERS: Readers = MappingProxyType({MixerConfig: config_from_dict})
 @dataclass(frozen=True)
 class FeedForwardConfig:
     """SwiGLU: `down(silu(gate(x)) * up(x))`, `d_hidden` wide inside. With a `limit`, the gate is at most that, and up
-    within ± that (GLM-5.3). The `activation` `"relu2"` has no gate: `down(relu(up(x))²)` (Nemotron).
-    `gate_scale` and `scale` are factors of what the gate's matrix gives and of the whole (Falcon-H1)."""
+    within ± that (GLM-5.3). `gate_scale` and `scale` are factors of what the gate's matrix gives and of the whole
+    (Falcon-H1). With another `activation`, `g` and `u` being what the matrices of gate and up give:
+
+    * `"clamped"`: `(clamp(u, ±limit) + 1) * h * sigmoid(sharpness h)` with `h = min(g, limit)`; the limit is 7 where
+      none is given (gpt-oss, MiniMax-M3)
+    * `"situ"`: `a tanh(g / a) sigmoid(g) * b tanh(u / b)`, `a` being the `limit`, 1 where none is given, and `b` the
+      `up_limit`; without one it is `u` itself (Kimi K3)
+    * `"relu2"`: `relu(u)²`, without a gate (Nemotron)
+    """
 
     d_hidden: int
     limit: float | None = None
-    activation: FeedForwardActivation = "swiglu"
+    activation: Activation = "swiglu"
     gate_scale: float = 1.0
     scale: float = 1.0
+    sharpness: float = 1.702
+    up_limit: float | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -40,10 +48,22 @@ class FeedForwardConfig:
         check_bounds(self, "gate_scale", "scale", above=0)
         if self.activation != "swiglu" and (self.gate_scale, self.scale) != (1, 1):
             raise ConfigError("gate_scale and scale are those of swiglu, and the activation is another")
-        if self.limit is not None:
-            check_bounds(self, "limit", above=0)
-            if self.activation != "swiglu":
-                raise ConfigError("limit is that of swiglu, and the activation is another")
+        _check_activation(self)
+
+
+def _check_activation(config: FeedForwardConfig | ExpertsConfig) -> None:
+    """That the options of an activation can be, and are not those of another."""
+    check_bounds(config, "sharpness", above=0)
+    if config.sharpness != 1.702 and config.activation != "clamped":
+        raise ConfigError("sharpness is that of the clamped activation, and this is another")
+    if config.limit is not None:
+        check_bounds(config, "limit", above=0)
+        if config.activation == "relu2":
+            raise ConfigError("limit is of activations with a gate, and relu2 has none")
+    if config.up_limit is not None:
+        check_bounds(config, "up_limit", above=0)
+        if config.activation != "situ":
+            raise ConfigError("up_limit is that of situ, and the activation is another")
 
 
 @dataclass(frozen=True)
@@ -79,10 +99,10 @@ class ExpertsConfig:
 
     `scores` are the router's: `"sigmoid"` of each expert, or `"softmax"` over all (Qwen3-Next, MiniMax-01, gpt-oss).
     `shared_gate` multiplies the shared experts with a sigmoid of the token (Qwen3-Next). `biases` gives the router and
-    the routed experts biases (gpt-oss). `activation` is `"swiglu"`, or gpt-oss's `"clamped"`:
-    `(clamp(up, ±7) + 1) * g * sigmoid(1.702 g)` with `g = min(gate, 7)`. `limit` is that of SwiGLU, of the shared
-    experts too, and so is the activation `"relu2"` of Nemotron, which has no gate: `relu(up)²`. With `d_latent` the
-    routed experts work in so many dimensions, between two maps of the layer (Nemotron 3 Super).
+    the routed experts biases (gpt-oss). `activation`, `limit`, `sharpness` and `up_limit` are those of
+    `FeedForwardConfig`, of routed experts and of shared ones. With `d_latent` the routed experts work in so many
+    dimensions, between two maps of the layer (Nemotron 3 Super); `latent_norm` puts an RMSNorm before the second
+    (Kimi K3).
     """
 
     num_experts: int
@@ -98,23 +118,23 @@ class ExpertsConfig:
     scores: ExpertScores = "sigmoid"
     shared_gate: bool = False
     biases: bool = False
-    activation: ExpertActivation = "swiglu"
+    activation: Activation = "swiglu"
     d_shared: int | None = None
     limit: float | None = None
     d_latent: int | None = None
+    sharpness: float = 1.702
+    up_limit: float | None = None
+    latent_norm: bool = False
 
     def __post_init__(self) -> None:
         settle_types(self)
-        if self.limit is not None:
-            check_bounds(self, "limit", above=0)
-            if self.activation != "swiglu":
-                raise ConfigError(
-                    "limit is that of swiglu; the clamped activation has its own, and relu2 has none"
-                )
+        _check_activation(self)
         if self.biases and self.activation == "relu2":
             raise ConfigError("experts with the activation relu2 have no biases")
         if self.d_latent is not None:
             check_bounds(self, "d_latent", least=1)
+        elif self.latent_norm:
+            raise ConfigError("latent_norm is of experts in a latent space: d_latent is None")
         counts = ("num_experts", "d_hidden", "num_active", "num_groups", "num_active_groups")
         check_bounds(self, *counts, least=1)
         check_bounds(self, "num_shared", "bias_update_rate", least=0)

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from intarsia.layers.filling import FillsItself, GeneratorOf
 from intarsia.layers.float32 import KeepsFloat32
+from intarsia.layers.norm import RMSNorm
 from intarsia.layers.packed import Packing, packed, refuse_training, stand_in
 from intarsia.layers.side import SideName, SideResults
-from intarsia.model.config import ExpertsConfig, FeedForwardActivation, FeedForwardConfig
+from intarsia.model.config import ExpertsConfig, FeedForwardConfig
 from intarsia.model.cost import FeedForwardCost
-from intarsia.model.feed_forward import feed_forward_of, limited_swiglu, relu_squared
+from intarsia.model.feed_forward import activate, feed_forward_of, relu_squared
 from intarsia.model.grouped import grouped_linear
 from intarsia.ops import PackedWeights, packed_linear
 from intarsia.ops.precision import product_dtype, without_autocast
@@ -87,24 +88,25 @@ class Experts(FillsItself):
     `F = config.d_hidden` and `W = config.d_latent`, or D where that is None; with `config.biases` also `gate_up_bias`
     `[E, 2 F]` and `down_bias` `[E, D]`.
     Modules: `router`, `shared` (a feed-forward or None), `shared_gate` (`[D]` to one number, or None), and the maps
-    `latent_down` and `latent_up` from D to W and back, or None.
+    `latent_down` and `latent_up` from D to W and back, or None, with `latent_norm` before the second, or None.
 
     The tokens are sorted by expert, so that each expert works on all of its tokens at once.
     """
 
     side_results: ClassVar[tuple[SideName, ...]] = ("load",)
 
-    def __init__(self, d_model: int, config: ExpertsConfig) -> None:
+    def __init__(self, d_model: int, config: ExpertsConfig, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.config = config
         self.router = Router(d_model, config)
         width, rows = config.d_latent or d_model, (config.matrices - 1) * config.d_hidden
         self.gate_up = nn.Parameter(torch.empty(config.num_experts, rows, width))
         self.down = nn.Parameter(torch.empty(config.num_experts, width, config.d_hidden))
-        self.latent_down = self.latent_up = None
+        self.latent_down = self.latent_up = self.latent_norm = None
         if config.d_latent is not None:
             self.latent_down = nn.Linear(d_model, width, bias=False)
             self.latent_up = nn.Linear(width, d_model, bias=False)
+            self.latent_norm = RMSNorm(width, norm_eps) if config.latent_norm else None
         self.gate_up_bias = self.down_bias = None
         if config.biases:
             self.gate_up_bias = nn.Parameter(torch.empty(config.num_experts, 2 * config.d_hidden))
@@ -128,7 +130,8 @@ class Experts(FillsItself):
         if self.latent_down is None or self.latent_up is None:
             y = self._routed(tokens, chosen, weights).view(x.shape)
         else:
-            y = self.latent_up(self._routed(self.latent_down(tokens), chosen, weights)).view(x.shape)
+            y = self._routed(self.latent_down(tokens), chosen, weights)
+            y = self.latent_up(y if self.latent_norm is None else self.latent_norm(y)).view(x.shape)
         if self.shared is not None:
             shared = self.shared(x)
             y = y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
@@ -182,13 +185,14 @@ class Experts(FillsItself):
         gate = d_model if config.shared_gate else 0
         latent = 0 if config.d_latent is None else 2 * d_model * width
         always = config.matrices * d_model * config.shared_width + router + gate + latent
+        norm = width if config.latent_norm else 0
         working = config.num_active * expert + always
         total = config.num_experts * expert + always
         biases = 2 * config.d_hidden + width if config.biases else 0
         router_bias = config.num_experts if config.biases else 0
         return FeedForwardCost(
-            total + config.num_experts * biases + router_bias,
-            working + config.num_active * biases + router_bias,
+            total + config.num_experts * biases + router_bias + norm,
+            working + config.num_active * biases + router_bias + norm,
             2 * working,
             active_share=config.num_active / config.num_experts,
         )
@@ -246,22 +250,20 @@ class PackedExperts(Experts):
         return (y.view(N, active, W) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
 
 
-CLAMP, SHARPNESS = 7.0, 1.702
-"""gpt-oss's limit of what goes into the activation, and the factor inside its sigmoid."""
-
-
 def _activate(h: Tensor, config: ExpertsConfig) -> Tensor:
     """`[N, 2 F]`, the gate first, to `[N, F]`; without a gate `[N, F]` to the same."""
     if config.activation == "relu2":
         return relu_squared(h)
     gate, up = h.chunk(2, dim=-1)
-    if config.activation == "swiglu":
-        return limited_swiglu(gate, up, config.limit)
-    gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
-    return (up + 1) * gate * torch.sigmoid(SHARPNESS * gate)
+    return activate(gate, up, config)
 
 
 def _shared_of(config: ExpertsConfig) -> FeedForwardConfig:
-    """The shared experts as one feed-forward. gpt-oss, whose activation is clamped, has none."""
-    activation: FeedForwardActivation = "relu2" if config.activation == "relu2" else "swiglu"
-    return FeedForwardConfig(config.shared_width, config.limit, activation)
+    """The shared experts as one feed-forward."""
+    return FeedForwardConfig(
+        config.shared_width,
+        config.limit,
+        config.activation,
+        sharpness=config.sharpness,
+        up_limit=config.up_limit,
+    )

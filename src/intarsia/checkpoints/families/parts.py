@@ -73,10 +73,13 @@ def dense_layers(options: Options, depth: int, default: int) -> int:
     options.only("moe_layer_freq", 1, part="choice of layers with experts")
     first = options.get("first_k_dense_replace", int, default)
     listed: list[str] = options.get("mlp_layer_types", list, [])
-    if not listed:
-        return first
+    return first_dense(options, listed, depth) if listed else first
+
+
+def first_dense(options: Options, listed: Sequence[str], depth: int) -> int:
+    """How many layers at the beginning have no experts, of those that are listed as `dense` or `sparse`."""
     dense = listed.count("dense")
-    if listed != ["dense"] * dense + ["sparse"] * (depth - dense):
+    if list(listed) != ["dense"] * dense + ["sparse"] * (depth - dense):
         raise options.unsupported("mlp_layer_types has a layer without experts behind one with experts")
     return dense
 
