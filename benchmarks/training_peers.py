@@ -10,7 +10,8 @@ losses, gradients in float32; no optimizer, which would be the same for all.
     transformers, memory kept     and glibc told not to give memory back, which its chunks ask for all the time
     transformers, our kernels     in `accelerate_transformers()`
     ours, autocast                `LanguageModel` under autocast
-    ours                          what a step of `intarsia train` does: weights cast once a step (`Narrowed`)
+    ours                          what a step of `intarsia train` does: weights cast once a step (`Narrowed`), and
+                                  freed memory kept
 
 Each is a process of its own, so that peaks of memory are its own; ours and the kernels take turns, `--rounds` times.
 A turn is two steps, of which the second counts: training goes from step to step, and memory that lay idle is slow.
@@ -33,6 +34,7 @@ from torch import Tensor
 from common import Worker, machine, median, options_parser, stopwatch, table, write_results
 from inference import example
 from intarsia.integrations import accelerate_transformers
+from intarsia.jobs.freed_memory import keep_freed_memory
 from intarsia.layers.narrow import Narrowed
 
 TRANSFORMERS, OURS = "transformers", "ours"
@@ -103,6 +105,8 @@ def serve(task: Task) -> None:
     torch.set_num_threads(task["threads"])
     generator = torch.Generator().manual_seed(0)
     form, length = task["form"], task["length"]
+    if form == OURS:
+        keep_freed_memory()
     tokens = torch.randint(3, 32768, (1, length + 1), generator=generator)
     if form.startswith(TRANSFORMERS):
         step = transformers_step(tokens[:, :-1], accelerated="our kernels" in form)

@@ -144,8 +144,10 @@ def _train(
     parent: Parent | None,
     show: bool,
 ) -> TrainResult:
+    from intarsia.jobs.freed_memory import keep_freed_memory
     from intarsia.training import RichProgress, train
 
+    keep_freed_memory()
     dataset, tokenizer = settings.corpus.prepare(cache, progress=show)
     with RichProgress() as progress:
         return train(

@@ -39,6 +39,7 @@ def _run(path: Path, channel: Channel) -> int:
 
     from intarsia.errors import CheckpointError
     from intarsia.files import write_json
+    from intarsia.jobs.freed_memory import keep_freed_memory
     from intarsia.ladder.lessons import learn
     from intarsia.ladder.run_folder import RunFolder
     from intarsia.ladder.run_spec import RunSpec
@@ -49,6 +50,7 @@ def _run(path: Path, channel: Channel) -> int:
     if folder.outcome.exists():  # A process that was thought lost has finished it.
         return DONE
     torch.set_num_threads(spec.threads)
+    keep_freed_memory()
     device = spec.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
