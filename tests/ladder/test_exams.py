@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from intarsia.checkpoints.native import load_extra, load_model
 from intarsia.ladder import Plan, Verdict, compare
+from intarsia.ladder.plan_tables import PlanError
 from intarsia.ladder.report.parts import exam_cell
 from intarsia.ladder.results import ExamArm, ExamScores, Failure, RunResult
 from intarsia.ladder.run_spec import RunSpec
-from intarsia.tasks import Answers, examine
+from intarsia.tasks import Answers, examine, make_task
 
 PLAN: dict[str, Any] = {
     "name": "examined",
@@ -29,10 +31,10 @@ PLAN: dict[str, Any] = {
     ],
     "examined_on": [
         {"task": "palindrome", "name": "short", "options": {"length": 5, "symbols": 3}, "steps": 12,
-         "examples": 16, "examine_every": 6},
+         "examples": 16, "examine_every": 6, "dials": {"length": [5, 8], "symbols": [2, 3]}},
     ],
 }  # fmt: skip
-TUNED = {**PLAN["examined_on"][0], "name": "tuned", "learning_rates": [1e-2, 1e-6], "steps": 8}
+TUNED = {**PLAN["examined_on"][0], "name": "tuned", "learning_rates": [1e-2, 1e-6], "steps": 8, "dials": {}}
 
 
 def run(plan: dict[str, Any], directory: Path) -> tuple[Verdict, str, dict[str, Any]]:
@@ -94,6 +96,49 @@ def test_the_models_are_kept_and_give_the_same_answers(
         assert load_extra(folder / "train" / "model")["exam"] == {
             "task": "palindrome", "options": {"length": 5, "symbols": 3}, "seed": run["seed"],
         }  # fmt: skip
+
+
+def test_models_are_examined_under_every_combination_of_the_dials(
+    done: tuple[Path, Verdict, str, dict[str, Any]],
+) -> None:
+    place, _, _, found = done
+    (exam,) = found["exams"]
+    assert exam["dials"] == {"length": [5, 8], "symbols": [2, 3]}
+    turns = [{"length": length, "symbols": symbols} for length in (5, 8) for symbols in (2, 3)]
+    for run in exam["arms"][0]["runs"]:
+        assert [turn["options"] for turn in run["turns"]] == turns
+        model = load_model(place / "exams" / run["directory"] / "train" / "model")
+        for turn in run["turns"]:
+            again = examine(model, make_task("palindrome", turn["options"]), seed=run["seed"], examples=16)
+            assert turn["test"]["answers"]["right"] == again.score.right_tokens
+            assert turn["test"]["answers"]["asked"] == again.score.tokens
+        assert run["turns"][1]["test"] == run["test"], "the options that it was trained on"
+    page = (place / "report.html").read_text()
+    assert "short under other options" in page
+    assert page.count("--share: ") == 8
+    mean = sum(run["turns"][2]["test"]["answers"]["accuracy"] for run in exam["arms"][0]["runs"]) / 2
+    assert f">{100 * mean:.1f}<" in page
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        ({"length": 8}, r"dials\.length must be a list; got 8"),
+        ({"length": []}, r"dials\.length must be a list of different values"),
+        ({"length": [8, 8]}, r"dials\.length must be a list of different values"),
+        ({"lenght": [8]}, r"dials\.lenght: with lenght 8: unknown option; did you mean 'length'"),
+        (
+            {"symbols": [3, 30]},
+            r"dials: with symbols 30 the task has 31 different tokens, and the models learn 4",
+        ),
+        ({"length": [8, -1]}, r"dials\S* with length -1"),
+    ],
+)
+def test_dials_that_cannot_be(dials: dict[str, Any], message: str) -> None:
+    exam = {**PLAN["examined_on"][0], "dials": dials}
+    with pytest.raises(PlanError) as failure:
+        Plan.from_dict({**PLAN, "examined_on": [exam]})
+    assert re.search(message, str(failure.value)), str(failure.value)
 
 
 def test_rates_are_chosen_by_the_validation(done: tuple[Path, Verdict, str, dict[str, Any]]) -> None:

@@ -64,6 +64,7 @@ OTHER_LESSONS: dict[type, dict[str, Any]] = {
         "options": {"length": 32},
         "examples": 65,
         "examine_every": 11,
+        "turns": ({"pairs": 2},),
     },
 }
 ARM = MeasuredArm("hybrid", {"depth": 2}, {"rows": 2}, "runs/hybrid", {"code": {"a": "00"}})

@@ -106,6 +106,7 @@ class ExamTrial:
             task=exam.task,
             title=exam.made.title,
             options=dict(exam.options),
+            dials=dict(exam.dials),
             steps=exam.steps,
             rows=exam.rows,
             examples=exam.examples,
@@ -137,7 +138,9 @@ def hold_exams(
 
 
 def _lesson(exam: ExamOptions) -> TaskLesson:
-    return TaskLesson(exam.name, exam.task, dict(exam.options), exam.examples, exam.examine_every)
+    return TaskLesson(
+        exam.name, exam.task, dict(exam.options), exam.examples, exam.examine_every, tuple(exam.turns)
+    )
 
 
 def _train_config(exam: ExamOptions, place: tuple[str | int, ...]) -> TrainConfig:

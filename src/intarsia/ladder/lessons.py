@@ -14,6 +14,7 @@ from intarsia.jobs.child import Channel
 from intarsia.ladder.run_folder import RunFolder
 from intarsia.ladder.run_spec import RunSpec, TaskLesson, TextLesson
 from intarsia.model import ModelConfig
+from intarsia.tasks import make_task
 from intarsia.tasks.exam import examine
 from intarsia.training import TrainConfig, evaluate, train
 from intarsia.training.task_loop import train_on_task
@@ -84,7 +85,7 @@ def _learn_task(
     )
     if not result.finished:
         return None
-    test = None
+    test, turns = None, []
     if spec.role == "judged":
         channel.send(event="stage", stage="the test")
         test = examine(
@@ -95,11 +96,22 @@ def _learn_task(
             split="test",
             rows=config.rows,
         )
+        for turn in lesson.turns:
+            found = examine(
+                result.model,
+                make_task(lesson.task, {**lesson.options, **turn}),
+                seed=config.data_seed,
+                examples=lesson.examples,
+                split="test",
+                rows=config.rows,
+            )
+            turns.append({"options": dict(turn), "test": found.to_dict()})
     described = {"task": lesson.task, "options": dict(lesson.options), "seed": config.data_seed}
     save_model(folder.model, result.model, extra={"step": result.steps, "exam": described})
     return {
         "validation": result.validation.to_dict(),
         "test": None if test is None else test.to_dict(),
+        "turns": turns,
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": result.seconds,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from intarsia.errors import OptionError
+from intarsia.errors import ConfigError, OptionError
 from intarsia.settings import check_bounds, settle_types, with_none
 
 if TYPE_CHECKING:
@@ -191,6 +192,9 @@ class ExamOptions:
     """Of the validation, and of the test."""
     examine_every: int = 50
     """Steps between two validations."""
+    dials: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values of some of the task's options: the judged models are examined under every combination of them, too, which
+    they have not been trained on unless the task mixes them."""
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -203,6 +207,7 @@ class ExamOptions:
         if not self.name:
             object.__setattr__(self, "name", f"{self.task}-{task.length}")
         check_name(self.name)
+        self._check_dials(task)
 
     @property
     def made(self) -> Task:
@@ -210,6 +215,37 @@ class ExamOptions:
         from intarsia.tasks import make_task
 
         return make_task(self.task, self.options)
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """Every combination of the dials' values; none where there are no dials."""
+        if not self.dials:
+            return []
+        return [dict(zip(self.dials, values, strict=True)) for values in product(*self.dials.values())]
+
+    def _check_dials(self, learned: Task) -> None:
+        from intarsia.tasks import make_task
+
+        dials = {}
+        for name, given in self.dials.items():
+            if not given or len({repr(value) for value in given}) < len(given):
+                raise PlanError("must be a list of different values", ("dials", name))
+            dials[name] = tuple(with_none(given))
+        object.__setattr__(self, "dials", dials)
+        for turn in self.turns:
+            shown = ", ".join(f"{name} {value}" for name, value in turn.items())
+            try:
+                task = make_task(self.task, {**self.options, **turn})
+            except OptionError as error:
+                raise PlanError(f"with {shown}: {error.message}", ("dials", *error.path[1:])) from None
+            except ConfigError as error:
+                raise PlanError(f"with {shown}: {error}", ("dials",)) from None
+            if task.vocab_size > learned.vocab_size:
+                raise PlanError(
+                    f"with {shown} the task has {task.vocab_size} different tokens, and the models learn "
+                    f"{learned.vocab_size}: give `options` that need as many",
+                    ("dials",),
+                )
 
 
 EXAM_TRAINING: Mapping[str, Any] = MappingProxyType(

@@ -70,6 +70,7 @@ def _exam(exam: ExamResult) -> dict[str, Any]:
         "name": exam.name,
         "task": exam.task,
         "options": dict(exam.options),
+        "dials": {name: list(values) for name, values in exam.dials.items()},
         "steps": exam.steps,
         "rows": exam.rows,
         "examples": exam.examples,
@@ -91,6 +92,10 @@ def _exam(exam: ExamResult) -> dict[str, Any]:
                         "steps": run.exam.steps if run.exam else None,
                         "validation": _counts(run.exam.validation) if run.exam else None,
                         "test": _counts(run.exam.test) if run.exam and run.exam.test else None,
+                        "turns": [
+                            {"options": dict(turn.options), "test": _counts(turn.test)}
+                            for turn in (run.exam.turns if run.exam else ())
+                        ],
                         "seconds": run.seconds,
                     }
                     for run in sorted(

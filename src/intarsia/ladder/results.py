@@ -51,6 +51,14 @@ class PositionLoss:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Answers to test examples of an exam under changed options."""
+
+    options: Mapping[str, Any]
+    test: Answers
+
+
+@dataclass(frozen=True)
 class ExamScores:
     """What a run has learned of a task."""
 
@@ -59,6 +67,8 @@ class ExamScores:
     """Of a judged run; a tuning run has none, so that nobody can choose by it."""
     steps: int
     """After which nothing was wrong in the validation, or the budget was spent."""
+    turns: tuple[Turn, ...] = ()
+    """Of a judged run: the exam under other options."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,17 @@ class ExamArm:
         shares = [answers for answers, _ in self.judged.values()]
         return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
 
+    def turned(self, options: Mapping[str, Any]) -> tuple[float, float, float] | None:
+        """The same under changed options of the exam."""
+        shares = []
+        for run in self.runs:
+            if run.role == "judged" and run.exam is not None:
+                found = [turn.test for turn in run.exam.turns if turn.options == options]
+                shares += [answers.score.token_accuracy for answers in found]
+            elif run.role == "judged" and run.failure is not None and run.failure.is_final:
+                shares.append(0.0)
+        return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
+
     @property
     def sequences(self) -> float | None:
         """Mean share of sequences without a mistake."""
@@ -252,6 +273,7 @@ class ExamResult:
     rows: int
     examples: int
     arms: tuple[ExamArm, ...]
+    dials: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def arm(self, name: str) -> ExamArm:
         return next(arm for arm in self.arms if arm.name == name)

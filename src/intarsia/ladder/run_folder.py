@@ -23,7 +23,7 @@ import numpy as np
 
 from intarsia.errors import CheckpointError
 from intarsia.files import write_json
-from intarsia.ladder.results import CurvePoint, ExamScores, Failure, PositionLoss, RunResult
+from intarsia.ladder.results import CurvePoint, ExamScores, Failure, PositionLoss, RunResult, Turn
 from intarsia.ladder.run_spec import RunSpec, TextLesson
 from intarsia.tasks import Answers
 
@@ -130,7 +130,8 @@ class RunFolder:
             for split in ("validation", "test")
         )
         assert validation is not None
-        return RunResult(exam=ExamScores(validation, test, outcome["steps"]), **common)
+        turns = tuple(Turn(each["options"], Answers.from_dict(each["test"])) for each in outcome["turns"])
+        return RunResult(exam=ExamScores(validation, test, outcome["steps"], turns), **common)
 
     def _scores(self, spec: RunSpec) -> dict[str, Any]:
         with np.load(self.evaluation) as arrays:

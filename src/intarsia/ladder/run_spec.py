@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +52,8 @@ class TaskLesson:
     examples: int
     """Of the validation and of the test."""
     examine_every: int
+    turns: Sequence[Mapping[str, Any]] = ()
+    """Changes to the options under which the model of a judged run is examined as well."""
 
     @property
     def made(self) -> Task:
@@ -138,7 +140,7 @@ class RunSpec:
         if lesson.pop("kind") == TextLesson.kind:
             made = TextLesson(**{**lesson, "documents": tuple(lesson["documents"])})
         else:
-            made = TaskLesson(**lesson)
+            made = TaskLesson(**{**lesson, "turns": tuple(lesson["turns"])})
         return cls(**{**values, "lesson": made})
 
     def changed_since(self, directory: Path) -> list[str]:
