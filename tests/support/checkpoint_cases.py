@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from intarsia.checkpoints.options import Sparse
+from support.published_model import PublishedConfig
 
 VOCABULARY = 61
 
@@ -78,6 +79,15 @@ SPARSE = {**INDEXED, "index_topk": 12, "index_n_heads": 24}
 LING = {
     **LATENT, "head_dim": 8, "num_local_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2,
     "routed_scaling_factor": 1.7, "rope_theta": 5000.0, "short_conv_kernel_size": 3,
+}  # fmt: skip
+LING_25 = {
+    "vocab_size": VOCABULARY, "hidden_size": 40, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 10,
+    "q_lora_rank": 9, "kv_lora_rank": 11, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 12,
+    "intermediate_size": 52, "moe_intermediate_size": 12, "num_experts": 6, "num_shared_experts": 1,
+    "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "first_k_dense_replace": 1,
+    "group_norm_size": 2, "linear_silu": False, "use_qk_norm": True, "partial_rotary_factor": 0.45,
+    "rope_theta": 5000.0, "rms_norm_eps": 1e-4, "hidden_act": "silu", "score_function": "sigmoid",
+    "scoring_func": "sigmoid", "topk_method": "noaux_tc", "router_dtype": "fp32", "norm_topk_prob": True,
 }  # fmt: skip
 OLMO = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 52,
@@ -218,6 +228,18 @@ CASES = [
             "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "norm_topk_prob": False,
         },
     ),
+    Case(  # the last layer is behind the last whole group
+        "bailing_hybrid", "lightning", "PublishedConfig", "PublishedLing25",
+        {**LING_25, "num_hidden_layers": 5, "layer_group_size": 2}, module="support.published_ling25",
+    ),
+    Case(
+        "bailing_hybrid", "lightning-other", "PublishedConfig", "PublishedLing25",
+        {
+            **LING_25, "num_hidden_layers": 3, "layer_group_size": 3, "use_qk_norm": False, "linear_silu": True,
+            "q_lora_rank": None, "num_shared_experts": 2, "first_k_dense_replace": 2,
+        },
+        module="support.published_ling25",
+    ),
     Case(
         "glm_moe_dsa", "", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",
         {**SPARSE, "n_group": 1, "topk_group": 1, "num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2},
@@ -341,6 +363,8 @@ CASES = [
 
 def their_class(case: Case, name: str) -> Any:
     """The class that computes the case, or that of its options."""
+    if name == "PublishedConfig":
+        return PublishedConfig
     return getattr(importlib.import_module(case.module), name)
 
 

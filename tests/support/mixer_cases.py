@@ -103,6 +103,9 @@ CASES: dict[str, MixerConfig] = {
     "channel-mix without the shift": ChannelMixingConfig(d_hidden=20, shift=False),
     "conv with biases": GatedConvolutionConfig(conv_size=4, bias=True),
     "lightning": LightningConfig(num_heads=3, head_dim=8, head_v_dim=6),
+    "lightning of Ling": LightningConfig(
+        4, 8, decay_from=1, silu=False, qk_norm=True, rope=0.5, yarn=Yarn(4.0, 32), scale=0.35, norm_groups=2
+    ),
     "longhorn": LonghornConfig(expand=1, state_dim=5, dt_rank=3),
     "fox": ForgettingConfig(num_heads=3, head_dim=8),
     "fox pro": ForgettingConfig(2, 8, qk_norm=True, output_gate=True, kv_shift=True),

@@ -1,47 +1,26 @@
 """RWKV-7 as it is published: the paper's equations, token by token, over tensors of the published names.
 
-Peng et al. 2025 (arXiv:2503.14456), section 4 and appendix. Nothing here is of the package. It computes in float64, or,
-where its parameters are bfloat16, in that with a board in float32. The interface is the part of transformers' models
-that the tests of checkpoints need.
+Peng et al. 2025 (arXiv:2503.14456), section 4 and appendix. Nothing here is of the package.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from support.published_model import PublishedModel, Weights
 
 
-class PublishedConfig(SimpleNamespace):
-    """The options in `config.json`."""
-
-
-class PublishedRWKV7(nn.Module):
+class PublishedRWKV7(PublishedModel):
     """The language model."""
 
-    def __init__(self, config: PublishedConfig) -> None:
-        super().__init__()
-        self.config = config
-        for name, tensor in _tensors(config):
-            module: nn.Module = self
-            *owners, last = name.split(".")
-            for owner in owners:
-                if owner not in module._modules:
-                    module.add_module(owner, nn.Module())
-                module = module._modules[owner]  # type: ignore[assignment]
-            module.register_parameter(last, nn.Parameter(tensor))
+    model_type, architecture = "rwkv7", "RWKV7ForCausalLM"
 
-    def forward(self, tokens: Tensor) -> Any:
-        """Logits `[B, T, vocabulary]` of tokens `[B, T]`."""
-        weights = {name: tensor.detach() for name, tensor in self.named_parameters()}
-        if weights["lm_head.weight"].dtype != torch.bfloat16:
-            weights = {name: tensor.double() for name, tensor in weights.items()}
+    def logits(self, tokens: Tensor, weights: Weights) -> Tensor:
         eps = self.config.norm_eps
         x = weights["model.embeddings.weight"][tokens]
         first = None
@@ -56,7 +35,7 @@ class PublishedRWKV7(nn.Module):
             k = _shifted(h, w["ffn.x_k"]) @ w["ffn.key.weight"].T
             x = x + (k * k * (k > 0)) @ w["ffn.value.weight"].T
         x = _layer_norm(x, weights, "model.norm", eps)
-        return SimpleNamespace(logits=x @ weights["lm_head.weight"].T)
+        return x @ weights["lm_head.weight"].T
 
     def _time_mixing(self, x: Tensor, w: dict[str, Tensor], first: Tensor | None) -> tuple[Tensor, Tensor]:
         c = self.config
@@ -95,64 +74,50 @@ class PublishedRWKV7(nn.Module):
         bonus = (r * written * w["attn.r_k"]).sum(-1, keepdim=True) * v
         return ((o + bonus.flatten(-2)) * gate) @ w["attn.o_proj.weight"].T, first
 
-    def save_pretrained(self, path: Path, save_original_format: bool = True) -> None:
-        """In the layout of today's files, or in that of the first ones, with all shifts in one tensor."""
-        path.mkdir(parents=True, exist_ok=True)
-        values = {**vars(self.config), "model_type": "rwkv7", "architectures": ["RWKV7ForCausalLM"]}
-        values = {name: value for name, value in values.items() if not name.startswith("_")}
-        (path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-        tensors = {name: tensor.detach().clone() for name, tensor in self.named_parameters()}
-        if not save_original_format:
-            for layer in range(self.config.num_hidden_layers):
-                prefix = f"model.layers.{layer}.attn.x_"
-                tensors[prefix + "x"] = torch.cat([tensors.pop(prefix + name)[0] for name in "rwkvag"])
-        save_file(tensors, path / "model.safetensors")
+    def other_layout(self, tensors: Weights) -> Weights:
+        """That of the first files, with all shifts in one tensor."""
+        tensors = dict(tensors)
+        for layer in range(self.config.num_hidden_layers):
+            prefix = f"model.layers.{layer}.attn.x_"
+            tensors[prefix + "x"] = torch.cat([tensors.pop(prefix + name)[0] for name in "rwkvag"])
+        return tensors
 
-    @classmethod
-    def from_pretrained(cls, path: Path, dtype: torch.dtype, **_: Any) -> PublishedRWKV7:
-        """The model in a folder, in the layout of today's files."""
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        model = cls(PublishedConfig(**values))
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        return model.to(dtype)
-
-
-def _tensors(c: PublishedConfig) -> Any:
-    """The names and shapes of the files."""
-    D, values = c.hidden_size, c.value_dim[0]
-    ones, zeros = torch.ones, torch.zeros
-    yield "model.embeddings.weight", zeros(c.vocab_size, D)
-    yield "lm_head.weight", zeros(c.vocab_size, D)
-    for layer in range(c.num_hidden_layers):
-        here = f"model.layers.{layer}."
-        for norm in ("pre_norm", "attn_norm", "ffn_norm")[layer > 0 :]:
-            yield f"{here}{norm}.weight", ones(D)
-            yield f"{here}{norm}.bias", zeros(D)
-        for name in "rwkvag":
-            yield f"{here}attn.x_{name}", zeros(1, 1, D)
-        for name, rows, columns in (("r", D, D), ("k", D, D), ("v", values, D), ("o", D, values)):
-            yield f"{here}attn.{name}_proj.weight", zeros(rows, columns)
-        networks = {
-            "w": (c.decay_low_rank_dim, D), "a": (c.a_low_rank_dim, D), "g": (c.gate_low_rank_dim, values),
-            "v": (c.v_low_rank_dim, values),
-        }  # fmt: skip
-        for name, (rank, width) in networks.items():
-            if name == "v" and layer == 0:
-                continue
-            yield f"{here}attn.{name}_lora.lora.0.weight", zeros(rank, D)
-            yield f"{here}attn.{name}_lora.lora.2.weight", zeros(width, rank)
-            if name != "g":
-                yield f"{here}attn.{name}_lora.lora.2.bias", zeros(width)
-        yield f"{here}attn.k_k", 0.7 * ones(D)
-        yield f"{here}attn.k_a", ones(D)
-        yield f"{here}attn.r_k", zeros(c.num_heads, c.head_dim)
-        yield f"{here}attn.g_norm.weight", ones(values)
-        yield f"{here}attn.g_norm.bias", zeros(values)
-        yield f"{here}ffn.x_k", 0.5 * ones(D)
-        yield f"{here}ffn.key.weight", zeros(c.intermediate_size, D)
-        yield f"{here}ffn.value.weight", zeros(D, c.intermediate_size)
-    yield "model.norm.weight", ones(D)
-    yield "model.norm.bias", zeros(D)
+    @staticmethod
+    def tensors(c: Any) -> Iterator[tuple[str, Tensor]]:
+        D, values = c.hidden_size, c.value_dim[0]
+        ones, zeros = torch.ones, torch.zeros
+        yield "model.embeddings.weight", zeros(c.vocab_size, D)
+        yield "lm_head.weight", zeros(c.vocab_size, D)
+        for layer in range(c.num_hidden_layers):
+            here = f"model.layers.{layer}."
+            for norm in ("pre_norm", "attn_norm", "ffn_norm")[layer > 0 :]:
+                yield f"{here}{norm}.weight", ones(D)
+                yield f"{here}{norm}.bias", zeros(D)
+            for name in "rwkvag":
+                yield f"{here}attn.x_{name}", zeros(1, 1, D)
+            for name, rows, columns in (("r", D, D), ("k", D, D), ("v", values, D), ("o", D, values)):
+                yield f"{here}attn.{name}_proj.weight", zeros(rows, columns)
+            networks = {
+                "w": (c.decay_low_rank_dim, D), "a": (c.a_low_rank_dim, D), "g": (c.gate_low_rank_dim, values),
+                "v": (c.v_low_rank_dim, values),
+            }  # fmt: skip
+            for name, (rank, width) in networks.items():
+                if name == "v" and layer == 0:
+                    continue
+                yield f"{here}attn.{name}_lora.lora.0.weight", zeros(rank, D)
+                yield f"{here}attn.{name}_lora.lora.2.weight", zeros(width, rank)
+                if name != "g":
+                    yield f"{here}attn.{name}_lora.lora.2.bias", zeros(width)
+            yield f"{here}attn.k_k", 0.7 * ones(D)
+            yield f"{here}attn.k_a", ones(D)
+            yield f"{here}attn.r_k", zeros(c.num_heads, c.head_dim)
+            yield f"{here}attn.g_norm.weight", ones(values)
+            yield f"{here}attn.g_norm.bias", zeros(values)
+            yield f"{here}ffn.x_k", 0.5 * ones(D)
+            yield f"{here}ffn.key.weight", zeros(c.intermediate_size, D)
+            yield f"{here}ffn.value.weight", zeros(D, c.intermediate_size)
+        yield "model.norm.weight", ones(D)
+        yield "model.norm.bias", zeros(D)
 
 
 def _shifted(x: Tensor, share: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ NOT_READ = (
     NotRead(
         "Ling and Ring linear 2.0",
         ("bailing_moe_linear", "bailing_moe_linear_v2"),
-        "Lightning Attention with norms of groups of heads (`group_norm_size`)",
+        "the names of its softmax layers; its Lightning Attention is that of Ling and Ring 2.5, which are read",
     ),
 )
 """Refused by the name of what is missing."""

@@ -70,11 +70,12 @@ class LayerNorm(FillsItself):
 
 
 class GatedNorm(FillsItself):
-    """RMSNorm of each head, times a gate: `weight * o / rms(o) * gate(z)`, in float32. Weight `[head_v_dim]`."""
+    """RMSNorm of each head, times a gate: `weight * o / rms(o) * gate(z)`, in float32. Weight `[head_v_dim]`. Each of
+    `groups` of the channels is divided by a root mean square of its own."""
 
-    def __init__(self, dim: int, eps: float, gate: OutputGate) -> None:
+    def __init__(self, dim: int, eps: float, gate: OutputGate, groups: int = 1) -> None:
         super().__init__()
-        self.eps, self.gate = eps, gate
+        self.eps, self.gate, self.groups = eps, gate, groups
         self.weight = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
@@ -85,6 +86,12 @@ class GatedNorm(FillsItself):
         """`o` `[B, T, HV, V]` and the raw gate `z` (None where `gate` is "none"), of the same shape or flat,
         `[B, T, HV * V]`; the result in o's dtype."""
         z = None if z is None else z.view(o.shape)
+        if self.groups > 1:
+            wide = widen(o).unflatten(-1, (self.groups, -1))
+            y = F.rms_norm(wide, wide.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(wide.dtype)
+            if z is not None:
+                y = y * (torch.sigmoid if self.gate == "sigmoid" else F.silu)(z.to(wide.dtype))
+            return y.to(o.dtype)
         return gated_rms_norm(
             o, z, self.weight, eps=self.eps, gate=None if self.gate == "none" else self.gate
         )

@@ -1,5 +1,5 @@
 """Lightning Attention: linear attention with a fixed decay of each head (Qin et al. 2024, arXiv:2401.04658), as
-MiniMax-01 has it (2025, arXiv:2501.08313)."""
+MiniMax-01 has it (2025, arXiv:2501.08313), and Ling and Ring (2025, arXiv:2510.19338)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
-from intarsia.layers.norm import GatedNorm
+from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
-from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig
+from intarsia.layers.rope import Yarn, positions_of, rotate
+from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import compute_dtype
 
@@ -24,8 +25,12 @@ class LightningConfig(NormedConfig, HeadsConfig):
     """The options of Lightning Attention; the defaults are MiniMax-01's.
 
     `head_dim` is the key dimension K, `head_v_dim` the value dimension V (K by default). All decay rates are
-    multiplied with `decay_factor`: by default one that falls with the layer, from 1 in the first to nearly 0 in the
-    last, so that late layers forget least.
+    multiplied with `decay_factor`: by default one that falls with the layer, from 1 in layer `decay_from` to nearly 0
+    as many layers behind it as there are, less one, so that late layers forget least.
+
+    `silu` says whether queries, keys and values go through one. `qk_norm` gives each head's queries and keys an
+    RMSNorm, before `rope`, a share of their channels, is rotated with `rope_theta` and `yarn`. `scale` is a factor of
+    the queries. The norm of the output is over `norm_groups` groups of heads (Ling: False, True, 0.5, `K ** -0.5`, 4).
     """
 
     type: ClassVar[str] = "lightning"
@@ -41,16 +46,42 @@ class LightningConfig(NormedConfig, HeadsConfig):
         example={"num_heads": 8, "head_dim": 128},
     )
     decay_factor: float | None = None
+    decay_from: int = 0
+    silu: bool = True
+    qk_norm: bool = False
+    rope: float = 0.0
+    rope_theta: float = 10000.0
+    yarn: Yarn | None = None
+    scale: float = 1.0
+    norm_groups: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        positive(rope_theta=self.rope_theta, scale=self.scale, norm_groups=self.norm_groups)
+        if not 0 <= self.rope <= 1 or self.rotated % 2:
+            raise ConfigError(
+                f"rope is a share of the head's channels, in [0, 1], and of {self.head_dim} an even number; got "
+                f"{self.rope}"
+            )
+        if self.yarn is not None and not self.rotated:
+            raise ConfigError("yarn stretches a rotation, and rope=0 has none")
+        if self.num_heads % self.norm_groups:
+            raise ConfigError(f"{self.num_heads} heads do not divide into norm_groups={self.norm_groups}")
+        if self.decay_from < 0:
+            raise ConfigError(f"decay_from is the number of a layer; got {self.decay_from}")
         if self.decay_factor is not None and self.decay_factor < 0:
             raise ConfigError(f"decay_factor must not be negative; got {self.decay_factor}")
 
     def at_layer(self, layer: int, depth: int) -> LightningConfig:
         if self.decay_factor is not None:
             return self
-        return replace(self, decay_factor=1 - layer / (depth - 1 + 1e-5) + 1e-5)
+        fallen = 0.0 if depth == 1 else (layer - self.decay_from) / (depth - 1 + 1e-5)
+        return replace(self, decay_factor=1 - fallen + 1e-5)
+
+    @property
+    def rotated(self) -> int:
+        """How many channels of each head are rotated."""
+        return round(self.head_dim * self.rope)
 
     def build(self, d_model: int, norm_eps: float = 1e-5) -> LightningAttention:
         return LightningAttention(d_model, self, norm_eps)
@@ -65,6 +96,9 @@ class LightningAttention(Mixer[RecurrentState]):
 
     The norm is over all heads together; nothing scales the queries, which it would undo. There is no position
     encoding and no convolution. "Lightning" is how it is computed, in tiles, and that is the operator's business.
+
+    Ling's has norms of groups of heads, and another beginning: `q = scale rope(rmsnorm_head(W x))`,
+    `k = rope(rmsnorm_head(W x))`, `v = W x`.
     """
 
     def __init__(self, d_model: int, config: LightningConfig, norm_eps: float = 1e-5) -> None:
@@ -76,7 +110,10 @@ class LightningAttention(Mixer[RecurrentState]):
         self.k_proj = nn.Linear(d_model, H * K, bias=False)
         self.v_proj = nn.Linear(d_model, H * V, bias=False)
         self.output_gate_proj = nn.Linear(d_model, H * V, bias=False)
-        self.norm = GatedNorm(H * V, config.own_eps(norm_eps), "sigmoid")
+        eps = config.own_eps(norm_eps)
+        self.q_norm = RMSNorm(K, eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(K, eps) if config.qk_norm else None
+        self.norm = GatedNorm(H * V, eps, "sigmoid", config.norm_groups)
         self.o_proj = nn.Linear(H * V, d_model, bias=False)
 
     def forward(
@@ -84,11 +121,24 @@ class LightningAttention(Mixer[RecurrentState]):
     ) -> tuple[Tensor, RecurrentState | None]:
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
-        heads = (self.config.num_heads, -1)
-        q, k, v = (F.silu(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        o, board = linear_attention(q, k, v, -self.rates(x), scale=1.0, **carried(state, seqs))
+        c, heads = self.config, (self.config.num_heads, -1)
+        made = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = ((F.silu(each) if c.silu else each).unflatten(-1, heads) for each in made)
+        positions = positions_of(x, state, seqs) if c.rotated else None
+        q, k = self._placed(q, self.q_norm, positions), self._placed(k, self.k_norm, positions)
+        o, board = linear_attention(q, k, v, -self.rates(x), scale=c.scale, **carried(state, seqs))
         y = self.o_proj(self.norm(o.flatten(-2), self.output_gate_proj(x)))
         return y, following(state, x, seqs, board)
+
+    def _placed(self, x: Tensor, norm: RMSNorm | None, positions: Tensor | None) -> Tensor:
+        """Queries or keys `[B, T, H, K]`, normed and rotated."""
+        c = self.config
+        if norm is not None:
+            x = norm(x)
+        if positions is None:
+            return x
+        turned, kept = x.split([c.rotated, c.head_dim - c.rotated], dim=-1)
+        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
 
     def rates(self, x: Tensor) -> Tensor:
         """The decay rates of the heads, `[H]`, on the device of x."""

@@ -1,10 +1,12 @@
-"""Ling 3.0: Kimi Delta Attention with a bounded decay 5 : latent attention with positions and gated heads 1."""
+"""Ling 3.0: Kimi Delta Attention with a bounded decay 5 : latent attention with positions and gated heads 1. Ling and
+Ring 2.5 of the same `model_type` have Lightning Attention for it (`ling_lightning.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from intarsia.checkpoints.families import ling_lightning
 from intarsia.checkpoints.families.deepseek_v3 import (
     experts_written,
     latent_attention,
@@ -38,7 +40,7 @@ from intarsia.checkpoints.rows import (
     under,
     weights,
 )
-from intarsia.mixers import KDAConfig, MLAConfig
+from intarsia.mixers import KDAConfig, LightningConfig, MixerConfig, MLAConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
 KINDS = {KDAConfig: LINEAR, MLAConfig: FULL}
@@ -78,13 +80,13 @@ def expert_options(options: Options) -> ExpertsConfig:
 
 def read(options: Options) -> ModelConfig:
     options.only("hidden_act", "silu", part="activation of that name")
-    options.only(
-        "group_norm_size", part="Lightning Attention of Ling and Ring 2.5, which have this model_type too,"
-    )
     for name in ("use_bias", "use_qkv_bias"):
         options.only(name, False, part="layers with biases in this family")
     for name in ("embedding_dropout", "output_dropout", "mtp_loss_scaling_factor", "num_mtp_layers"):
         options.maybe(name, float)  # of training
+    if options.has("group_norm_size"):
+        depth = options.get("num_hidden_layers", int, 20)
+        return _model(options, depth, *ling_lightning.read_mixers(options, depth), dense=1)
     options.presume(rope_theta=6_000_000.0, num_attention_heads=32)
     kinds = kinds_of(options)
     heads = options.get("num_attention_heads", int)
@@ -99,21 +101,32 @@ def read(options: Options) -> ModelConfig:
         decay_rank=None,
         output_gate_rank=None,
     )
+    layout = layout_of(kinds, {LINEAR: "kda", FULL: "mla"}, options)
+    mla = latent_options(options, None, Rotation(options), head_gate=True)
+    return _model(options, len(kinds), layout, {"kda": kda, "mla": mla}, dense=2)
+
+
+def _model(
+    options: Options, depth: int, layout: str, mixers: Mapping[str, MixerConfig], dense: int
+) -> ModelConfig:
+    """A model of these mixers, with `dense` layers without experts where the file says nothing."""
     return ModelConfig(
         vocab_size=options.get("vocab_size", int),
         d_model=options.get("hidden_size", int),
-        depth=len(kinds),
-        layout=layout_of(kinds, {LINEAR: "kda", FULL: "mla"}, options),
-        mixers={"kda": kda, "mla": latent_options(options, None, Rotation(options), head_gate=True)},
+        depth=depth,
+        layout=layout,
+        mixers=mixers,
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 6144)),
         experts=expert_options(options),
-        dense_layers=dense_layers(options, len(kinds), 2),
+        dense_layers=dense_layers(options, depth, dense),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-6),
     )
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
+    if any(isinstance(config.mixers[name], LightningConfig) for name in config.layers):
+        return ling_lightning.write(config)
     kda, mla, of = only_mixer(config, KDAConfig), only_mixer(config, MLAConfig), the_experts(config)
     return {
         **sizes_of(config),
@@ -147,9 +160,17 @@ def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
     yield either(forgetting, [each.under("", "forget_gate.") for each in forgetting])
 
 
-def gated_latent_attention(config: MLAConfig) -> Iterator[Row]:
-    yield from (each for each in latent_attention(config) if each.ours != ("o_proj.weight",))
-    yield row("head_gate_proj.weight", "g_proj.weight")
+def mixer(config: MixerConfig) -> Iterator[Row | Either]:
+    """All but the map of the output."""
+    if isinstance(config, LightningConfig):
+        yield from ling_lightning.lightning_attention(config)
+    elif isinstance(config, KDAConfig):
+        yield from delta_attention(config)
+    else:
+        assert isinstance(config, MLAConfig)
+        yield from (each for each in latent_attention(config) if each.ours != ("o_proj.weight",))
+        if config.head_gate:
+            yield row("head_gate_proj.weight", "g_proj.weight")
 
 
 def renamed(rows: Iterable[Row | Either], *names: str) -> Iterator[Either]:
@@ -177,13 +198,8 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
     for layer, name in enumerate(config.layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         yield from under(ours, theirs, weights(PRE_NORMS))
-        options = config.mixers[name]
-        mixer = (
-            gated_latent_attention(options)
-            if isinstance(options, MLAConfig)
-            else delta_attention(only_mixer(config, KDAConfig))
-        )
-        yield from under(ours + "mixer.", theirs, renamed(mixer, "attention.", "self_attn."))
+        names = renamed(mixer(config.mixers[name]), "attention.", "self_attn.")
+        yield from under(ours + "mixer.", theirs, names)
         output = either(*([row("o_proj.weight", f"{place}.weight")] for place in OUTPUTS))
         yield output.under(ours + "mixer.", theirs)
         yield from under(ours + "feed_forward.", theirs + "mlp.", feed_forward(config, layer))
@@ -191,11 +207,12 @@ def rows(config: ModelConfig) -> Iterator[Row | Either]:
 
 FAMILY = Family(
     name="bailing_hybrid",
-    title="Ling 3.0",
+    title="Ling 3.0, Ling and Ring 2.5",
     model_types=("bailing_hybrid",),
     architecture="BailingHybridForCausalLM",
     read=read,
     write=write,
     rows=rows,
-    missing="Ling and Ring 2.5, which have Lightning Attention under the same `model_type`",
+    computed=(".slope",),
+    oracle="transformers; of 2.5 the released code's equations, in float64",
 )
