@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from intarsia.checkpoints.families.mamba2 import limits_written, state_space, step_limits
+from intarsia.checkpoints.families.mamba2 import heads_options, heads_written, state_space
 from intarsia.checkpoints.families.parts import QKVO, SWIGLU, outside, read_as, rotation_written, sizes_of
 from intarsia.checkpoints.family import Family, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
@@ -27,18 +27,10 @@ def factors(options: Options, name: str, count: int) -> tuple[float, ...]:
 
 
 def state_space_options(options: Options, d_model: int) -> Mamba2Config:
-    options.maybe("mamba_chunk_size", int)  # of how it is computed
     options.maybe("mamba_use_mlp", bool)  # all layers have a feed-forward
     inner = options.get("mamba_d_ssm", int, options.get("mamba_expand", int, 2) * d_model)
-    heads = options.get("mamba_n_heads", int, 128)
-    said = None if options.values.get("mamba_d_head") == "auto" else options.maybe("mamba_d_head", int)
-    options.maybe("mamba_d_head", object)
-    head_dim = inner // heads if said is None else said
-    if heads * head_dim != inner:
-        raise CheckpointError(
-            f"{options.where}: {heads} heads of {head_dim} channels do not make up mamba_d_ssm, {inner}"
-        )
-    bias, given = options.get("mamba_proj_bias", bool, False), options.get("ssm_in_multiplier", float, 1.0)
+    sizes = heads_options(options, inner, "mamba_d_ssm")
+    bias, given = sizes["bias"], options.get("ssm_in_multiplier", float, 1.0)
     if bias != options.get("projectors_bias", bool, False):
         raise options.unsupported(
             "mamba_proj_bias and projectors_bias differ: Mamba-2 has all biases or none"
@@ -49,16 +41,9 @@ def state_space_options(options: Options, d_model: int) -> Mamba2Config:
     before = options.get("mamba_norm_before_gate", bool, True)
     normed = options.get("mamba_rms_norm", bool, False)
     return Mamba2Config(
-        num_heads=heads,
-        head_dim=head_dim,
-        state_dim=options.get("mamba_d_state", int, 256),
-        num_groups=options.get("mamba_n_groups", int, 1),
-        conv_size=options.get("mamba_d_conv", int, 4),
-        bias=bias,
-        conv_bias=options.get("mamba_conv_bias", bool, True),
+        **sizes,
         input_scales=None if scales == NO_SCALES else scales,  # type: ignore[arg-type]
         norm="none" if not normed else "before_gate" if before else "after_gate",
-        **step_limits(options),
     )
 
 
@@ -133,17 +118,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "ssm_in_multiplier": 1.0,
         "ssm_multipliers": list(mamba.input_scales or NO_SCALES),
         "mamba_d_ssm": mamba.num_heads * mamba.head_dim,
-        "mamba_n_heads": mamba.num_heads,
-        "mamba_d_head": mamba.head_dim,
-        "mamba_d_state": mamba.state_dim,
-        "mamba_n_groups": mamba.num_groups,
-        "mamba_d_conv": mamba.conv_size,
-        "mamba_proj_bias": mamba.bias,
+        **heads_written(mamba),
         "projectors_bias": mamba.bias,
-        "mamba_conv_bias": mamba.conv_bias,
         "mamba_rms_norm": mamba.norm != "none",
         "mamba_norm_before_gate": mamba.norm == "before_gate",
-        "time_step_limit": limits_written(mamba),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from intarsia.checkpoints.families.mamba2 import limits_written, state_space, step_limits
+from intarsia.checkpoints.families.mamba2 import heads_options, heads_written, state_space
 from intarsia.checkpoints.families.parts import (
     FULL,
     LINEAR,
@@ -20,7 +20,6 @@ from intarsia.checkpoints.families.parts import (
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import Either, Row, either, nothing, row, same, split, under
-from intarsia.errors import CheckpointError
 from intarsia.mixers import AttentionConfig, Mamba2Config
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 
@@ -36,27 +35,8 @@ MODULES = {"gate_up": "experts.gate_up_proj", "down": "experts.down_proj", "rout
 
 
 def state_space_options(options: Options, d_model: int) -> Mamba2Config:
-    options.maybe("mamba_chunk_size", int)  # of how it is computed
     inner = options.get("mamba_expand", int, 2) * d_model
-    heads = options.get("mamba_n_heads", int, 128)
-    said = None if options.values.get("mamba_d_head") == "auto" else options.maybe("mamba_d_head", int)
-    options.maybe("mamba_d_head", object)
-    head_dim = inner // heads if said is None else said
-    if heads * head_dim != inner:
-        raise CheckpointError(
-            f"{options.where}: {heads} heads of {head_dim} channels do not make up mamba_expand times hidden_size, "
-            f"{inner}"
-        )
-    return Mamba2Config(
-        num_heads=heads,
-        head_dim=head_dim,
-        state_dim=options.get("mamba_d_state", int, 256),
-        num_groups=options.get("mamba_n_groups", int, 1),
-        conv_size=options.get("mamba_d_conv", int, 4),
-        bias=options.get("mamba_proj_bias", bool, False),
-        conv_bias=options.get("mamba_conv_bias", bool, True),
-        **step_limits(options),
-    )
+    return Mamba2Config(**heads_options(options, inner, "mamba_expand times hidden_size"))
 
 
 def attention_options(options: Options, d_model: int) -> AttentionConfig:
@@ -135,14 +115,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         mixer = only_mixer(config, Mamba2Config)
         values |= {
             "mamba_expand": mixer.num_heads * mixer.head_dim // config.d_model,
-            "mamba_n_heads": mixer.num_heads,
-            "mamba_d_head": mixer.head_dim,
-            "mamba_d_state": mixer.state_dim,
-            "mamba_n_groups": mixer.num_groups,
-            "mamba_d_conv": mixer.conv_size,
-            "mamba_proj_bias": mixer.bias,
-            "mamba_conv_bias": mixer.conv_bias,
-            "time_step_limit": limits_written(mixer),
+            **heads_written(mixer),
         }
     if FULL in kinds:
         attention = only_mixer(config, AttentionConfig)

@@ -26,6 +26,43 @@ def step_limits(options: Options) -> dict[str, Any]:
     return {"dt_min": float(least), "dt_max": None if math.isinf(most) else float(most)}
 
 
+def heads_options(options: Options, inner: int, said_as: str) -> dict[str, Any]:
+    """The sizes of Mamba-2 as hybrids spell them that have `mamba_n_heads`; `said_as` gives `inner`, all channels."""
+    options.maybe("mamba_chunk_size", int)  # of how it is computed
+    heads = options.get("mamba_n_heads", int, 128)
+    said = None if options.values.get("mamba_d_head") == "auto" else options.maybe("mamba_d_head", int)
+    options.maybe("mamba_d_head", object)
+    head_dim = inner // heads if said is None else said
+    if heads * head_dim != inner:
+        raise CheckpointError(
+            f"{options.where}: {heads} heads of {head_dim} channels do not make up {said_as}, {inner}"
+        )
+    return {
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "state_dim": options.get("mamba_d_state", int, 256),
+        "num_groups": options.get("mamba_n_groups", int, 1),
+        "conv_size": options.get("mamba_d_conv", int, 4),
+        "bias": options.get("mamba_proj_bias", bool, False),
+        "conv_bias": options.get("mamba_conv_bias", bool, True),
+        **step_limits(options),
+    }
+
+
+def heads_written(config: Mamba2Config) -> dict[str, Any]:
+    """`heads_options` the other way round, but for the channels together."""
+    return {
+        "mamba_n_heads": config.num_heads,
+        "mamba_d_head": config.head_dim,
+        "mamba_d_state": config.state_dim,
+        "mamba_n_groups": config.num_groups,
+        "mamba_d_conv": config.conv_size,
+        "mamba_proj_bias": config.bias,
+        "mamba_conv_bias": config.conv_bias,
+        "time_step_limit": limits_written(config),
+    }
+
+
 def limits_written(config: Mamba2Config) -> list[Any]:
     """`step_limits` the other way round."""
     return [config.dt_min, INFINITY if config.dt_max is None else config.dt_max]
