@@ -86,7 +86,7 @@ def test_python(write) -> None:
         ("seeds = [1, 2]", "seeds = [0, 2]", r"tuning.seed: seed 0 chooses the learning rates"),
         ("seeds = [1, 2]", "seeds = []", r"plan.toml:3: seeds: at least one seed"),
         ("[1e-3, 2e-3]", "[-1e-3]", r"tuning.learning_rates must be different and above 0"),
-        ("100_000", "100_000\nsteps = 3", r"budget: give either tokens or steps"),
+        ("100_000", "100_000\nsteps = 3", r"budget: give one of tokens, steps, flops or seconds"),
         ("[training]", "[quick.budget]\nx = 1\n[training]", r"plan.toml:12: quick.budget.x: unknown option"),
         (
             "depth = 3",

@@ -49,6 +49,7 @@ OTHER: dict[str, Any] = {
     "fingerprint": {**FINGERPRINT, "code": {}},
     "threads": 2,
     "device": "cpu",
+    "branches_from": "runs/other/train@8",
 }
 OTHER_LESSONS: dict[type, dict[str, Any]] = {
     TextLesson: {
@@ -113,7 +114,7 @@ def other_arm(field: str) -> MeasuredArm:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunSpec)])
 def test_every_field_that_decides_numbers_changes_the_key(field: str) -> None:
     """A field that is added must say here what another value of it is."""
-    assert set(UNDECISIVE) == {"dataset", "device"}
+    assert set(UNDECISIVE) == {"dataset", "device", "branches_from"}
     other = dataclasses.replace(SPEC, **{field: OTHER[field]})
     assert (other.key == SPEC.key) is (field in UNDECISIVE)
     assert (other.directory_name == SPEC.directory_name) is (field in UNDECISIVE)

@@ -111,7 +111,10 @@ def test_points_come_from_verdicts_on_the_same_text(tmp_path: Path) -> None:
     paths = []
     for index in range(3):
         plan = make_plan()
-        results = replace(make_results(plan, seed=0), tokens_per_run=1000 * (index + 1))
+        results = make_results(plan, seed=0)
+        results = replace(
+            results, arms=tuple(replace(arm, tokens=1000 * (index + 1)) for arm in results.arms)
+        )
         paths.append(tmp_path / f"{index}.json")
         write_json(paths[-1], {**judge(plan, results).to_dict(), **record_of(plan, results, tmp_path)})
     points = points_of("full", paths)

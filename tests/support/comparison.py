@@ -106,6 +106,9 @@ def make_results(
                 non_embedding_parameters=1_111_296 + 1000 * index,
                 learning_rate=rate,
                 grid=plan.rates(arm),
+                steps=steps,
+                tokens=steps * 4096,
+                active_parameters=1_111_296 + 1000 * index,
                 runs=tuple(runs),
                 change="" if index == 0 else f"feed_forward.d_hidden 352 → {352 - 8 * index}",
                 measurements=Measurements(

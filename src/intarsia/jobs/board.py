@@ -71,6 +71,10 @@ class Board:
         self._runs, self._steps = runs, steps
         self._bars.update(self._whole, total=max(steps, 1))
 
+    def add(self, runs: int, steps: int) -> None:
+        """There is so much more to do than was thought."""
+        self.expect(self._runs + runs, self._steps + steps)
+
     def skip(self, steps: int) -> None:
         """A run was done before."""
         self._finished += 1

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import Arm, PlanError
+from intarsia.ladder.plan_tables import Arm, Matching, PlanError
 from intarsia.model import ModelConfig, presets
+from intarsia.model.cost import ModelCost
 from intarsia.model.language_model import cost_of
-from intarsia.model.matching import match_parameters
+from intarsia.model.matching import Count, match_parameters, match_states
 from intarsia.settings import merge
 
 
@@ -37,35 +40,69 @@ def resolve(plan: Plan, vocab_size: int) -> tuple[ResolvedArm, ...]:
 
     The rule: parameters are counted without the embedding and the head. An arm that is within the tolerance of
     the reference stays as it is; another has its feed-forward width changed, and nothing else
-    (`intarsia.model.matching`), or is an error where the plan forbids changes.
+    (`intarsia.model.matching`), or is an error where the plan forbids changes. Where states are matched too, the
+    windows of arms with sliding windows are chosen first, which changes no parameter.
 
     Raises:
         PlanError: a preset or an option that does not exist, or sizes that cannot be brought together.
     """
     configs = _configurations(plan, vocab_size)
     reference = plan.matching.reference or plan.arms[0].name
-    target = cost_of(configs[reference]).non_embedding_parameters
+    target = cost_of(configs[reference])
     resolved = []
     for index, arm in enumerate(plan.arms):
-        config, change = configs[arm.name], ""
-        count = cost_of(config).non_embedding_parameters
-        if abs(count - target) > plan.matching.tolerance * target:
-            if not plan.matching.adjust:
-                raise PlanError(
-                    f"{arm.name} has {count:,} parameters without embeddings and {reference} has {target:,}: more "
-                    f"than {plan.matching.tolerance:.1%} apart, and the plan forbids changes (matching.adjust)",
-                    ("arms", index),
-                )
-            try:
-                matched = match_parameters(config, target, plan.matching.tolerance)
-            except ConfigError as error:
-                raise PlanError(
-                    f"{arm.name} cannot be matched to {reference}: {error}", ("arms", index)
-                ) from None
-            config, change = matched, _change(config, matched)
+        try:
+            config = _matched(configs[arm.name], target, plan.matching)
+        except ConfigError as error:
+            raise PlanError(
+                f"{arm.name} cannot be matched to {reference}: {error}", ("arms", index)
+            ) from None
         cost = cost_of(config)
+        change = _change(configs[arm.name], config)
         resolved.append(ResolvedArm(arm, config, cost.parameters, cost.non_embedding_parameters, change))
     return tuple(resolved)
+
+
+_COUNTS: Mapping[str, tuple[str, Count]] = MappingProxyType(
+    {
+        "total": ("parameters without embeddings", attrgetter("non_embedding_parameters")),
+        "active": ("active parameters without embeddings", attrgetter("active_non_embedding_parameters")),
+    }
+)
+
+
+def _matched(config: ModelConfig, target: ModelCost, rule: Matching) -> ModelConfig:
+    """The configuration of an arm as the plan's rule brings it to the reference.
+
+    Raises:
+        ConfigError: it cannot be brought there.
+    """
+    if rule.state_at is not None:
+        bytes_wanted = target.state_bytes(rule.state_at)
+        near = (
+            abs(cost_of(config).state_bytes(rule.state_at) - bytes_wanted)
+            <= rule.state_tolerance * bytes_wanted
+        )
+        if not near and not rule.adjust:
+            raise ConfigError("its states have another size, and the plan forbids changes (matching.adjust)")
+        config = match_states(config, bytes_wanted, rule.state_at, rule.state_tolerance)
+    chosen = "active" if rule.of == "active" else "total"
+    _, count = _COUNTS[chosen]
+    if abs(count(cost_of(config)) - count(target)) > rule.tolerance * count(target) and rule.adjust:
+        config = match_parameters(config, count(target), rule.tolerance, count)
+    for name in ("total", "active") if rule.of == "both" else (chosen,):
+        words, count = _COUNTS[name]
+        has, wanted = count(cost_of(config)), count(target)
+        if abs(has - wanted) > rule.tolerance * wanted:
+            why = (
+                "the widths that match all parameters leave the active ones apart (matching.of says which are matched)"
+                if rule.adjust
+                else "the plan forbids changes (matching.adjust)"
+            )
+            raise ConfigError(
+                f"it has {has:,} {words}, where {wanted:,} are wanted: more than {rule.tolerance:.1%} apart, and {why}"
+            )
+    return config
 
 
 def check_models(plan: Plan) -> None:
@@ -121,8 +158,9 @@ def _configuration(plan: Plan, arm: Arm, vocab_size: int | None) -> ModelConfig:
 
 def _change(before: ModelConfig, after: ModelConfig) -> str:
     changes = []
-    for name in ("feed_forward", "experts"):
-        old, new = getattr(before, name), getattr(after, name)
+    tables = [(name, getattr(before, name), getattr(after, name)) for name in ("feed_forward", "experts")]
+    tables += [(name, options, after.mixers[name]) for name, options in before.mixers.items()]
+    for name, old, new in tables:
         if old == new or old is None or new is None:
             continue
         for field in dataclasses.fields(old):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,12 @@ from intarsia.ladder.fairness import check_batches
 from intarsia.ladder.history import History, not_counted
 from intarsia.ladder.measuring import measure
 from intarsia.ladder.plan import Plan
+from intarsia.ladder.plan_tables import Budget
 from intarsia.ladder.record import jsonable, record_of
 from intarsia.ladder.report import write_report
 from intarsia.ladder.report.terminal import introduce, show_verdict
 from intarsia.ladder.results import NO_TEXT, Results
+from intarsia.ladder.speeds import training_speeds
 from intarsia.ladder.text_trial import TextTrial
 from intarsia.ladder.verdict import Verdict, judge
 from intarsia.settings import toml
@@ -69,19 +71,54 @@ def compare(
     path = Path(directory)
     busy = ConfigError(f"another comparison is at work in {path}: wait for it, or choose another directory")
     with locked(path / ".lock", busy), terminable():
-        write_text(path / "plan.toml", toml.dumps(plan.to_dict()))
-        results = _results(plan, path, jobs, console)
-        return _conclude(plan, results, path, console)
+        return carry_out(plan, Place(path, home=path), jobs, console)[1]
 
 
-def _results(plan: Plan, path: Path, jobs: int | None, console: Console) -> Results:
+@dataclass(frozen=True)
+class Place:
+    """Where a comparison is made."""
+
+    path: Path
+    """Its directory."""
+    home: Path
+    """Where the data are, and what all comparisons have in common that are made together: threads and speeds."""
+    earlier: tuple[Path, ...] = ()
+    """Directories of comparisons of the same models with smaller budgets, whose runs these may go on from."""
+
+
+def carry_out(plan: Plan, place: Place, jobs: int | None, console: Console) -> tuple[Results, Verdict]:
+    """Make a comparison that nobody else is at: what `compare` does, without its locks."""
+    write_text(place.path / "plan.toml", toml.dumps(plan.to_dict()))
+    results = _results(plan, place, jobs, console)
+    return results, _conclude(plan, results, place.path, console)
+
+
+def prepare_text(plan: Plan, place: Place, jobs: int | None, console: Console) -> TextTrial | None:
+    """The part of a plan that is about text, if it has one, with the data; all of it can be carried out.
+
+    Raises:
+        PlanError: it cannot.
+        DataError: the corpus or the tokenizer cannot be had, or leaves too few documents.
+    """
+    if plan.budget is None:
+        return None
+    data, speeds = place.home / "data", None
+    if plan.budget.seconds is not None:
+        rehearsal = TextTrial.prepare(plan, Budget(steps=10**9), data, console)
+        capacity = Capacity.of(place.home, jobs, possible_jobs(rehearsal.runs, rehearsal.bytes_of_runs))
+        speeds = training_speeds(rehearsal, place.home, capacity.threads, console)
+    earlier = tuple(path / "runs" for path in place.earlier)
+    return TextTrial.prepare(plan, plan.budget, data, console, speeds=speeds, earlier=earlier)
+
+
+def _results(plan: Plan, place: Place, jobs: int | None, console: Console) -> Results:
     """Make all that is missing, and return all that there is."""
-    began = time.monotonic()
+    began, path = time.monotonic(), place.path
     exams = [ExamTrial.prepare(plan, index) for index in range(len(plan.examined_on))]
-    text = None if plan.budget is None else TextTrial.prepare(plan, plan.budget, path / "data", console)
+    text = prepare_text(plan, place, jobs, console)
     trials: list[TextTrial | ExamTrial] = [*([] if text is None else [text]), *exams]
     capacity = Capacity.of(
-        path,
+        place.home,
         jobs,
         possible_jobs(
             sum(trial.runs for trial in trials), [need for trial in trials for need in trial.bytes_of_runs]

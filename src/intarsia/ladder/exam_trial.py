@@ -80,6 +80,8 @@ class ExamTrial:
             grid=rates,
             tuning=tuple(self._spec(arm, rate, plan.tuning.seed, "tuning", threads) for rate in tried),
             judged=lambda rate: [self._spec(arm, rate, seed, "judged", threads) for seed in plan.seeds],
+            tuning_at=lambda rate: self._spec(arm, rate, plan.tuning.seed, "tuning", threads),
+            beyond=plan.tuning.beyond,
         )
 
     def _subject(self, arm: ResolvedArm) -> str:
@@ -115,8 +117,9 @@ class ExamTrial:
                     name=arm.name,
                     parameters=arm.non_embedding_parameters,
                     learning_rate=runs[self._subject(arm)].learning_rate,
-                    grid=self.plan.rates(arm.arm, exam),
+                    grid=(*self.plan.rates(arm.arm, exam), *runs[self._subject(arm)].beyond),
                     runs=runs[self._subject(arm)].runs,
+                    beyond=runs[self._subject(arm)].beyond,
                 )
                 for arm in self.arms
             ),

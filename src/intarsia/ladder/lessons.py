@@ -17,6 +17,8 @@ from intarsia.model import ModelConfig
 from intarsia.tasks import make_task
 from intarsia.tasks.exam import examine
 from intarsia.training import TrainConfig, evaluate, train
+from intarsia.training.lineage import Parent
+from intarsia.training.run_directory import RunDirectory
 from intarsia.training.task_loop import train_on_task
 
 
@@ -37,6 +39,9 @@ def _learn_text(
     config = TrainConfig.from_dict(dict(spec.train))
     dataset = TokenDataset(lesson.dataset)
     tokenizer = load_tokenizer(dataset.directory / "tokenizer")
+    # A run that has begun knows by itself where.
+    begun = RunDirectory(folder.train).config.exists()
+    parent = None if begun or spec.branches_from is None else Parent.parse(spec.branches_from)
     result = train(
         ModelConfig.from_dict(spec.model),
         config,
@@ -45,6 +50,7 @@ def _learn_text(
         folder.train,
         progress=channel,
         device=spec.device,
+        parent=parent,
     )
     if not result.finished:
         return None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from intarsia.data import CorpusOptions
 from intarsia.errors import OptionError, did_you_mean
 from intarsia.ladder.plan_tables import (
+    BUDGET_UNITS,
     Arm,
     Budget,
     EvaluationOptions,
@@ -170,7 +171,7 @@ class Plan:
             rates = sorted(self.tuning.learning_rates)
             changes = {
                 "seeds": list(self.seeds[:2]),
-                "budget": {"tokens": None, "steps": 20} if self.budget else None,
+                "budget": {**dict.fromkeys(BUDGET_UNITS), "steps": 20} if self.budget else None,
                 "training": {"warmup_steps": 2},
                 "tuning": {"learning_rates": [rates[len(rates) // 2]], "documents": 5},
                 "evaluation": {"documents": 20, "tokens_per_document": 512},
@@ -182,8 +183,7 @@ class Plan:
         budget = changes.get("budget", {})
         if isinstance(budget, Mapping) and len(budget) == 1:
             # A budget in the other unit replaces the plan's, and does not stand beside it.
-            other = "tokens" if "steps" in budget else "steps"
-            changes = {**changes, "budget": {**budget, other: None}}
+            changes = {**changes, "budget": {**dict.fromkeys(BUDGET_UNITS), **budget}}
         try:
             quick = Plan.from_dict(merge(values, changes))
         except PlanError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.errors import ConfigError, OptionError
 from intarsia.settings import check_bounds, settle_types, with_none
@@ -52,23 +52,66 @@ class Arm:
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may spend: tokens or optimizer steps, one of the two."""
+    """What each run may spend: tokens, optimizer steps, FLOPs of training, or seconds of it; one of the four.
+
+    With tokens and steps all arms read the same. With FLOPs, by each model's own count (`ModelCost`), and with seconds
+    a cheaper arm reads more: the same batches as far as another one comes, and further ones.
+    """
 
     tokens: int | None = None
     steps: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    """At the speed with which each arm trains on this machine. It is timed once before anything is trained, and kept
+    (`intarsia.ladder.speeds`); from then on the number of steps is fixed."""
 
     def __post_init__(self) -> None:
         settle_types(self)
-        if (self.tokens is None) == (self.steps is None):
-            raise PlanError("give either tokens or steps, and not both")
+        given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            names = f"{', '.join(BUDGET_UNITS[:-1])} or {BUDGET_UNITS[-1]}"
+            raise PlanError(f"give one of {names}, and not {' and '.join(given) or 'none'}")
         check_bounds(self, "tokens", "steps", least=1)
+        check_bounds(self, "flops", "seconds", above=0)
 
-    def steps_of(self, tokens_per_step: int) -> int:
-        """Optimizer steps that spend the budget; tokens are rounded up to whole steps."""
+    @property
+    def unit(self) -> str:
+        """Which of the four was given."""
+        return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
+
+    def steps_of(
+        self, tokens_per_step: int, *, flops_per_token: float = 0.0, tokens_per_second: float = 0.0
+    ) -> int:
+        """Optimizer steps that spend the budget. Tokens are rounded up to whole steps; FLOPs and seconds down, since
+        they are what may be spent.
+
+        Args:
+            flops_per_token: of training, for a budget of FLOPs.
+            tokens_per_second: of training, for a budget of seconds.
+
+        Raises:
+            PlanError: it does not pay for one step.
+        """
         if self.steps is not None:
             return self.steps
-        assert self.tokens is not None
-        return -(-self.tokens // tokens_per_step)
+        if self.tokens is not None:
+            return -(-self.tokens // tokens_per_step)
+        if self.flops is not None:
+            steps, needed = self.flops / flops_per_token / tokens_per_step, flops_per_token * tokens_per_step
+            said = f"{self.flops:.3g} FLOPs, and a step takes {needed:.3g}"
+        else:
+            assert self.seconds is not None
+            steps = self.seconds * tokens_per_second / tokens_per_step
+            needed = tokens_per_step / tokens_per_second
+            said = f"{self.seconds:.3g} seconds, and a step takes {needed:.3g}"
+        if steps < 1:
+            raise PlanError(
+                f"allows no step: it is {said}; give more, or smaller steps ([training] rows, length)"
+            )
+        return int(steps)
+
+
+BUDGET_UNITS = ("tokens", "steps", "flops", "seconds")
 
 
 @dataclass(frozen=True)
@@ -83,6 +126,9 @@ class Tuning:
     learning_rates: tuple[float, ...]
     seed: int = 0
     documents: int = 100
+    beyond: int = 2
+    """So many rates beyond the grid are tried at most, one after the other, while the best is at an end of what was
+    tried. A rate that is still at an end weakens the verdict."""
     budget_share: float = 1.0
     """The share of the budget that a tuning run spends. Below 1 is cheaper, and the best rate of a shorter run is
     not quite that of the whole; the same for all arms."""
@@ -91,24 +137,31 @@ class Tuning:
         settle_types(self)
         check_rates(self.learning_rates, ("learning_rates",))
         check_bounds(self, "budget_share", above=0, most=1)
-        check_bounds(self, "seed", least=0)
+        check_bounds(self, "seed", "beyond", least=0)
         check_bounds(self, "documents", least=1)
 
 
 @dataclass(frozen=True)
 class Matching:
-    """How parameters (without embeddings and head) are brought together."""
+    """How parameters (without embeddings and head) are brought together, and the bytes of states where asked for."""
 
     reference: str | None = None
     """The arm whose parameter count the others are matched to; the first by default."""
     tolerance: float = 0.01
     """The largest relative difference that is allowed, after matching."""
+    of: Literal["both", "total", "active"] = "both"
+    """Which parameters are matched: all, those that compute one token (experts that idle do not), or both."""
     adjust: bool = True
     """Change the feed-forward width of each other arm to come nearest. False: only check."""
+    state_at: int | None = None
+    """Match the bytes of states after so many tokens too: the windows of arms with sliding windows are chosen for it,
+    and arms without must have as many as they are. None: states are shown and not matched."""
+    state_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         settle_types(self)
-        check_bounds(self, "tolerance", least=0, below=1)
+        check_bounds(self, "tolerance", "state_tolerance", least=0, below=1)
+        check_bounds(self, "state_at", least=1)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ stands in the sentence, and a claim that would not survive it is said to be of t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from intarsia.ladder.results import ArmResult, RunResult
 from intarsia.ladder.scatter import PooledScatter
@@ -56,6 +57,17 @@ def _of_documents(chosen: RunResult, other: RunResult, behind: float) -> float:
     bits, sizes = chosen.tuning_documents
     residuals = other.tuning_documents[0] - bits - behind * sizes
     return float((residuals**2).sum() / sizes.sum() ** 2)
+
+
+def next_rate(tried: Sequence[float], best: float) -> float | None:
+    """The rate to try next where the best of those that were tried is at an end of them: as far beyond it as its
+    neighbour is on the other side, by ratio. None where it lies inside, or alone."""
+    rates = sorted(tried)
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    # Six digits, so that 0.008 * 2 is called 0.016.
+    return float(f"{best * best / neighbour:.6g}")
 
 
 def at_edge(arm: ArmResult) -> str:

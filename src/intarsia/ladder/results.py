@@ -120,6 +120,11 @@ class RunResult:
         return None if self.tuning_bits_per_byte is None else (self.tuning_bits_per_byte,)
 
     @property
+    def is_perfect(self) -> bool:
+        """Whether no better score is possible."""
+        return self.exam is not None and self.exam.validation.score.token_accuracy == 1
+
+    @property
     def summary(self) -> str:
         """How it went, in a line."""
         text = f"{self.seconds:.0f} s"
@@ -185,7 +190,15 @@ class ArmResult:
     learning_rate: float | None
     """The rate that was chosen; None where every run of the choice failed."""
     grid: tuple[float, ...]
+    """The rates that were tried, or the one that was given."""
     runs: tuple[RunResult, ...]
+    beyond: tuple[float, ...] = ()
+    """Those of `grid` that the plan did not name, tried since the best was at an end."""
+    steps: int = 0
+    tokens: int = 0
+    """Of each judged run."""
+    active_parameters: int = 0
+    """Those without embeddings that compute a token."""
     training_flops_per_token: float | None = None
     change: str = ""
     """What matching changed in the configuration."""
@@ -217,7 +230,10 @@ class ExamArm:
     """Without embeddings."""
     learning_rate: float | None
     grid: tuple[float, ...]
+    """The rates that were tried, or the one that was given."""
     runs: tuple[RunResult, ...]
+    beyond: tuple[float, ...] = ()
+    """Those of `grid` that the plan did not name, tried since the best was at an end."""
 
     @property
     def judged(self) -> dict[int, tuple[float, float]]:
@@ -291,6 +307,7 @@ class Results:
     tokenizer: str
     steps: int
     tokens_per_run: int
+    """Of the arm that read most; all read as many where the budget is one of tokens or steps."""
     length: int = 0
     """Tokens of a piece: no prediction saw more context."""
     training_tokens: int = 0

@@ -13,9 +13,9 @@ from intarsia.ladder.results import RunRole
 from intarsia.model.fingerprint import DECISIVE, changes
 from intarsia.tasks import Task, make_task
 
-UNDECISIVE = ("dataset", "device")
-"""Fields that do not decide a run's numbers: a place, whose content has a fingerprint, and `auto`, of which the
-fingerprint says what it was."""
+UNDECISIVE = ("dataset", "device", "branches_from")
+"""Fields that do not decide a run's numbers: a place, whose content has a fingerprint; `auto`, of which the fingerprint
+says what it was; and the run whose first steps are the same (`intarsia.ladder.branches`)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class RunSpec:
     threads: int
     """Of the child process. It changes rounding, so a comparison keeps to one number."""
     device: str = "auto"
+    branches_from: str | None = None
+    """A checkpoint `RUN@STEP` of a run that was this one up to there, if there is one: its steps need not be made
+    again."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def points_of(arm: str, verdicts: Iterable[str | Path]) -> list[Point]:
                 f"{path} has no arm {arm!r}: {', '.join(each['name'] for each in found['arms'])}"
             )
         points += [
-            Point(here[0]["non_embedding_parameters"], found["tokens_per_run"], run["bits_per_byte"])
+            Point(here[0]["non_embedding_parameters"], here[0]["tokens"], run["bits_per_byte"])
             for run in here[0]["runs"]
             if run["role"] == "judged" and run["failure"] is None
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from intarsia.jobs.board import Board
 from intarsia.jobs.child import DONE, INTERRUPTED
 from intarsia.jobs.pool import Event, Pool, describe_exit
+from intarsia.ladder.rate_choice import next_rate
 from intarsia.ladder.results import Failure, RunResult, choose_rate
 from intarsia.ladder.run_folder import RunFolder
 from intarsia.ladder.run_spec import RunSpec
@@ -25,6 +26,10 @@ class ArmSchedule:
     """Empty where there is one rate and nothing to choose."""
     judged: Callable[[float], Sequence[RunSpec]]
     """The judged runs at a learning rate."""
+    tuning_at: Callable[[float], RunSpec] | None = None
+    """The tuning run at a rate that is not in the grid; None: none is tried."""
+    beyond: int = 0
+    """How many of those are tried at most, one after the other, while the best rate is at an end of what was tried."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class ArmRuns:
 
     learning_rate: float | None
     runs: tuple[RunResult, ...]
+    beyond: tuple[float, ...] = ()
+    """The rates beyond the grid that were tried since the best was at its end."""
 
 
 def run_all(
@@ -52,6 +59,7 @@ def run_all(
     """By the key of the spec."""
     running: dict[str, RunSpec] = {}
     chosen: dict[str, float | None] = {}
+    beyond: dict[str, list[RunSpec]] = {schedule.name: [] for schedule in schedules}
     told: set[tuple[str, ...]] = set()
 
     def enqueue(specs: Sequence[RunSpec]) -> None:
@@ -74,10 +82,27 @@ def run_all(
 
     def advance(schedule: ArmSchedule) -> None:
         """Choose the learning rate and go on to the judged runs, once that is possible."""
-        if schedule.name in chosen or any(spec.key not in finished for spec in schedule.tuning):
+        if schedule.name in chosen:
             return
-        scores = {spec.learning_rate: finished[spec.key].tuning_score for spec in schedule.tuning}
-        rate = choose_rate(scores) if schedule.tuning else schedule.grid[0]
+        added = beyond[schedule.name]
+        while True:
+            specs = [*schedule.tuning, *added]
+            if any(spec.key not in finished for spec in specs):
+                return
+            scores = {spec.learning_rate: finished[spec.key].tuning_score for spec in specs}
+            rate = choose_rate(scores) if schedule.tuning else schedule.grid[0]
+            best = next((spec for spec in specs if spec.learning_rate == rate), None)
+            if best is None or finished[best.key].is_perfect or len(added) == schedule.beyond:
+                break
+            further = next_rate(tuple(scores), best.learning_rate)
+            if further is None or schedule.tuning_at is None:
+                break
+            board.say(
+                f"{schedule.name} did best with {best.learning_rate:g}, at the end of its grid: trying {further:g}."
+            )
+            added.append(schedule.tuning_at(further))
+            board.add(1, added[-1].steps)
+            enqueue(added[-1:])
         chosen[schedule.name] = rate
         if rate is not None:
             enqueue(schedule.judged(rate))
@@ -130,6 +155,7 @@ def run_all(
         schedule.name: ArmRuns(
             chosen.get(schedule.name),
             tuple(run for run in finished.values() if run.subject == schedule.name),
+            tuple(spec.learning_rate for spec in beyond[schedule.name]),
         )
         for schedule in schedules
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from intarsia.jobs.board import Board
 from intarsia.jobs.machine import processor
 from intarsia.jobs.pool import Pool
 from intarsia.ladder.arms import ResolvedArm, resolve
+from intarsia.ladder.branches import stable_phase
 from intarsia.ladder.capacity import Capacity, run_bytes
 from intarsia.ladder.documents import Chosen, choose_documents
 from intarsia.ladder.measuring import MeasuredArm, MeasureSpec
@@ -26,6 +28,7 @@ from intarsia.ladder.run_spec import RunSpec, TextLesson
 from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
 from intarsia.ladder.student import Array
 from intarsia.model.fingerprint import Fingerprint, fingerprint
+from intarsia.model.language_model import cost_of
 from intarsia.training import NGrams, TrainConfig
 
 if TYPE_CHECKING:
@@ -43,12 +46,27 @@ class TextTrial:
     arms: tuple[ResolvedArm, ...]
     fingerprints: Mapping[str, Fingerprint]
     """What decides the numbers of each arm's runs beside the plan."""
-    configs: Mapping[RunRole, TrainConfig]
-    """The options that all runs share; learning rate and seeds are filled in for each."""
+    configs: Mapping[str, Mapping[RunRole, TrainConfig]]
+    """The options of each arm's runs; learning rate and seeds are filled in for each. All arms share them, but for the
+    number of steps where the budget is one of FLOPs or seconds."""
+    earlier: tuple[Path, ...] = ()
+    """Directories of runs with the same models and smaller budgets, whose stable phase these may go on from."""
 
     @classmethod
-    def prepare(cls, plan: Plan, budget: Budget, directory: Path, console: Console) -> TextTrial:
+    def prepare(
+        cls,
+        plan: Plan,
+        budget: Budget,
+        directory: Path,
+        console: Console,
+        *,
+        speeds: Mapping[str, float] | None = None,
+        earlier: tuple[Path, ...] = (),
+    ) -> TextTrial:
         """Prepare the data in `directory`, and make sure that all of the plan can be carried out.
+
+        Args:
+            speeds: tokens per second with which each arm trains, for a budget of seconds.
 
         Raises:
             PlanError: it cannot.
@@ -60,7 +78,7 @@ class TextTrial:
             dataset, tokenizer = plan.corpus.prepare(directory, progress=False)
         arms = resolve(plan, tokenizer.vocab_size)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = _judged_config(plan, budget)
+        judged = _judged_configs(plan, budget, arms, speeds or {})
         return cls(
             plan=plan,
             dataset=dataset,
@@ -68,7 +86,11 @@ class TextTrial:
             documents=choose_documents(plan, dataset.heldout.documents),
             arms=arms,
             fingerprints={arm.name: fingerprint(arm.config, device) for arm in arms},
-            configs={"judged": config, "tuning": _tuning_config(plan, config)},
+            configs={
+                name: {"judged": config, "tuning": _tuning_config(plan, config)}
+                for name, config in judged.items()
+            },
+            earlier=earlier,
         )
 
     @property
@@ -80,14 +102,15 @@ class TextTrial:
     @property
     def bytes_of_runs(self) -> list[int]:
         """The memory that a run of each arm needs."""
-        return [run_bytes(arm.parameters, arm.config, self.configs["judged"]) for arm in self.arms]
+        return [run_bytes(arm.parameters, arm.config, self.configs[arm.name]["judged"]) for arm in self.arms]
 
     def train(self, directory: Path, capacity: Capacity, console: Console) -> dict[str, ArmRuns]:
         """Make all runs, each in a directory of its own under `directory`."""
         schedules = [self._schedule(arm, capacity.threads) for arm in self.arms]
         seeds = len(self.plan.seeds)
         steps = sum(
-            len(item.tuning) * self.configs["tuning"].steps + seeds * self.configs["judged"].steps
+            len(item.tuning) * self.configs[item.name]["tuning"].steps
+            + seeds * self.configs[item.name]["judged"].steps
             for item in schedules
         )
         with Board(console, self.plan.name, self.runs, steps) as board:
@@ -102,17 +125,19 @@ class TextTrial:
             grid=rates,
             tuning=tuple(self._spec(arm, rate, plan.tuning.seed, "tuning", threads) for rate in tried),
             judged=lambda rate: [self._spec(arm, rate, seed, "judged", threads) for seed in plan.seeds],
+            tuning_at=lambda rate: self._spec(arm, rate, plan.tuning.seed, "tuning", threads),
+            beyond=plan.tuning.beyond,
         )
 
     def _spec(self, arm: ResolvedArm, rate: float, seed: int, role: RunRole, threads: int) -> RunSpec:
         train = self.dataset.train
-        return RunSpec(
+        spec = RunSpec(
             arm=arm.name,
             learning_rate=rate,
             seed=seed,
             role=role,
             model=arm.config.to_dict(),
-            train=self.configs[role].replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
+            train=self.configs[arm.name][role].replace(lr=rate, seed=seed, data_seed=seed).to_dict(),
             lesson=TextLesson(
                 dataset=str(self.dataset.directory.resolve()),
                 data_fingerprint=self.dataset.fingerprint,
@@ -123,12 +148,13 @@ class TextTrial:
             fingerprint=self.fingerprints[arm.name].to_dict(),
             threads=threads,
         )
+        return dataclasses.replace(spec, branches_from=stable_phase(spec, self.earlier))
 
     def measure_spec(self, runs: Mapping[str, ArmRuns], threads: int) -> MeasureSpec:
         """What is to be measured of the arms, with the models of their first judged runs."""
         figures = self.plan.figures
         return MeasureSpec(
-            arms=tuple(self._measured(arm, runs[arm.name]) for arm in self.arms),
+            arms=tuple(self._measured(arm, runs.get(arm.name)) for arm in self.arms),
             dataset=str(self.dataset.directory.resolve()),
             data_fingerprint=self.dataset.fingerprint,
             contexts=figures.contexts,
@@ -143,14 +169,15 @@ class TextTrial:
             machine=processor(),
         )
 
-    def _measured(self, arm: ResolvedArm, runs: ArmRuns) -> MeasuredArm:
+    def _measured(self, arm: ResolvedArm, runs: ArmRuns | None) -> MeasuredArm:
+        runs = runs or ArmRuns(None, ())
         finished = [run for run in runs.runs if run.role == "judged" and run.failure is None]
         first = min(finished, key=lambda run: self.plan.seeds.index(run.seed), default=None)
         rate = runs.learning_rate or self.plan.rates(arm.arm)[0]
         return MeasuredArm(
             name=arm.name,
             model=arm.config.to_dict(),
-            train=self.configs["judged"].replace(lr=rate).to_dict(),
+            train=self.configs[arm.name]["judged"].replace(lr=rate).to_dict(),
             run=first.directory if first else None,
             fingerprint=self.fingerprints[arm.name].decisive,
         )
@@ -186,9 +213,9 @@ class TextTrial:
             tuning_documents=len(self.documents.tuning),
             corpus=self.dataset.corpus,
             tokenizer=self.dataset.tokenizer,
-            steps=self.configs["judged"].steps,
-            tokens_per_run=self.configs["judged"].tokens,
-            length=self.configs["judged"].length,
+            steps=max(each["judged"].steps for each in self.configs.values()),
+            tokens_per_run=max(each["judged"].tokens for each in self.configs.values()),
+            length=self.configs[self.arms[0].name]["judged"].length,
             training_tokens=self.dataset.train.tokens,
             baselines=baselines,
             samples=samples,
@@ -208,8 +235,7 @@ class TextTrial:
 
     def _result(self, arm: ResolvedArm, runs: ArmRuns, measurements: Measurements | None) -> ArmResult:
         """What came of an arm."""
-        from intarsia.model.language_model import cost_of
-
+        cost, config = cost_of(arm.config), self.configs[arm.name]["judged"]
         return ArmResult(
             name=arm.name,
             note=arm.arm.note,
@@ -217,31 +243,51 @@ class TextTrial:
             parameters=arm.parameters,
             non_embedding_parameters=arm.non_embedding_parameters,
             learning_rate=runs.learning_rate,
-            grid=self.plan.rates(arm.arm),
+            grid=(*self.plan.rates(arm.arm), *runs.beyond),
             runs=runs.runs,
-            training_flops_per_token=cost_of(arm.config).training_flops_per_token(
-                self.configs["judged"].length
-            ),
+            beyond=runs.beyond,
+            steps=config.steps,
+            tokens=config.tokens,
+            active_parameters=cost.active_non_embedding_parameters,
+            training_flops_per_token=cost.training_flops_per_token(config.length),
             change=arm.change,
             model=arm.config.to_dict(),
             measurements=measurements or Measurements(),
         )
 
 
-def _judged_config(plan: Plan, budget: Budget) -> TrainConfig:
-    """The options of a judged run."""
+def _judged_configs(
+    plan: Plan, budget: Budget, arms: Sequence[ResolvedArm], speeds: Mapping[str, float]
+) -> dict[str, TrainConfig]:
+    """The options of each arm's judged runs."""
     try:
         shape = TrainConfig.from_dict({"steps": 10**9, **plan.training})
-        steps = budget.steps_of(shape.tokens_per_step)
-        defaults: dict[str, Any] = {
-            "log_every": max(1, steps // 100),
-            "checkpoint_every": max(1, math.ceil(steps / 4)),
-            "keep_checkpoints": 1,
+    except ConfigError as error:
+        raise PlanError(str(error), ("training",)) from None
+    steps = {}
+    for arm in arms:
+        flops = cost_of(arm.config).training_flops_per_token(shape.length)
+        try:
+            steps[arm.name] = budget.steps_of(
+                shape.tokens_per_step, flops_per_token=flops, tokens_per_second=speeds.get(arm.name, 0.0)
+            )
+        except PlanError as error:
+            raise PlanError(f"for {arm.name} it {error.message}", ("budget", budget.unit)) from None
+    # The same steps are logged for all arms, so that their batches can be compared.
+    most = max(steps.values())
+    defaults: dict[str, Any] = {
+        "log_every": max(1, most // 100),
+        "checkpoint_every": max(1, math.ceil(most / 4)),
+        "keep_checkpoints": 1,
+    }
+    if "eval_every" not in plan.training:
+        # The worker scores the documents that count; training need not score others.
+        defaults["eval_documents"] = 0
+    try:
+        return {
+            name: TrainConfig.from_dict({**defaults, **plan.training, "steps": count})
+            for name, count in steps.items()
         }
-        if "eval_every" not in plan.training:
-            # The worker scores the documents that count; training need not score others.
-            defaults["eval_documents"] = 0
-        return TrainConfig.from_dict({**defaults, **plan.training, "steps": steps})
     except ConfigError as error:
         raise PlanError(str(error), ("training",)) from None
 

@@ -7,7 +7,6 @@ to the run's log.
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -40,11 +39,13 @@ def _run(path: Path, channel: Channel) -> int:
     from intarsia.errors import CheckpointError
     from intarsia.files import write_json
     from intarsia.jobs.freed_memory import keep_freed_memory
+    from intarsia.ladder.branches import keep_stable_alone
     from intarsia.ladder.lessons import learn
     from intarsia.ladder.run_folder import RunFolder
     from intarsia.ladder.run_spec import RunSpec
     from intarsia.model import ModelConfig
     from intarsia.model.fingerprint import changes, fingerprint
+    from intarsia.training import TrainConfig
 
     folder, spec = RunFolder(path), RunSpec.load(path)
     if folder.outcome.exists():  # A process that was thought lost has finished it.
@@ -67,8 +68,8 @@ def _run(path: Path, channel: Channel) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     write_json(folder.outcome, {**outcome, "peak_bytes": peak})
-    # The model is kept; what was needed to go on is not needed any more.
-    shutil.rmtree(folder.train / "checkpoints", ignore_errors=True)
+    # The model is kept; what was needed to go on is not needed any more, unless by longer runs.
+    keep_stable_alone(folder, TrainConfig.from_dict(dict(spec.train)))
     return DONE
 
 

@@ -130,6 +130,11 @@ class ModelCost:
         blocks = sum(layer.active_parameters for layer in self.layers)
         return blocks + self.outer_norms + self.vocab_size * self.d_model
 
+    @property
+    def active_non_embedding_parameters(self) -> int:
+        """Those of `non_embedding_parameters` that compute one token."""
+        return self.active_parameters - self.vocab_size * self.d_model
+
     def forward_flops_per_token(self, length: int) -> float:
         """FLOPs of a forward pass per token of a sequence of `length` tokens, logits at every token."""
         blocks = sum(layer.forward_flops_per_token(length) for layer in self.layers)

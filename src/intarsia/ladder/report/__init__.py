@@ -27,10 +27,10 @@ from intarsia.ladder.report.figures import (
     positions_section,
 )
 from intarsia.ladder.report.markup import Markup, tag
+from intarsia.ladder.report.parts import tokens_a_run
 from intarsia.ladder.report.table import table_section
 from intarsia.ladder.results import Results
 from intarsia.ladder.verdict import Verdict
-from intarsia.ladder.words import count
 
 
 def write_report(path: Path, plan: Plan, results: Results, verdict: Verdict) -> None:
@@ -96,7 +96,7 @@ def _header(plan: Plan, results: Results) -> Markup:
     facts = [f"{len(plan.arms)} architectures", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
     if results.arms:
         facts += [
-            f"{count(results.tokens_per_run)} tokens a run",
+            f"{tokens_a_run(results)} tokens a run",
             f"corpus {results.corpus}, tokenizer {results.tokenizer}",
             f"{len(results.text_bytes)} judged documents",
         ]

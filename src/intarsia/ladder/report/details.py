@@ -32,6 +32,7 @@ def rates_section(plan: Plan, results: Results) -> Markup:
         cells = []
         for rate, score in sorted(scores.items()):
             text = f"{rate:g}: {score:.3f}" if score is not None else f"{rate:g}: failed"
+            text += " (beyond the grid)" if rate in arm.beyond else ""
             cells += [tag("strong", f"{text} ✓") if rate == arm.learning_rate else text, "  ·  "]
         rows.append(tag("tr", tag("td", arm_name(arm, index)), tag("td", cells[:-1], class_="text")))
     share = plan.tuning.budget_share
@@ -133,18 +134,21 @@ def fairness_section(plan: Plan, results: Results) -> Markup:
                 tag("td", arm.change or "–", class_="text"),
             )
         )
+    # Where arms read different amounts, that of whoever read most.
+    most = {arm.name for arm in results.arms if arm.tokens == max(each.tokens for each in results.arms)}
     digests = {
         run.seed: run.batches
         for run in results.runs
-        if run.role == "judged" and run.failure is None and run.batches
+        if run.role == "judged" and run.failure is None and run.batches and run.arm in most
     }
+    shorter = "" if len(most) == len(results.arms) else ", as far as each read,"
     return tag(
         "section",
         tag("h2", "What was held equal"),
         tag(
             "p",
-            "Data, batches and their order, steps, schedule, optimizer, precision and the rule of initialisation; "
-            "weights and data each have a generator of their own. "
+            f"Data, batches and their order, {_spent(plan)}, schedule, optimizer, precision and the rule of "
+            "initialisation; weights and data each have a generator of their own. "
             f"Parameters without embeddings may differ by {percent(plan.matching.tolerance)} at most"
             + (
                 "; the width of the feed-forward layers was changed to bring them together."
@@ -173,7 +177,7 @@ def fairness_section(plan: Plan, results: Results) -> Markup:
         ),
         tag(
             "p",
-            "Every batch was hashed and the hashes were found equal in all arms: ",
+            f"Every batch was hashed and the hashes{shorter} were found equal in all arms: ",
             [[f"seed {seed} ", tag("code", digest[:16]), ", "] for seed, digest in sorted(digests.items())][
                 :-1
             ],
@@ -185,6 +189,11 @@ def fairness_section(plan: Plan, results: Results) -> Markup:
         if digests
         else None,
     )
+
+
+def _spent(plan: Plan) -> str:
+    unit = "" if plan.budget is None else plan.budget.unit
+    return {"flops": "FLOPs of training", "seconds": "seconds of training on this machine"}.get(unit, "steps")
 
 
 def reproduce_section(plan: Plan, results: Results) -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.results import ArmResult, ExamArm, Results
+from intarsia.ladder.words import count
 
 
 def arm_name(arm: ArmResult, index: int) -> Markup:
@@ -41,6 +42,12 @@ def size_name(number: float) -> str:
 def percent(share: float) -> str:
     """`95 %`."""
     return f"{share * 100:.3g}\N{NO-BREAK SPACE}%"
+
+
+def tokens_a_run(results: Results) -> str:
+    """`400 k`, or `380 k to 400 k` where arms read different amounts."""
+    amounts = [arm.tokens for arm in results.arms if arm.tokens] or [results.tokens_per_run]
+    return " to ".join(dict.fromkeys((count(min(amounts)), count(max(amounts)))))
 
 
 def exam_cell(arm: ExamArm) -> str:
