@@ -14,11 +14,11 @@ from intarsia.data.fast_tokenizer import TOKENIZER_FILE, load_fast_tokenizer
 from intarsia.data.slow_tokenizer import SlowTokenizer
 from intarsia.data.tiktoken_tokenizer import TIKTOKEN_FILE, load_tiktoken_tokenizer
 from intarsia.data.tokenizer_base import METADATA_FILE, Tokenizer
+from intarsia.data.world_tokenizer import VOCABULARY_FILES, load_world_tokenizer
 from intarsia.errors import DataError, MissingExtraError
 from intarsia.extras import require
 
 _CONFIGURATION_FILE = "tokenizer_config.json"
-RWKV_VOCABULARY = "rwkv_vocab*.txt"
 _NAMES = ("token", "vocab", "merges", ".model")
 """What stands in the names of tokenizers' files."""
 
@@ -31,7 +31,7 @@ def open_tokenizer(
     Args:
         name: `"bytes"`; `"bpe:SIZE"`, a byte-level BPE of that vocabulary, trained on the corpus;
             `"hf:NAME"`, one on the Hugging Face hub; `"hf:PATH"`, a `tokenizer.json` or a directory with one,
-            or with Kimi's `tiktoken.model`, or with whatever transformers' AutoTokenizer reads.
+            or with Kimi's `tiktoken.model`, RWKV's `rwkv_vocab*.txt`, or whatever transformers' AutoTokenizer reads.
         corpus: what a BPE is trained on.
         directory: where trained tokenizers are kept, to be found again. If None, a BPE is trained each time.
 
@@ -73,6 +73,8 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         return SlowTokenizer(_auto_tokenizer(str(directory)), metadata["name"])
     if kind == "tiktoken":
         return load_tiktoken_tokenizer(directory, metadata["name"])
+    if kind == "world":
+        return load_world_tokenizer(_vocabulary(directory), metadata["name"])
     if kind == "foreign":
         return _open_hugging_face(str(directory))
     raise DataError(f"{directory / METADATA_FILE} is of a later version: it has the kind {kind!r}")
@@ -94,18 +96,22 @@ def _open_hugging_face(source: str) -> Tokenizer:
         return load_fast_tokenizer(file, f"hf:{source}", _end_of_text(configuration))
     if (path / TIKTOKEN_FILE).is_file():
         return load_tiktoken_tokenizer(path, f"hf:{source}")
-    if path.is_dir() and (vocabularies := sorted(path.glob(RWKV_VOCABULARY))):
-        raise DataError(
-            f"{vocabularies[0]} is the vocabulary of RWKV's own tokenizer, which is not built here, and the code "
-            f"beside it is not run: the model can be opened and run on tokens, or with a {TOKENIZER_FILE} of that "
-            "vocabulary"
-        )
+    if path.is_dir() and any(path.glob(VOCABULARY_FILES)):
+        return load_world_tokenizer(_vocabulary(path), f"hf:{source}")
     try:
         return SlowTokenizer(_auto_tokenizer(str(path) if path.is_dir() else source), f"hf:{source}")
     except MissingExtraError as error:
         raise DataError(
             f"the tokenizer {source!r} has no {TOKENIZER_FILE} that could be found; {error}"
         ) from error
+
+
+def _vocabulary(folder: Path) -> Path:
+    """The file of RWKV's tokenizer; its name says when it was made."""
+    found = sorted(folder.glob(VOCABULARY_FILES))
+    if len(found) != 1:
+        raise DataError(f"{folder} has {len(found)} files {VOCABULARY_FILES}; a tokenizer of RWKV's has one")
+    return found[0]
 
 
 def _download(repository: str, file: str) -> Path | None:

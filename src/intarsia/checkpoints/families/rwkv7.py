@@ -177,6 +177,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
-    missing="hybrids with attention (`attn`); its tokenizer; the authors' own `.pth` files, which are pickles",
+    missing="hybrids with attention (`attn`); the authors' own `.pth` files, which are pickles",
     oracle="the published equations, in float64",
 )
