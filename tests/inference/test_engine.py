@@ -100,6 +100,20 @@ def test_answers_are_those_of_the_model_alone(layout: str, cache: bool, piece: i
 
 
 @pytest.mark.parametrize("layout", HYBRIDS)
+@pytest.mark.parametrize("drafts", [LookUp(), None], ids=["look up", "nothing"])
+def test_bfloat16_reads_and_continues_together(layout: str, drafts: Drafts | None) -> None:
+    engine = Engine(
+        InferenceModel(build(layout).bfloat16()), Settings(sequences=5, tokens=2000, piece=7), drafts
+    )
+    for request in requests_of(3):
+        engine.submit(request)
+    told = ended(list(engine.run()))
+    assert [each.error for each in told if each.error] == []
+    assert len(told) == sum(request.count for request in requests_of(3))
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("layout", HYBRIDS)
 @pytest.mark.parametrize("drafts", ["look up", "model"])
 def test_guessing_ahead_changes_nothing(layout: str, drafts: str) -> None:
     model, requests = model_of(layout), requests_of(3)

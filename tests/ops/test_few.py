@@ -66,6 +66,24 @@ def test_with_a_gate_and_normalisation() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_with_a_gate_and_normalisation_beside_many_tokens(dtype: torch.dtype) -> None:
+    lengths = (1, 70, 3)
+    inputs = linear_inputs(B=1, T=sum(lengths), H=2, HV=4, K=5, V=3, decay="channel")
+    x = {name: t if t is None else t.to(dtype) for name, t in inputs.items()}
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 4, 5, 3, generator=generator)
+    gate = Gate(torch.randn(4, generator=generator), torch.randn(20, generator=generator), None)
+    options = {"gate": gate, "normalize": True, "output_final_state": True, "impl": "cpu"}
+    o, after = gated_delta_rule(**{**x, "initial_state": states}, **options, cu_seqlens=Sequences(lengths))
+    for n, (length, start) in enumerate(zip(lengths, Sequences(lengths).starts, strict=True)):
+        own = {name: t if t is None else t[:, start : start + length] for name, t in x.items()}
+        expected, state = gated_delta_rule(**{**own, "initial_state": states[n : n + 1]}, **options)
+        # PyTorch's exponentials differ by a rounding with where in a row they stand.
+        torch.testing.assert_close(after[n : n + 1], state, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(o[:, start : start + length], expected, rtol=2**-7, atol=1e-5)
+
+
 def test_parameters_without_autograd_and_gradients_with_it() -> None:
     inputs = {name: x if x is None else x.requires_grad_() for name, x in call(T=2).items()}
     with torch.no_grad():

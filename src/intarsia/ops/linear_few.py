@@ -49,7 +49,8 @@ def few_tokens(call: LinearCall, many: Many) -> tuple[Tensor, Tensor] | None:
         part = _of_sequences(call, state, numbers, rows)
         outputs, after = many(part) if numbers is rest else _step_through(part)
         assert after is not None
-        o[:, rows], final[numbers] = outputs, after
+        # What is made ready here, a gate or unit keys, is not rounded to the inputs' dtype; outputs are.
+        o[:, rows], final[numbers] = outputs.to(o.dtype), after
     return o, final
 
 
