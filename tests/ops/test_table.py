@@ -29,6 +29,7 @@ from intarsia.ops import (
     native,
     pack_weights,
     packed_linear,
+    pick_blocks,
     short_convolution,
     softmax_attention,
     softmax_gradient,
@@ -67,6 +68,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "softmax_attention": (softmax_attention, (q, k, v), {"window": 3}),
         "latent_attention": (latent_attention, (q, x, normal(H, 5, 5, seed=2, dtype=dtype)), {}),
         "lightning_indexer": (lightning_indexer, (q, k[:, :, 0], beta), {"count": 3}),
+        "pick_blocks": (pick_blocks, (q, k), {"count": 2, "block": 2}),
         "indexer_loss": (indexer_loss, (q, k[:, :, 0], beta, q, k, picked), {}),
         "sparse_attention": (sparse_attention, (q, k, v, picked), {"block": 2}),
         "sparse_latent_attention": (

@@ -25,6 +25,7 @@ from intarsia.mixers.linear_attention import LinearAttentionConfig
 from intarsia.mixers.longhorn import LonghornConfig
 from intarsia.mixers.mamba import MambaConfig
 from intarsia.mixers.mamba2 import Mamba2Config
+from intarsia.mixers.msa import MSAConfig
 from intarsia.mixers.parallel import ParallelConfig
 from intarsia.mixers.path import PathConfig
 from intarsia.mixers.performer import PerformerConfig
@@ -85,6 +86,20 @@ CASES: dict[str, MixerConfig] = {
     "dsa": DSAConfig(2, 10, 8, 4, 6, q_rank=12, rotate=True, index_heads=3, index_dim=8, top_k=20),
     "dsa without positions or query rank": DSAConfig(
         3, 10, 8, 4, 6, head_gate=True, index_heads=2, index_dim=6, index_relu=False, top_k=16
+    ),
+    "msa": MSAConfig(4, 8, 2, rope=0.5, index_dim=6, index_block_size=8, index_topk_blocks=3),
+    "msa of each head, all normed": MSAConfig(
+        4,
+        8,
+        2,
+        qk_norm="head",
+        zero_centered_qk_norm=True,
+        output_gate=True,
+        index_heads=4,
+        index_dim=10,
+        index_block_size=4,
+        index_topk_blocks=5,
+        index_local_blocks=2,
     ),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),

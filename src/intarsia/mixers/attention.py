@@ -161,10 +161,7 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
         self.check_input(x, state, seqs)
         c = self.config
         scale = c.logit_scale
-        positions = positions_of(x, state, seqs)
-        q = self._place(self.q_proj(x), self.q_norm, positions)
-        k = self._place(self.k_proj(x), self.k_norm, positions)
-        v = self.v_proj(x).unflatten(-1, (c.kv_heads, c.head_dim))
+        q, k, v = self._projected(x, positions_of(x, state, seqs))
         largest = largest_logit(q, k, scale=scale, window=self.window, seqs=seqs) if side else None
         keys: Keys = k
         values: Keys = v
@@ -175,11 +172,22 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
         o = softmax_attention(
             q, keys, values, scale=scale, window=self.window, sinks=self.sinks, cu_seqlens=seqs
         )
+        y = self._finished(o, x)
+        return (y, state, SideResults(largest)) if side else (y, state)
+
+    def _projected(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, T, H, K]`, keys and values `[B, T, HKV, K]`."""
+        q = self._place(self.q_proj(x), self.q_norm, positions)
+        k = self._place(self.k_proj(x), self.k_norm, positions)
+        return q, k, self.v_proj(x).unflatten(-1, (self.config.kv_heads, self.config.head_dim))
+
+    def _finished(self, o: Tensor, x: Tensor) -> Tensor:
+        """The output `[B, T, D]` of what the heads found, `[B, T, H, K]`."""
         o = o.flatten(-2)
         if self.output_gate_proj is not None:
             o = o * torch.sigmoid(self.output_gate_proj(x))
-        y = self.o_proj(o)
-        return (y, state, SideResults(largest)) if side else (y, state)
+        y: Tensor = self.o_proj(o)
+        return y
 
     def _place(self, x: Tensor, norm: RMSNorm | None, positions: Tensor) -> Tensor:
         """Queries or keys `[B, T, heads, K]` of their projection, normed and rotated."""

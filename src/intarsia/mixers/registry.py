@@ -27,6 +27,7 @@ MIXERS = {
     "window": "sliding_window:SlidingWindowConfig",
     "mla": "mla:MLAConfig",
     "dsa": "dsa:DSAConfig",
+    "msa": "msa:MSAConfig",
     "gdn": "gated_deltanet:GatedDeltaNetConfig",
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",

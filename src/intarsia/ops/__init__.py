@@ -2,6 +2,7 @@
 
 from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_gated import cumulative_log_gate
+from intarsia.ops.blocks import pick_blocks
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.decode import DecodeStep
 from intarsia.ops.explain import explain
@@ -41,6 +42,7 @@ __all__ = [
     "log_sum_exp",
     "pack_weights",
     "packed_linear",
+    "pick_blocks",
     "short_convolution",
     "softmax_attention",
     "softmax_gradient",

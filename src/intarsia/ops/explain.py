@@ -9,6 +9,8 @@ from typing import Any
 from intarsia.errors import ConfigError
 from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_call import attention_call, latent_call
+from intarsia.ops.blocks import pick_blocks
+from intarsia.ops.blocks_call import blocks_call
 from intarsia.ops.choice import AUTO, Choice
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.conv_call import conv_call
@@ -35,6 +37,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     DecodeStep: ("decode_step", step_call),
     softmax_attention: ("softmax_attention", attention_call),
     latent_attention: ("latent_attention", latent_call),
+    pick_blocks: ("pick_blocks", blocks_call),
     lightning_indexer: ("lightning_indexer", indexer_call),
     indexer_loss: ("indexer_loss", indexer_loss_call),
     sparse_attention: ("sparse_attention", sparse_call),

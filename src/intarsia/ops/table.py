@@ -16,6 +16,8 @@ from intarsia.ops import (
     attention_cpu,
     attention_reference,
     attention_torch,
+    blocks_reference,
+    blocks_torch,
     conv_cpu,
     conv_reference,
     conv_torch,
@@ -91,6 +93,7 @@ TABLE: Mapping[str, Operator] = table(
             latent_attention_torch.IMPLEMENTATION,
             attention_reference.OF_LATENTS,
         ),
+        "pick_blocks": (blocks_torch.IMPLEMENTATION, blocks_reference.IMPLEMENTATION),
         "lightning_indexer": (indexer_torch.IMPLEMENTATION, sparse_reference.INDEXER),
         "indexer_loss": (indexer_loss_torch.IMPLEMENTATION, sparse_reference.LOSS),
         "sparse_attention": (
