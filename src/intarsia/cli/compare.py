@@ -20,6 +20,12 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="The plan's small version: shows that all of it works.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="The plan's full size, where it has one: for machines with accelerators."
+        ),
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -57,7 +63,7 @@ def command(
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
-    chosen = ladder.load_plan(plan, quick=quick)
+    chosen = ladder.load_plan(plan, quick=quick, full=full)
     if compile_ is not None:
         chosen = replace(chosen, training={**chosen.training, "compile": compile_})
     directory = out or Path("runs") / chosen.name

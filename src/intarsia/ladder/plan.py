@@ -34,6 +34,9 @@ _OWNED = {
     "data_seed": "seeds",
 }
 
+_OPEN_TABLES = ("model", "training", "quick", "full")
+"""In which any name may stand, and `"null"` for None."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,10 +65,12 @@ class Plan:
     """Reference rows: unigram and bigram models of the same tokens."""
     quick: Mapping[str, Any] = field(default_factory=dict)
     """Changes to this plan that make it a matter of seconds, for `--quick`."""
+    full: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to this plan that give it the size at which its question was asked, for `--full`."""
 
     def __post_init__(self) -> None:
         settle_types(self)
-        for table in ("model", "training", "quick"):
+        for table in _OPEN_TABLES:
             object.__setattr__(self, table, with_none(getattr(self, table)))
         names = [arm.name for arm in self.arms]
         if not self.arms or (self.budget is not None and len(self.arms) < 2):
@@ -141,7 +146,7 @@ class Plan:
         """The plan as JSON-able values; `Plan.from_dict` takes them back."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
         for owner in (values, *values["arms"], *values["examined_on"]):
-            for table in owner.keys() & {"model", "training", "quick"}:
+            for table in owner.keys() & set(_OPEN_TABLES):
                 # What None means there is not this class's to know, so it must not be lost.
                 owner[table] = without_none(owner[table])
         return values
@@ -166,7 +171,7 @@ class Plan:
         and judges nothing.
         """
         values = self.to_dict()
-        changes: Mapping[str, Any] = values.pop("quick")
+        changes = self.quick
         if not changes:
             rates = sorted(self.tuning.learning_rates)
             changes = {
@@ -180,15 +185,29 @@ class Plan:
             }
         if self.examined_on and "examined_on" not in changes:
             changes = {**changes, "examined_on": [_short(exam) for exam in values["examined_on"]]}
+        return self._with(changes, "quick")
+
+    def as_full(self) -> Plan:
+        """The plan with its `full` changes.
+
+        Raises:
+            PlanError: it has none.
+        """
+        if not self.full:
+            raise PlanError("is missing: the plan has no other size than its own", ("full",))
+        return self._with(self.full, "full")
+
+    def _with(self, changes: Mapping[str, Any], size: Literal["quick", "full"]) -> Plan:
+        values = {name: value for name, value in self.to_dict().items() if name not in ("quick", "full")}
         budget = changes.get("budget", {})
         if isinstance(budget, Mapping) and len(budget) == 1:
             # A budget in the other unit replaces the plan's, and does not stand beside it.
             changes = {**changes, "budget": {**dict.fromkeys(BUDGET_UNITS), **budget}}
         try:
-            quick = Plan.from_dict(merge(values, changes))
+            changed = Plan.from_dict(merge(values, changes))
         except PlanError as error:
-            raise error.under(("quick",)) from None
-        return dataclasses.replace(quick, name=f"{self.name}-quick")
+            raise error.under((size,)) from None
+        return dataclasses.replace(changed, name=f"{self.name}-{size}")
 
 
 def _short(exam: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from intarsia.ladder.plan_tables import PlanError
 from intarsia.settings import toml
 
 
-def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
+def load_plan(path: str | Path, *, quick: bool = False, full: bool = False) -> Plan:
     """Read a plan from a `.toml` or a `.py` file. A plan without a name takes the file's.
 
     Raises:
@@ -31,6 +31,10 @@ def load_plan(path: str | Path, *, quick: bool = False) -> Plan:
         raise PlanError(f"{path}: a plan is a .toml or a .py file")
     if plan.name == "comparison":
         plan = dataclasses.replace(plan, name=path.stem)
+    if quick and full:
+        raise PlanError("a plan is run in its quick form or at its full size, not both")
+    if full:
+        return plan.as_full()
     return plan.as_quick() if quick else plan
 
 
@@ -45,6 +49,8 @@ def _load_toml(path: Path) -> Plan:
         plan = Plan.from_dict(values)
         check_models(plan)
         check_models(plan.as_quick())
+        if plan.full:
+            check_models(plan.as_full())
     except PlanError as error:
         line = toml.line_of(text, error.path)
         raise error.at(f"{path}:{line}" if line else str(path)) from None

@@ -144,7 +144,10 @@ def _exams(results: Results) -> Table | None:
     names = [arm.name for arm in results.exams[0].arms]
     table = _table("right answers in %", *names)
     for exam in results.exams:
-        table.add_row(exam.name, *[exam_cell(exam.arm(name)) for name in names])
+        cells = [exam_cell(exam.arm(name)) for name in names]
+        if len(names) > 3:  # as many do not fit beside each other in eighty columns
+            cells = [cell.replace(" (", "\n(") for cell in cells]
+        table.add_row(exam.name, *cells)
     return table
 
 
