@@ -75,7 +75,8 @@ class MSAConfig(SparseAttentionConfig):
             )
         if self.index_dim < self.rotated:
             raise ConfigError(
-                f"the indexer rotates the {self.rotated} channels that attention does, and has index_dim={self.index_dim}"
+                f"the indexer rotates the {self.rotated} channels that attention does, and has "
+                f"index_dim={self.index_dim}"
             )
 
     @property

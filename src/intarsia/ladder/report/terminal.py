@@ -142,12 +142,13 @@ def _exams(results: Results) -> Table | None:
     if not results.exams:
         return None
     names = [arm.name for arm in results.exams[0].arms]
-    table = _table("right answers in %", *names)
-    for exam in results.exams:
-        cells = [exam_cell(exam.arm(name)) for name in names]
-        if len(names) > 3:  # as many do not fit beside each other in eighty columns
-            cells = [cell.replace(" (", "\n(") for cell in cells]
-        table.add_row(exam.name, *cells)
+    cells = [[exam_cell(exam.arm(name)) for name in names] for exam in results.exams]
+    columns, rows = names, [exam.name for exam in results.exams]
+    if len(columns) > max(3, len(rows)):  # as many do not fit beside each other in eighty columns
+        columns, rows, cells = rows, columns, [list(each) for each in zip(*cells, strict=True)]
+    table = _table("right answers in %", *columns)
+    for row, each in zip(rows, cells, strict=True):
+        table.add_row(row, *each)
     return table
 
 
