@@ -124,7 +124,7 @@ def test_costs_and_roles_are_those_of_the_parameters(make_model):
     of_streams = [p for name, p in model.named_parameters() if "_streams." in name]
     assert len(of_streams) == 9  # a block without a feed-forward has one part
     assert cost.parameters_by_part() == unbuilt.parameters_by_part()
-    assert cost.parameters_by_part()["hyper-connections"] == sum(p.numel() for p in of_streams)
+    assert cost.parameters_by_part()["residual streams"] == sum(p.numel() for p in of_streams)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.forward_flops_per_token(64) == unbuilt.forward_flops_per_token(64)
     assert cost.parameters_read(1) == cost.active_parameters

@@ -358,7 +358,7 @@ def test_no_option_of_these_mixers_is_forgotten() -> None:
         },
         GatedDeltaNetConfig: {"output_gate"},
         LightningConfig: {"decay_factor", "decay_from", "silu", "qk_norm", "scale", "norm_groups"},
-        MLAConfig: {"latent_norm_eps", "yarn_logits", "head_gate"},
+        MLAConfig: {"latent_norm_eps", "yarn_logits", "head_gate", "output_gate"},
         AttentionConfig: {"qk_norm", "zero_centered_qk_norm", "output_gate", "sinks", "scale"},
     }
     compared = {

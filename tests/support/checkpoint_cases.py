@@ -62,6 +62,20 @@ KIMI = {
     **LATENT, "num_hidden_layers": 4, "layer_types": [LINEAR, FULL, LINEAR, FULL], "linear_num_heads": 3,
     "linear_head_dim": 8, "num_local_experts": 6, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
 }  # fmt: skip
+K3 = {
+    "vocab_size": VOCABULARY, "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "q_lora_rank": 9,
+    "kv_lora_rank": 11, "qk_nope_head_dim": 7, "qk_rope_head_dim": 6, "v_head_dim": 12, "intermediate_size": 52,
+    "mla_use_nope": True, "mla_use_output_gate": True, "moe_intermediate_size": 12, "num_experts": 6,
+    "num_experts_per_token": 3, "num_shared_experts": 2, "num_expert_group": 1, "topk_group": 1,
+    "moe_renormalize": True, "routed_scaling_factor": 1.7, "moe_router_activation_func": "sigmoid",
+    "first_k_dense_replace": 1,
+    "routed_expert_hidden_size": 20, "latent_moe_use_norm": True, "hidden_act": "situ", "activation_situ_beta": 0.4,
+    "activation_situ_linear_beta": 0.6, "attn_res_block_size": 2, "num_hidden_layers": 5, "rms_norm_eps": 1e-4,
+    "linear_attn_config": {
+        "kda_layers": [1, 2, 4], "full_attn_layers": [3, 5], "num_heads": 3, "head_dim": 8,
+        "short_conv_kernel_size": 3, "use_full_rank_gate": True, "gate_lower_bound": -3.0,
+    },
+}  # fmt: skip
 DENSE_KIMI = ((r"layers\.0\.block_sparse_moe", "layers.0.mlp"),)
 DEEPSEEK = {
     **LATENT, "num_hidden_layers": 3, "n_routed_experts": 6, "n_shared_experts": 2, "n_group": 3, "topk_group": 2,
@@ -179,6 +193,18 @@ CASES = [
     Case(
         "kimi_linear", "low", "KimiLinearConfig", "KimiLinearForCausalLM",
         {**KIMI, "q_lora_rank": 9, "norm_topk_prob": False}, DENSE_KIMI,
+    ),
+    Case("kimi_linear", "k3", "PublishedConfig", "PublishedK3", K3, module="support.published_k3"),
+    Case(
+        "kimi_linear", "k3-other", "PublishedConfig", "PublishedK3",
+        {
+            **K3, "activation_situ_beta": 1.0, "activation_situ_linear_beta": None, "latent_moe_use_norm": False,
+            "attn_res_block_size": 3, "num_hidden_layers": 4, "mla_use_output_gate": False, "q_lora_rank": None,
+            "linear_attn_config": {
+                **K3["linear_attn_config"], "kda_layers": [1, 4], "full_attn_layers": [2, 3],  # type: ignore[dict-item]
+            },
+        },
+        module="support.published_k3",
     ),
     Case("qwen3_next", "", "Qwen3NextConfig", "Qwen3NextForCausalLM", {**QWEN, **QWEN_EXPERTS}),
     Case(

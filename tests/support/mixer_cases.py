@@ -83,6 +83,7 @@ CASES: dict[str, MixerConfig] = {
         2, 10, 8, 4, 6, rotate=True, yarn=Yarn(8.0, 16, attention_factor=1.0), yarn_logits=1.0
     ),
     "mla gated": MLAConfig(3, 10, 8, 4, 6, rotate=True, head_gate=True),
+    "mla, each channel gated": MLAConfig(3, 10, 8, 4, 6, q_rank=12, output_gate=True),
     "dsa": DSAConfig(2, 10, 8, 4, 6, q_rank=12, rotate=True, index_heads=3, index_dim=8, top_k=20),
     "dsa without positions or query rank": DSAConfig(
         3, 10, 8, 4, 6, head_gate=True, index_heads=2, index_dim=6, index_relu=False, top_k=16

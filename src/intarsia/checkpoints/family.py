@@ -82,6 +82,7 @@ def told(config: ModelConfig) -> dict[str, Any]:
         for name in (
             "vocab_size", "d_model", "depth", "tie_embeddings", "norm_eps", "zero_centered_norms", "residual_scale",
             "norm", "embed_norm", "hyper_connections", "embed_scale", "branch_scale", "head_scale",
+            "attention_residuals",
         )
     }  # fmt: skip
     there = [layer for layer in range(config.depth) if config.has_feed_forward(layer)]

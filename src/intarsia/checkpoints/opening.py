@@ -211,7 +211,8 @@ def _without_prefix(name: str) -> str:
     """The name that a tensor has where the text model is alone."""
     if name.startswith("model.language_model."):
         return "model." + name.removeprefix("model.language_model.")
-    return name.removeprefix("language_model.")
+    alone = name.removeprefix("language_model.")
+    return "model." + alone if alone != name and alone.startswith("layers.") else alone
 
 
 def _tell(folder: Path, plan: Plan, left: list[str]) -> None:

@@ -50,12 +50,6 @@ NOT_READ = (
         "hyper-connections of low rank (`hc_lowrank`), embeddings of hashed n-grams inside layers (`ple_layer_ids`)",
     ),
     NotRead(
-        "Kimi K3",
-        ("kimi_k3", "kimi_k3_text"),
-        "residuals that attend to earlier blocks (`attn_res_block_size`), the activation SiTU "
-        "(`activation_situ_beta`), the norm in its latent experts (`latent_moe_use_norm`)",
-    ),
-    NotRead(
         "Ling and Ring linear 2.0",
         ("bailing_moe_linear", "bailing_moe_linear_v2"),
         "the names of its softmax layers; its Lightning Attention is that of Ling and Ring 2.5, which are read",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -65,6 +65,7 @@ class MLAConfig(MixerConfig):
     yarn: Yarn | None = None
     yarn_logits: float = 0.0
     head_gate: bool = False
+    output_gate: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +99,7 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         c = rmsnorm(W x)            k_shared = W x            [k_h; v_h] = W_h c            q_h = W_h x
         y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared] / sqrt(K)) v_h
 
-    with `head_gate` `y = W_o (sigmoid(W x)_h * softmax(…) v_h)`.
+    with `head_gate` or `output_gate` `y = W_o (sigmoid(W x)_h * softmax(…) v_h)`, a number or a vector for each head.
 
     The cache holds `c` and `k_shared` alone; `latent_attention` reads them without making keys and values of the past
     for a few queries.
@@ -120,6 +121,9 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         self.kv_norm = RMSNorm(config.kv_rank, config.latent_norm_eps)
         self.kv_up_proj = nn.Linear(config.kv_rank, H * (config.nope_dim + config.v_dim), bias=False)
         self.head_gate_proj = nn.Linear(d_model, H, bias=False) if config.head_gate else None
+        self.output_gate_proj = (
+            nn.Linear(d_model, H * config.v_dim, bias=False) if config.output_gate else None
+        )
         self.o_proj = nn.Linear(H * config.v_dim, d_model, bias=False)
         self.reset_parameters()
 
@@ -170,7 +174,10 @@ class LatentAttention(ClipsLogits, Mixer[GrowingState]):
         """The layer's output, of what its heads have found `[B, T, H, V]`."""
         if self.head_gate_proj is not None:
             o = _gated(o, self.head_gate_proj(x))
-        y: Tensor = self.o_proj(o.flatten(-2))
+        o = o.flatten(-2)
+        if self.output_gate_proj is not None:
+            o = o * torch.sigmoid(widen(self.output_gate_proj(x))).to(o.dtype)
+        y: Tensor = self.o_proj(o)
         return y
 
     def _expanded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,6 +237,10 @@ class AbsorbedAttention(Parted):
     @property
     def parts(self) -> bool:
         layer = self.layer
+        if (
+            layer.output_gate_proj is not None
+        ):  # of the values, which are made where nothing else of a token is known
+            return False
         first = layer.q_proj if layer.config.q_rank is None else layer.q_down_proj
         gate = () if layer.head_gate_proj is None else (layer.head_gate_proj,)
         maps = (first, layer.q_proj, layer.kv_down_proj, layer.o_proj, *gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from intarsia.layers.side import SideName, SideResults
 from intarsia.layers.states import State
 from intarsia.mixers import Mixer
 from intarsia.mixers.base import HandedOn, Layer
+from intarsia.model.attention_residuals import AttentionResidual, Grown
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
@@ -31,19 +33,28 @@ def norm_of(config: ModelConfig) -> Norm:
     return RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
 
 
-def streams_of(config: ModelConfig) -> HyperConnection | None:
-    """How a part of a block reads and writes the residual streams, where there are several."""
+def streams_of(config: ModelConfig, layer: int, mixer: bool) -> HyperConnection | AttentionResidual | None:
+    """How the mixer or the feed-forward of a layer reads and writes the residual stream, where it is not one sum."""
+    if config.attention_residuals is not None:
+        begins = mixer and layer % config.attention_residuals == 0
+        return AttentionResidual(config.d_model, config.norm_eps, begins)
     hyper = config.hyper_connections
     return None if hyper is None else HyperConnection(config.d_model, hyper, config.norm_eps)
 
 
 def stream_cost(config: ModelConfig, layer: int) -> FeedForwardCost:
-    """What the hyper-connections of a block cost."""
+    """What it costs to read and write the residual stream in a layer, where it is not one sum."""
+    parts = 2 if config.has_feed_forward(layer) else 1
+    D, groups_of = config.d_model, config.attention_residuals
+    if groups_of is not None:
+        # The feed-forward sees the group that its mixer has begun, too.
+        sources = [1 + math.ceil(layer / groups_of), 2 + layer // groups_of][:parts]
+        size = parts * AttentionResidual.parameters_of(D)
+        return FeedForwardCost(size, size, sum(AttentionResidual.flops_of(D, n) for n in sources))
     if config.hyper_connections is None:
         return FeedForwardCost.nothing()
-    parts = 2 if config.has_feed_forward(layer) else 1
-    size = parts * HyperConnection.parameters_of(config.d_model, config.hyper_connections)
-    flops = parts * HyperConnection.flops_of(config.d_model, config.hyper_connections)
+    size = parts * HyperConnection.parameters_of(D, config.hyper_connections)
+    flops = parts * HyperConnection.flops_of(D, config.hyper_connections)
     return FeedForwardCost(size, size, flops)
 
 
@@ -68,14 +79,16 @@ class Block(nn.Module):
         super().__init__()
         self.name = config.layers[layer]
         self.stream_cost = stream_cost(config, layer)
-        self.mixer_streams = streams_of(config)
+        self.mixer_streams = streams_of(config, layer, mixer=True)
         self.placement, self.residual_scale = config.placement_of(self.name), config.residual_scale
         self.branch_scale = config.branch_scale
         self.mixer_norm = norm_of(config)
         options = config.mixers[self.name].at_layer(layer, config.depth)
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
         self.feed_forward_norm = norm_of(config) if config.has_feed_forward(layer) else None
-        self.feed_forward_streams = None if self.feed_forward_norm is None else streams_of(config)
+        self.feed_forward_streams = (
+            None if self.feed_forward_norm is None else streams_of(config, layer, mixer=False)
+        )
         self.feed_forward: FeedForward | Experts | None
         if self.feed_forward_norm is None:
             self.feed_forward = None
@@ -96,9 +109,9 @@ class Block(nn.Module):
         mixer: Layer[Any] | None = None,
         handed: HandedOn | None = None,
     ) -> BlockOutput:
-        """`x` is `[B, T, D]`, with hyper-connections `[B, T, N, D]`. `counted` is for `Experts`; `side` names the side
-        results that are wanted, which need the mixer itself; `mixer` is what computes it where it was made ready for
-        inference; `handed` is what the block before passed on."""
+        """`x` is `[B, T, D]`, of several residual streams or sources `[B, T, N, D]`. `counted` is for `Experts`; `side`
+        names the side results that are wanted, which need the mixer itself; `mixer` is what computes it where it was
+        made ready for inference; `handed` is what the block before passed on."""
         if self.compiled is None or state is not None or not torch.is_grad_enabled():
             return self.compute(x, state, seqs, counted, side, mixer, handed)
         seqs = None if seqs is None else seqs.filled_up()
@@ -173,7 +186,9 @@ class Block(nn.Module):
         return LayerCost(self.name, self.mixer.cost(), feed_forward, size, self.stream_cost)
 
 
-def _entered(streams: HyperConnection | None, x: Tensor) -> tuple[Tensor, Joined | None]:
+def _entered(
+    streams: HyperConnection | AttentionResidual | None, x: Tensor
+) -> tuple[Tensor, Joined | Grown | None]:
     """What a part of a block is given of the residual stream, or of several."""
     return (x, None) if streams is None else streams(x)
 

@@ -190,7 +190,9 @@ class ModelConfig:
     `norm` is what the norms of blocks and output are: `"rms"`, or `"layer"`, with a mean that is taken off and a bias
     (RWKV). `embed_norm` puts one behind the embedding as well. Blocks of the mixers in `mixer_only` have no
     feed-forward (Mamba; RWKV, whose channel mixing is a mixer here, since it sees the token before).
-    `hyper_connections` makes several residual streams of one; norms stand before each part then.
+    `hyper_connections` makes several residual streams of one; norms stand before each part then. With
+    `attention_residuals` each part is given a mixture of the embedding and of the sums of so many layers each
+    (`intarsia.model.attention_residuals`), in place of one sum of all.
 
     The embedding is multiplied with `embed_scale`, what the head is given with `head_scale`, and with `branch_scale`
     what mixers and feed-forwards add to the residual stream, whose norms stand before them then (Granite, Falcon-H1).
@@ -217,6 +219,7 @@ class ModelConfig:
     embed_scale: float = 1.0
     branch_scale: float = 1.0
     head_scale: float = 1.0
+    attention_residuals: int | None = None
 
     def __post_init__(self) -> None:
         settle_types(self, READERS)
@@ -230,10 +233,17 @@ class ModelConfig:
         for name in parse_layout(self.layout):
             if name not in self.mixers:
                 raise OptionError(f"the layout names {unknown(name, self.mixers, 'mixer')}", ("layout",))
-        if self.hyper_connections is not None and {*map(self.placement_of, self.mixers)} != {"before"}:
+        before = {*map(self.placement_of, self.mixers)} == {"before"}
+        if self.hyper_connections is not None and not before:
             raise OptionError("hyper-connections have norms before each part", ("norm_placement",))
+        if self.attention_residuals is not None:
+            check_bounds(self, "attention_residuals", least=1)
+            if self.hyper_connections is not None or not before:
+                raise OptionError(
+                    "is for one residual stream, with norms before each part", ("attention_residuals",)
+                )
         if self.branch_scale != 1 and (
-            self.hyper_connections is not None or {*map(self.placement_of, self.mixers)} != {"before"}
+            self.hyper_connections is not None or self.attention_residuals is not None or not before
         ):
             raise OptionError("is for one residual stream, with norms before each part", ("branch_scale",))
         if self.norm == "layer" and self.zero_centered_norms:

@@ -45,7 +45,7 @@ class LayerCost:
     feed_forward: FeedForwardCost
     norm_parameters: int
     streams: FeedForwardCost = FeedForwardCost(0, 0, 0)
-    """Of its hyper-connections."""
+    """Of its hyper-connections, or attention residuals."""
 
     @property
     def parameters(self) -> int:
@@ -111,7 +111,7 @@ class ModelCost:
             "mixers": sum(layer.mixer.parameters for layer in self.layers),
             "feed-forwards": sum(layer.feed_forward.parameters for layer in self.layers),
             "norms": sum(layer.norm_parameters for layer in self.layers) + self.outer_norms,
-            **({"hyper-connections": streams} if streams else {}),
+            **({"residual streams": streams} if streams else {}),
         }
 
     def packed_bytes(self, bits: float) -> int:

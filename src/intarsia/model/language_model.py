@@ -19,6 +19,7 @@ from intarsia.layers.states import State
 from intarsia.mixers import MixerConfig
 from intarsia.mixers.base import Layer
 from intarsia.model import initialization
+from intarsia.model.attention_residuals import AttentionResidual
 from intarsia.model.block import Block, BlockOutput, norm_of, stream_cost
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost, ModelCost
@@ -62,6 +63,9 @@ class LanguageModel(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.embed_norm = norm_of(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.output_sources = (
+            None if config.attention_residuals is None else AttentionResidual(config.d_model, config.norm_eps)
+        )
         self.norm = norm_of(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()
@@ -160,17 +164,21 @@ class LanguageModel(nn.Module):
             told.append(out.side)
             new_states += [] if out.state is None else [out.state]
         x = x if last_only is False else x[:, places]
+        if self.output_sources is not None:
+            x, _ = self.output_sources(x)
         x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
         x = x if self.config.head_scale == 1 else self.config.head_scale * x
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
 
     def embedded(self, tokens: Tensor) -> Tensor:
-        """What the first block is given of tokens `[B, T]`: `[B, T, D]`, with hyper-connections `[B, T, N, D]`."""
+        """What the first block is given of tokens `[B, T]`: `[B, T, D]`, with hyper-connections `[B, T, N, D]`, with
+        attention residuals `[B, T, 1, D]`."""
         x: Tensor = self.embed(tokens)
         x = x if self.config.embed_scale == 1 else self.config.embed_scale * x
         x = x if self.embed_norm is None else self.embed_norm(x)
         hyper = self.config.hyper_connections
+        x = x if self.output_sources is None else x.unsqueeze(2)
         return x if hyper is None else x.unsqueeze(2).expand(-1, -1, hyper.streams, -1)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -340,8 +348,11 @@ def _norm_size(config: ModelConfig) -> int:
 
 
 def _outer_norms(config: ModelConfig) -> int:
-    """Parameters of the norms behind the blocks and the embedding."""
-    return _norm_size(config) * (2 if config.embed_norm else 1)
+    """Parameters of the norms behind the blocks and the embedding, and of what mixes the sources behind the blocks."""
+    size = _norm_size(config) * (2 if config.embed_norm else 1)
+    return size + (
+        0 if config.attention_residuals is None else AttentionResidual.parameters_of(config.d_model)
+    )
 
 
 def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:

@@ -21,12 +21,12 @@ from intarsia.checkpoints.families.parts import (
     yarn_options,
 )
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
+from intarsia.checkpoints.mxfp4 import MXFP4
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import (
     TRANSPOSED,
     Either,
     Row,
-    Tensors,
     Transform,
     both,
     either,
@@ -36,31 +36,11 @@ from intarsia.checkpoints.rows import (
     under,
     weights,
 )
-from intarsia.errors import UnsupportedError
 from intarsia.mixers import AttentionConfig, SlidingWindowConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 from intarsia.model.published import with_window
 
 KINDS = {SlidingWindowConfig: SLIDING, AttentionConfig: FULL}
-
-FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""The sixteen numbers of four bits, e2m1 (OCP Microscaling Formats 1.0)."""
-
-
-def from_mxfp4(theirs: Tensors) -> Tensors:
-    """Blocks of 32 numbers, `[N, K / 32, 16]` bytes of two numbers each, the first in the low bits, times two to the
-    power of their scale `[N, K / 32]` less 127; to `[N, K]` float32."""
-    blocks, scales = theirs
-    numbers = torch.tensor(FP4, device=blocks.device)
-    pairs = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
-    return (torch.ldexp(numbers[pairs.int()], (scales.int() - 127).unsqueeze(-1)).flatten(-2),)
-
-
-def _no_mxfp4(ours: Tensors) -> Tensors:
-    raise UnsupportedError("weights are not written as MXFP4")
-
-
-MXFP4 = Transform("from MXFP4", from_mxfp4, _no_mxfp4)
 
 
 def _apart(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from intarsia.checkpoints.mxfp4 import MXFP4_ROWS
 from intarsia.checkpoints.options import REQUIRED, Options, Rotation
 from intarsia.checkpoints.rows import (
     CONVOLUTION,
@@ -59,13 +60,30 @@ def experts(
     return either(apart, stacked)
 
 
-def block_of_experts(config: ExpertsConfig, others: Iterable[Row]) -> Iterator[Either]:
+def experts_in_mxfp4(config: ExpertsConfig, gate: str, up: str, down: str) -> Iterator[Row]:
+    """Routed experts under `experts.`, each with its own matrices, as compressed-tensors packs them."""
+    for e in range(config.num_experts):
+        kinds = ("weight_packed", "weight_scale")
+        both = tuple(f"experts.{e}.{name}.{kind}" for name in (gate, up) for kind in kinds)
+        yield row(f"gate_up[{e}]", both, MXFP4_ROWS)
+        yield row(f"down[{e}]", tuple(f"experts.{e}.{down}.{kind}" for kind in kinds), MXFP4_ROWS)
+
+
+def block_of_experts(
+    config: ExpertsConfig, others: Iterable[Row], packed: Iterable[Row] = ()
+) -> Iterator[Either]:
     """A feed-forward of experts as Mixtral has it: `block_sparse_moe` in releases, `mlp` in transformers' modules.
-    `others` are all but the routed experts."""
+    `others` are all but the routed experts, and `packed` those of releases where they are packed."""
     released, modules = "block_sparse_moe.", "mlp."
     apart, stacked = experts(config, "w1", "w3", "w2").layouts
-    for one, other in ((apart, stacked), (tuple(others),) * 2):
-        yield either([x.under("", released) for x in one], [x.under("", modules) for x in other])
+    packed = [x.under("", released) for x in packed]
+    yield either(
+        [x.under("", released) for x in apart],
+        [x.under("", modules) for x in stacked],
+        *([packed] if packed else []),
+    )
+    others = list(others)
+    yield either([x.under("", released) for x in others], [x.under("", modules) for x in others])
 
 
 def dense_layers(options: Options, depth: int, default: int) -> int:
