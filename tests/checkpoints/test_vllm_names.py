@@ -61,12 +61,27 @@ def kimi_linear(c: dict[str, Any]) -> Parameters:
             inside = f"{here}block_sparse_moe."
             yield from under(inside, iter([linear("gate", c["num_experts"], D)]))
             yield f"{inside}gate.e_score_correction_bias", (c["num_experts"],), ()
-            yield from under(inside, experts(c["num_experts"], D, F, "w1", "w3", "w2"))
+            latent = c.get("routed_expert_hidden_size")
+            yield from under(inside, experts(c["num_experts"], latent or D, F, "w1", "w3", "w2"))
+            if latent is not None:
+                yield linear(f"{inside}routed_expert_down_proj", latent, D)
+                yield linear(f"{inside}routed_expert_up_proj", D, latent)
+            if c.get("latent_moe_use_norm"):
+                yield f"{inside}routed_expert_norm.weight", (latent,), ()
             if c["num_shared_experts"]:
                 shared = feed_forward(D, F * c["num_shared_experts"])
                 yield from under(f"{inside}shared_experts.", shared)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{here}{norm}.weight", (D,), ()
+        if "attn_res_block_size" in c:
+            yield from under(here, (x for name in ("self_attention", "mlp") for x in residual(name, D)))
+    if "attn_res_block_size" in c:
+        yield from under("model.", residual("output_attn", D))
+
+
+def residual(name: str, width: int) -> Parameters:
+    yield f"{name}_res_norm.weight", (width,), ()
+    yield linear(f"{name}_res_proj", 1, width)
 
 
 def kimi_delta(c: dict[str, Any]) -> Parameters:
@@ -74,13 +89,16 @@ def kimi_delta(c: dict[str, Any]) -> Parameters:
     H, K, W = of["num_heads"], of["head_dim"], of["short_conv_kernel_size"]
     P = H * K
     fused = ("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj")
-    yield linear("in_proj_qkvgfab", 3 * P + H + K, D, *fused)
+    if of.get("use_full_rank_gate"):
+        yield linear("in_proj_qkvgfab", 4 * P + H + K, D, *fused, "g_proj")
+    else:
+        yield linear("in_proj_qkvgfab", 3 * P + H + K, D, *fused)
+        yield linear("g_a_proj", K, D)
+        yield linear("g_b_proj", P, K)
     yield "conv1d.weight", (3 * P, 1, W), tuple(f"{x}_conv1d.weight" for x in "qkv")
     yield "A_log", (H,), ()
     yield "dt_bias", (P,), ()
     yield linear("f_b_proj", P, K)
-    yield linear("g_a_proj", K, D)
-    yield linear("g_b_proj", P, K)
     yield "o_norm.weight", (K,), ()
     yield linear("o_proj", D, P)
 
@@ -100,6 +118,8 @@ def kimi_latent(c: dict[str, Any]) -> Parameters:
         yield linear("q_b_proj", queries, low)
     yield "kv_a_layernorm.weight", (rank,), ()
     yield linear("kv_b_proj", H * (c["qk_nope_head_dim"] + V), rank)
+    if c.get("mla_use_output_gate"):
+        yield linear("g_proj", H * V, D)
     yield linear("o_proj", D, H * V)
 
 
