@@ -14,7 +14,7 @@ from intarsia.model import presets
 
 TALK = ["chat", "serve"]
 """Those that print no result, and so no JSON."""
-VERBS = [*TALK, "train", "generate", "compare", "exam", "inspect", "convert", "presets", "mixers"]
+VERBS = [*TALK, "train", "generate", "compare", "ladder", "exam", "inspect", "convert", "presets", "mixers"]
 Cli = Callable[..., Any]
 
 

@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 from intarsia import __version__
-from intarsia.cli import chat, compare, convert, exam, generate, inspect, mixers, presets, serve, train
+from intarsia.cli import (
+    chat,
+    compare,
+    convert,
+    exam,
+    generate,
+    inspect,
+    ladder,
+    mixers,
+    presets,
+    serve,
+    train,
+)
 from intarsia.cli.failures import reported
 from intarsia.cli.threads import wait_briefly
 
@@ -34,6 +46,7 @@ VERBS = {
     "chat": chat,
     "serve": serve,
     "compare": compare,
+    "ladder": ladder,
     "exam": exam,
     "inspect": inspect,
     "convert": convert,
@@ -68,6 +81,7 @@ def _intarsia(
       intarsia train kimi-linear-tiny               train it on the Python sources of this machine
       intarsia generate runs/kimi-linear-tiny "def "
       intarsia compare examples/demo.toml           which of several architectures is better?
+      intarsia ladder examples/ladder.toml          and at which size, by which scaling law?
 
     Every verb explains itself: `intarsia train --help`.
     """

@@ -1,7 +1,8 @@
 """Judging: put architectures in a fair fight and say honestly what came out.
 
 `compare(load_plan("examples/demo.toml"), "runs/demo")` trains every arm of a plan on the same data, judges
-them with intervals over documents and seeds, and writes `verdict.json` and `report.html`.
+them with intervals over documents and seeds, and writes `verdict.json` and `report.html`. `climb` does so at several
+sizes and budgets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from intarsia.data import CorpusOptions
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_file import load_plan
+from intarsia.ladder.plan_file import load_ladder, load_plan
 from intarsia.ladder.plan_tables import (
     Arm,
     Budget,
@@ -21,8 +22,10 @@ from intarsia.ladder.plan_tables import (
     PlanError,
     Tuning,
 )
+from intarsia.ladder.rungs import Gates, LadderPlan, Size
 
 if TYPE_CHECKING:
+    from intarsia.ladder.climbing import climb
     from intarsia.ladder.comparison import compare
     from intarsia.ladder.verdict import PairVerdict, Verdict
 
@@ -33,13 +36,18 @@ __all__ = [
     "EvaluationOptions",
     "ExamOptions",
     "Figures",
+    "Gates",
+    "LadderPlan",
     "Matching",
     "PairVerdict",
     "Plan",
     "PlanError",
+    "Size",
     "Tuning",
     "Verdict",
+    "climb",
     "compare",
+    "load_ladder",
     "load_plan",
 ]
 
@@ -50,6 +58,10 @@ def __getattr__(name: str) -> Any:
         from intarsia.ladder.comparison import compare
 
         return compare
+    if name == "climb":
+        from intarsia.ladder.climbing import climb
+
+        return climb
     if name in ("Verdict", "PairVerdict"):
         from intarsia.ladder import verdict
 

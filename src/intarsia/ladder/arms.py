@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
@@ -112,6 +112,12 @@ def check_models(plan: Plan) -> None:
         PlanError: one cannot; with the place in the plan.
     """
     _configurations(plan, None)
+
+
+def mixers_of(plan: Plan, names: Sequence[str]) -> set[str]:
+    """The mixers that these arms have."""
+    configs = _configurations(plan, None)
+    return {mixer for name in names for mixer in configs[name].mixers}
 
 
 def _configurations(plan: Plan, vocab_size: int | None) -> dict[str, ModelConfig]:

@@ -58,7 +58,10 @@ class ScalingLaw:
         return float(balance * (compute / flops) ** (self.beta / (self.alpha + self.beta)))
 
     def optimal_loss(self, compute: float, flops: float = 6.0) -> float:
-        """The loss that a compute buys, well spent."""
+        """The loss that a compute buys, well spent. Where parameters or tokens do nothing, that is all there is to
+        have."""
+        if not self.a or not self.b:
+            return self.irreducible
         parameters = self.optimal_parameters(compute, flops)
         return float(self.loss(parameters, compute / flops / parameters))
 

@@ -40,8 +40,12 @@ def write_report(path: Path, plan: Plan, results: Results, verdict: Verdict) -> 
 
 def render(plan: Plan, results: Results, verdict: Verdict) -> str:
     """The report as HTML text."""
-    title = plan.title or plan.name
-    page = tag(
+    return page(plan.title or plan.name, _sections(plan, results, verdict))
+
+
+def page(title: str, sections: list[Markup]) -> str:
+    """A page in one file that loads nothing, as HTML text."""
+    made = tag(
         "html",
         tag(
             "head",
@@ -56,12 +60,10 @@ def render(plan: Plan, results: Results, verdict: Verdict) -> str:
             tag("title", f"{title} · Intarsia"),
             tag("style", Markup(_asset("report.css"))),
         ),
-        tag(
-            "body", tag("main", _sections(plan, results, verdict)), tag("script", Markup(_asset("report.js")))
-        ),
+        tag("body", tag("main", sections), tag("script", Markup(_asset("report.js")))),
         lang="en",
     )
-    return f"<!doctype html>\n{page}\n"
+    return f"<!doctype html>\n{made}\n"
 
 
 def _asset(name: str) -> str:

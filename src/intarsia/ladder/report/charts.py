@@ -30,6 +30,14 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What lies between a lower and an upper line, behind all lines: places `(x, low, high)`."""
+
+    css: str
+    points: Sequence[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
 class Bar:
     """One row of a forest figure: a value with a narrow and a wide interval, and the single values behind it."""
 
@@ -99,6 +107,7 @@ def line_figure(
     y_log: bool = False,
     y_range: tuple[float, float] | None = None,
     small: bool = False,
+    bands: Sequence[Band] = (),
 ) -> Markup:
     """Lines over a common pair of axes. `small`: two such figures stand side by side on a desk."""
     xs = [x for line in lines for x, _ in line.points]
@@ -146,6 +155,12 @@ def line_figure(
         parts.append(tag("text", y_label, x=left - 44, y=12, class_="label"))
         parts.append(tag("text", x_label, x=width - right, y=height - 4, class_="label end"))
         drawn = []
+        for band in bands:
+            # Beyond the picture is far enough, also where an end is infinite.
+            far = [(x.at(a), *(y.at(min(max(b, low), high)) for b in ends)) for a, *ends in band.points]
+            edge = [*((a, b) for a, b, _ in far), *((a, c) for a, _, c in reversed(far))]
+            path = "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in edge) + "Z"
+            drawn.append(tag("path", d=path, class_=f"band {band.css}"))
         for line in sorted(lines, key=lambda line: not line.faint):
             path = "M" + "L".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
             drawn.append(

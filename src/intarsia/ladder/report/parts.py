@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.results import ArmResult, ExamArm, Results
 from intarsia.ladder.words import count
@@ -14,10 +16,12 @@ def arm_name(arm: ArmResult, index: int) -> Markup:
 
 def legend(results: Results) -> Markup:
     """The colours of the arms."""
-    items = [
-        tag("li", tag("span", class_=f"swatch arm-{index % 6}"), arm.name)
-        for index, arm in enumerate(results.arms)
-    ]
+    return names_legend([arm.name for arm in results.arms])
+
+
+def names_legend(names: Sequence[str]) -> Markup:
+    """The colours of arms by their names."""
+    items = [tag("li", tag("span", class_=f"swatch arm-{i % 6}"), name) for i, name in enumerate(names)]
     return tag("ul", items, class_="legend")
 
 
