@@ -17,6 +17,7 @@ from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.registry import family_of
 from intarsia.errors import CheckpointError, UnsupportedError
 from intarsia.mixers import AttentionConfig
+from intarsia.mixers.msa import MSAConfig
 from intarsia.model import ExpertsConfig, FeedForwardConfig
 from intarsia.model.published import minimax_text_01
 from support.checkpoint_cases import CASES, their_folder, their_model, tokens
@@ -141,16 +142,18 @@ RELEASED_M3: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_the_released_m3_is_dense_only_if_asked() -> None:
-    with pytest.raises(UnsupportedError, match=r"2048 tokens.*16 blocks of 128.*sparse='dense'"):
-        family_of("minimax_m3_vl", "").read(Options(RELEASED_M3, "config.json"))
-    options = Options(RELEASED_M3, "config.json", sparse="dense")
-    with pytest.warns(UserWarning, match="more than 2048 tokens"):
-        config = family_of("minimax_m3_text", "").read(options)
+def test_the_released_m3_picks_16_blocks_of_128() -> None:
+    options = Options(RELEASED_M3, "config.json")
+    config = family_of("minimax_m3_text", "").read(options)
     options.finish()
-    assert config.mixers["attention"] == AttentionConfig(
-        64, 128, 4, rope=0.5, rope_theta=5e6, qk_norm="head", zero_centered_qk_norm=True
-    )
+    assert config.layers == ("attention",) * 3 + ("msa",) * 57
+    attention: dict[str, Any] = {
+        "num_heads": 64, "head_dim": 128, "num_kv_heads": 4, "rope": 0.5, "rope_theta": 5e6, "qk_norm": "head",
+        "zero_centered_qk_norm": True,
+    }  # fmt: skip
+    assert config.mixers["attention"] == AttentionConfig(**attention)
+    indexer = {"index_heads": 4, "index_dim": 128, "index_block_size": 128, "index_topk_blocks": 16}
+    assert config.mixers["msa"] == MSAConfig(**attention, **indexer, index_local_blocks=1)
     assert config.feed_forward == FeedForwardConfig(12288, activation="clamped")
     assert config.experts == ExpertsConfig(
         128, 3072, 4, routed_scaling_factor=2.0, activation="clamped", d_shared=3072
@@ -158,18 +161,32 @@ def test_the_released_m3_is_dense_only_if_asked() -> None:
     assert (config.dense_layers, config.zero_centered_norms, config.norm_eps) == (3, True, 1e-6)
 
 
-def test_m3_attends_to_all_up_to_the_blocks_that_it_chooses(tmp_path: Path) -> None:
-    """Blocks of 4 tokens, 3 of them: the same up to 12 tokens, and not behind them."""
+def test_m3_is_dense_if_asked() -> None:
+    options = Options(RELEASED_M3, "config.json", sparse="dense")
+    with pytest.warns(UserWarning, match="more than 2048 tokens"):
+        config = family_of("minimax_m3_vl", "").read(options)
+    options.finish()
+    assert set(config.layers) == set(config.mixers) == {"attention"}
+
+
+def test_m3_of_a_whole_checkpoint_reads_blocks_and_as_dense_all(tmp_path: Path) -> None:
+    """Blocks of 4 tokens, 3 of them: dense it is the same up to 12 tokens, and not behind them."""
     case = next(case for case in CASES if case.family == "minimax_m3" and case.sparse == "dense")
     text = {**case.options["text_config"], "index_block_size": 4, "index_topk_blocks": 3}
     few = dataclasses.replace(case, options={**case.options, "text_config": text})
+    folder, x = their_folder(few, tmp_path), tokens(40)
     with pytest.warns(UserWarning, match="more than 12 tokens"):
-        model = intarsia.load(their_folder(few, tmp_path), sparse="dense")
-    x = tokens(40)
+        dense = intarsia.load(folder, sparse="dense")
+    with pytest.warns(UserWarning, match="left out: the vision tower"):
+        sparse = intarsia.load(folder)
     with torch.no_grad():
-        ours, theirs = model(x).logits, their_model(few)(x).logits
-    error = (ours - theirs).abs().amax(dim=(0, 2)) / theirs.abs().max()
-    assert error[:12].max() < 1e-4 < error[12:].max()
+        theirs = their_model(few)(x).logits
+        errors = [
+            (model(x).logits - theirs).abs().amax(dim=(0, 2)) / theirs.abs().max()
+            for model in (dense, sparse)
+        ]
+    assert errors[0][:12].max() < 1e-4 < errors[0][12:].max()
+    assert errors[1].max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -180,6 +197,16 @@ def test_m3_attends_to_all_up_to_the_blocks_that_it_chooses(tmp_path: Path) -> N
         ({"use_gemma_norm": False}, "zero-centred"),
         ({"attention_output_gate": True}, "gate of attention's output"),
         ({"hidden_act": "gelu"}, "activation"),
+        ({"sparse_attention_config": {"sparse_score_type": "mean"}}, "sparse_score_type"),
+        (
+            {
+                "sparse_attention_config": {
+                    "sparse_attention_freq": [0, 1],
+                    "sparse_disable_index_value": [0, 0],
+                }
+            },
+            "no values here",
+        ),
     ],
 )
 def test_what_m3_does_not_have(changes: dict[str, Any], match: str) -> None:

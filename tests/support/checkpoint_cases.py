@@ -305,6 +305,10 @@ CASES = [
     ),
     Case("minimax_m3", "", "MiniMaxM3VLTextConfig", "MiniMaxM3VLForCausalLM", MINIMAX_M3),
     Case(
+        "minimax_m3", "sparse", "MiniMaxM3VLTextConfig", "MiniMaxM3VLForCausalLM",
+        {**MINIMAX_M3, **M3_SPARSE, "index_block_size": 4, "index_topk_blocks": 5, "index_local_blocks": 2},
+    ),
+    Case(
         "minimax_m3", "dense", "MiniMaxM3VLConfig", "MiniMaxM3SparseForConditionalGeneration",
         {"text_config": {**MINIMAX_M3, **M3_SPARSE}, "vision_config": M3_VISION, "projector_hidden_size": 24},
         sparse="dense",

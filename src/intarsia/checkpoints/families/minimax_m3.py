@@ -1,8 +1,9 @@
 """MiniMax-M3's text model: as MiniMax-M2, with a clamped activation, a shared expert and layers without experts; norms
-are zero-centred. Most layers attend to blocks of tokens that an indexer chooses; read as if they chose all."""
+are zero-centred. Most layers attend to blocks of tokens that an indexer chooses (`msa`)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,29 +27,43 @@ from intarsia.checkpoints.family import Family, names_of, only_mixer
 from intarsia.checkpoints.options import Options
 from intarsia.checkpoints.rows import Either, Row, either, row, split, under, weights
 from intarsia.mixers import AttentionConfig
+from intarsia.mixers.msa import MSAConfig
 from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
 from intarsia.model.feed_forward import CLAMP
 
 SPARSE = "minimax_m3_sparse"
+NAMES = {FULL: "attention", SPARSE: "msa"}
 THETA = 5_000_000.0
 
 
-def read_indexers(options: Options, depth: int) -> None:
-    """Read all that is said of layers that choose blocks of tokens, and refuse them unless they shall be dense."""
-    inside = options.within("sparse_attention_config")
+def kinds_of(options: Options, inside: Options, depth: int) -> list[str]:
+    """The layers; `inside` is what the release says of those that choose."""
     frequency: list[int] = inside.get("sparse_attention_freq", list, [0] * depth)
     kinds = listed_layers(options, depth, [SPARSE if number else FULL for number in frequency])
-    if not set(kinds) <= {FULL, SPARSE}:
-        raise options.unsupported(f"its layers must be {FULL} or {SPARSE}; got {sorted(set(kinds))}")
-    blocks = inside.get("sparse_topk_blocks", int, options.get("index_topk_blocks", int, 16))
-    size = inside.get("sparse_block_size", int, options.get("index_block_size", int, 128))
-    for said in (options, inside):
-        for name in said.values:
-            if name.startswith(("index_", "sparse_", "use_sparse")):
-                said.maybe(name, object)
-    inside.finish()
-    if SPARSE in kinds:
-        options.chooses(blocks * size, f"MiniMax sparse attention, in {blocks} blocks of {size}")
+    if not set(kinds) <= set(NAMES):
+        raise options.unsupported(f"its layers must be {' or '.join(NAMES)}; got {sorted(set(kinds))}")
+    inside.only("use_sparse_attention", True, part="sparse attention that is there and switched off")
+    inside.only("sparse_score_type", "max", part="score of a block of that kind")
+    inside.only("sparse_init_block", 0, part="blocks at the beginning that are always chosen")
+    disabled: list[int] = inside.get("sparse_disable_index_value", list, [1] * len(kinds))
+    if any(kind == SPARSE and not number for kind, number in zip(kinds, disabled, strict=True)):
+        raise inside.unsupported("sparse_disable_index_value is 0, and indexers have no values here")
+    return kinds
+
+
+def indexer_options(options: Options, inside: Options) -> dict[str, Any]:
+    """What is said of indexers, in the words of transformers or of the release."""
+    spelled = {
+        "index_heads": ("index_n_heads", "sparse_num_index_heads", 4),
+        "index_dim": ("index_head_dim", "sparse_index_dim", 128),
+        "index_block_size": ("index_block_size", "sparse_block_size", 128),
+        "index_topk_blocks": ("index_topk_blocks", "sparse_topk_blocks", 16),
+        "index_local_blocks": ("index_local_blocks", "sparse_local_block", 1),
+    }
+    return {
+        ours: inside.get(released, int, options.get(theirs, int, default))
+        for ours, (theirs, released, default) in spelled.items()
+    }
 
 
 def read(options: Options) -> ModelConfig:
@@ -65,12 +80,23 @@ def read(options: Options) -> ModelConfig:
         options.maybe(name, object)  # of what is not in the text model
     options.presume(num_key_value_heads=4, num_attention_heads=64)
     depth = options.get("num_hidden_layers", int, 60)
-    read_indexers(options, depth)
+    inside = options.within("sparse_attention_config")
+    kinds = kinds_of(options, inside, depth)
+    indexers = indexer_options(options, inside)
+    inside.finish()
     frequency: list[int] = options.get("moe_layer_freq", list, [1] * depth)
     presumed = ["sparse" if number else "dense" for number in frequency]
-    kinds: list[str] = options.get("mlp_layer_types", list, presumed)
+    with_experts: list[str] = options.get("mlp_layer_types", list, presumed)
     head_dim = options.get("head_dim", int, 128)
     attention = attention_options(options, THETA, head_dim, qk_norm="head", zero_centered_qk_norm=True)
+    if SPARSE in kinds and options.sparse == "dense":
+        blocks, size = indexers["index_topk_blocks"], indexers["index_block_size"]
+        options.chooses(blocks * size, f"MiniMax sparse attention, in {blocks} blocks of {size}")
+        kinds = [FULL] * depth
+    mixers: dict[str, AttentionConfig] = {"attention": attention}
+    if SPARSE in kinds:
+        same = {field.name: getattr(attention, field.name) for field in dataclasses.fields(attention)}
+        mixers["msa"] = MSAConfig(**same, **indexers)
     said = options.get("swiglu_limit", float, CLAMP)
     limit, sharpness = None if said == CLAMP else said, options.get("swiglu_alpha", float, 1.702)
     hidden = options.get("intermediate_size", int, 3072)
@@ -78,8 +104,8 @@ def read(options: Options) -> ModelConfig:
         vocab_size=options.get("vocab_size", int, 200064),
         d_model=options.get("hidden_size", int, 6144),
         depth=depth,
-        layout="attention",
-        mixers={"attention": attention},
+        layout=" ".join(NAMES[kind] for kind in kinds),
+        mixers={NAMES[kind]: mixers[NAMES[kind]] for kind in dict.fromkeys(kinds)},
         feed_forward=FeedForwardConfig(
             options.get("dense_intermediate_size", int, 12288), limit, "clamped", sharpness=sharpness
         ),
@@ -94,7 +120,7 @@ def read(options: Options) -> ModelConfig:
             limit=limit,
             sharpness=sharpness,
         ),
-        dense_layers=first_dense(options, kinds, depth),
+        dense_layers=first_dense(options, with_experts, depth),
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-6),
         zero_centered_norms=True,
@@ -102,10 +128,14 @@ def read(options: Options) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    kinds, of = names_of(config, {AttentionConfig: FULL}), the_experts(config)
+    kinds, of = names_of(config, {AttentionConfig: FULL, MSAConfig: SPARSE}), the_experts(config)
+    attention: AttentionConfig = (
+        only_mixer(config, MSAConfig) if SPARSE in kinds else only_mixer(config, AttentionConfig)
+    )
     return {
         **sizes_of(config),
-        **attention_written(only_mixer(config, AttentionConfig)),
+        **attention_written(attention),
+        **(indexers_written(attention) if isinstance(attention, MSAConfig) else {}),
         "layer_types": kinds,
         "mlp_layer_types": ["sparse" if config.has_experts(n) else "dense" for n in range(config.depth)],
         "intermediate_size": of.d_hidden,
@@ -117,6 +147,25 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "swiglu_alpha": of.sharpness,
         "swiglu_limit": CLAMP if of.limit is None else of.limit,
     }
+
+
+def indexers_written(config: MSAConfig) -> dict[str, int]:
+    return {
+        "index_n_heads": config.groups,
+        "index_head_dim": config.index_dim,
+        "index_block_size": config.index_block_size,
+        "index_topk_blocks": config.index_topk_blocks,
+        "index_local_blocks": config.index_local_blocks,
+    }
+
+
+def indexer() -> Iterator[Either]:
+    """In a module of its own in transformers, and beside the layer's other tensors in releases."""
+    names = ("q_proj", "k_proj", "q_norm", "k_norm")
+    yield either(
+        weights({f"indexer.{name}": f"indexer.{name}" for name in names}),
+        weights({f"indexer.{name}": f"index_{name}" for name in names}),
+    )
 
 
 def joined_gate(width: int) -> Iterator[Row]:
@@ -149,10 +198,12 @@ def feed_forward(config: ModelConfig, layer: int) -> Iterator[Row | Either]:
 
 def rows(config: ModelConfig) -> Iterator[Row | Either]:
     yield from outside(config)
-    for layer in range(config.depth):
+    for layer, name in enumerate(config.layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         yield from under(ours, theirs, weights(PRE_NORMS))
         yield from under(ours + "mixer.", theirs + "self_attn.", weights({**QKVO, **QK_NORMS}))
+        if isinstance(config.mixers[name], MSAConfig):
+            yield from under(ours + "mixer.", theirs + "self_attn.", indexer())
         yield from under(ours + "feed_forward.", theirs, feed_forward(config, layer))
 
 
@@ -174,5 +225,4 @@ FAMILY = Family(
         ),
         ".self_attn.index": "the indexers of sparse attention",
     },
-    missing='sparse attention: layers that have it are loaded as dense if asked (`sparse="dense"`)',
 )
