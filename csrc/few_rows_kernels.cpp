@@ -35,10 +35,10 @@ constexpr int X_ROWS = 2, X_ROWS_OF_BLOCK = 1, X_ROWS_OF_GROUP = 1, X_ROWS_OF_WI
 #else
 constexpr int X_ROWS = 1, X_ROWS_OF_BLOCK = 1, X_ROWS_OF_GROUP = 1, X_ROWS_OF_WIDE = 1;
 #endif
-constexpr int fewer(int rows) { return rows > 4 ? 4 : rows / 2; }
+constexpr int fewer(int rows) { return rows > 4 ? 4 : rows - 1; }
 
-// Some rows of weights and some of x. Of their sums, those with row j of the weights begin j * TOGETHER further on; the
-// numbers that are fetched ahead lie `ahead` bytes further on.
+// Some rows of weights and some of x. Of their sums, those with row j of the weights begin j * TOGETHER further on. Of
+// the weights' rows `fetched` .. `fetched_end`, the numbers `ahead` bytes further on are fetched.
 template <class SUMS>
 struct Part {
   const char* w;
@@ -47,6 +47,10 @@ struct Part {
   int64_t x_bytes;
   SUMS* sums;
   int64_t ahead;
+  int fetched, fetched_end;
+
+  // Where to fetch for row j. What is at hand already costs nothing.
+  INLINE const char* next(int j) const { return w + j * row_bytes + (j >= fetched && j < fetched_end ? ahead : 0); }
 };
 
 template <int BYTES>
@@ -117,7 +121,8 @@ class Plain : public Prepared<W> {
       copy(last[j], p.w + j * p.row_bytes + whole * W::BYTES, there);
       zero(last[j] + there, W::NUMBERS * W::BYTES - there);
     }
-    steps<MR, NR>({last[0], W::NUMBERS * W::BYTES, p.x + whole * W::X_BYTES, p.x_bytes, p.sums, 0}, 0, W::NUMBERS);
+    steps<MR, NR>({last[0], W::NUMBERS * W::BYTES, p.x + whole * W::X_BYTES, p.x_bytes, p.sums, 0, 0, 0}, 0,
+                  W::NUMBERS);
   }
 
   static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
@@ -132,10 +137,12 @@ class Plain : public Prepared<W> {
     Sums sums[NR][MR];
     for (int j = 0; j < NR; j++)
       for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
+    const char* next[NR];
+    for (int j = 0; j < NR; j++) next[j] = p.next(j);
     for (int64_t k = begin; k < end; k += W::NUMBERS)
       for (int j = 0; j < NR; j++) {
         const char* w = p.w + j * p.row_bytes;
-        fetch<W::NUMBERS * W::BYTES>(w + k * W::BYTES + p.ahead);
+        fetch<W::NUMBERS * W::BYTES>(next[j] + k * W::BYTES);
         const W weights = W::unpack(w, k);
         for (int i = 0; i < MR; i++) weights.add(sums[j][i], p.x + i * p.x_bytes, k);
       }
@@ -146,17 +153,18 @@ class Plain : public Prepared<W> {
 
 #if defined(__AVX512VNNI__)
 
+template <int DIGITS>
 class Digits {
  public:
-  using W = Int8Digits;
-  using Sums = W::Sums;
-  static constexpr int W_ROWS = 4, X_ROWS = 2;
+  using W = Int8Digits<DIGITS>;
+  using Sums = typename W::Sums;
+  static constexpr int W_ROWS = 4, X_ROWS = 6 / DIGITS;
 
   explicit Digits(const FewRowsForm& form) : form(form) {}
   int64_t bytes() const { return W::prepared(form.K); }
   void prepare(const Rows& x, int64_t row, char* to) const { W::prepare(x, row, to, form.K); }
   int64_t length() const { return form.row_bytes; }
-  int64_t piece(int rows) const { return numbers_of_piece(rows, W::X_BYTES); }
+  int64_t piece(int rows) const { return numbers_of_piece(rows, 2 * W::X_BYTES); }  // of two digits or three
 
   template <int MR, int NR>
   INLINE void part(const FewRowsWeights&, int64_t, const Part<Sums>& p, int64_t begin, int64_t end) const {
@@ -168,13 +176,13 @@ class Digits {
       copy(last[j], p.w + j * p.row_bytes + whole, end - whole);
       zero(last[j] + (end - whole), W::NUMBERS - (end - whole));
     }
-    steps<MR, NR>({last[0], W::NUMBERS, p.x + whole, p.x_bytes, p.sums, 0}, 0, W::NUMBERS);
+    steps<MR, NR>({last[0], W::NUMBERS, p.x + whole, p.x_bytes, p.sums, 0, 0, 0}, 0, W::NUMBERS);
   }
 
   static INLINE Vec<float> lanes(const Sums& sums) { return W::lanes(sums); }
   INLINE Sums begin(const char* x) const { return W::of_row(x, form.K).begin; }
   float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
-    const W::OfRow& of_row = W::of_row(x, form.K);
+    const typename W::OfRow& of_row = W::of_row(x, form.K);
     if (form.zeros) total -= widen(weights.zeros[n]) * of_row.sum;
     return total * of_row.unit * widen(weights.scales[n]);
   }
@@ -188,10 +196,12 @@ class Digits {
     Sums sums[NR][MR];
     for (int j = 0; j < NR; j++)
       for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
+    const char* next[NR];
+    for (int j = 0; j < NR; j++) next[j] = p.next(j);
     for (int64_t k = begin; k < end; k += W::NUMBERS)
       for (int j = 0; j < NR; j++) {
         const char* w = p.w + j * p.row_bytes;
-        fetch<W::NUMBERS>(w + k + p.ahead);
+        fetch<W::NUMBERS>(next[j] + k);
         const W weights = W::unpack(w, k);
         for (int i = 0; i < MR; i++) weights.add(sums[j][i], p.x + i * p.x_bytes, k, plane);
       }
@@ -240,7 +250,7 @@ class Groups : public Prepared<Int8> {
       for (int64_t k = g * form.group; k < last; k += STEP)
         for (int j = 0; j < NR; j++) {
           const char* w = p.w + j * p.row_bytes;
-          fetch<STEP>(w + k + p.ahead);
+          fetch<STEP>(p.next(j) + k);
           const W step = W::unpack(w, k);
           for (int i = 0; i < MR; i++) step.add(sums[j][i], p.x + i * p.x_bytes, k);
         }
@@ -298,11 +308,13 @@ class Blocks : public Prepared<W> {
     Sums sums[NR][MR];
     for (int j = 0; j < NR; j++)
       for (int i = 0; i < MR; i++) sums[j][i] = p.sums[j * TOGETHER + i];
-    int64_t g = 0, next = begin + form.group;
+    const char* next[NR];
+    for (int j = 0; j < NR; j++) next[j] = p.next(j);
+    int64_t g = 0, end_of_group = begin + form.group;
     for (int64_t k = begin; k < end; k += INT4_BLOCK) {
       for (int j = 0; j < NR; j++) {
         const char* from = p.w + j * p.row_bytes + k / 2;
-        fetch<INT4_BLOCK / 2>(from + p.ahead);
+        fetch<INT4_BLOCK / 2>(next[j] + k / 2);
         W block = W::unpack(from);
         Sums of_group[MR] = {};
         step<GROUPS, 0, MR>(block, p, k, sums[j], of_group, scales[j], g);
@@ -312,8 +324,8 @@ class Blocks : public Prepared<W> {
       }
       if (GROUPS > 1)
         g += GROUPS;
-      else if (k + INT4_BLOCK == next)
-        g++, next += form.group;
+      else if (k + INT4_BLOCK == end_of_group)
+        g++, end_of_group += form.group;
     }
     for (int j = 0; j < NR; j++)
       for (int i = 0; i < MR; i++) p.sums[j * TOGETHER + i] = sums[j][i];
@@ -358,22 +370,18 @@ class Run {
       const Sums begin = product_.begin(task_.x + (first + i) * x_bytes_);
       for (int n = 0; n < weights; n++) sums[n][i] = begin;
     }
-    const auto over_weights = [&](int64_t begin, int64_t end, int64_t from, int64_t to, int64_t ahead) {
-      int64_t n = from;
-      for (; n + NR <= to; n += NR) part<P::X_ROWS, NR>(n, first, count, sums, begin, end, ahead * NR);
-      for (; n < to; n++) part<P::X_ROWS, 1>(n, first, count, sums, begin, end, ahead);
-    };
-    if (count == 1) {
-      // The same place of the rows that come next. Rows are often as long as pages of memory, and at their ends the
-      // processor's own prefetching stops.
-      for (int64_t n = task_.first; n < task_.last; n += NR)
-        for (int64_t k = 0; k < length; k += piece)
-          over_weights(k, k + piece < length ? k + piece : length, n, n + NR < task_.last ? n + NR : task_.last,
-                       form_.row_bytes);
-    } else {
-      const int64_t bytes = piece * form_.row_bytes / length;
-      for (int64_t k = 0; k < length; k += piece)
-        over_weights(k, k + piece < length ? k + piece : length, task_.first, task_.last, bytes / NR);
+    // What is fetched ahead is the numbers that come after those at hand: the same of the rows that come next, or the
+    // next piece of the first rows. Rows are often as long as pages of memory, and at their ends the processor's own
+    // prefetching stops.
+    const int64_t piece_bytes = piece < length ? piece * form_.row_bytes / length : 0;
+    for (int64_t k = 0; k < length; k += piece) {
+      const int64_t end = k + piece < length ? k + piece : length;
+      const int64_t back = end < length ? piece_bytes - weights * form_.row_bytes : -(k / piece) * piece_bytes;
+      int64_t n = task_.first;
+      for (; n + NR <= task_.last; n += NR)
+        part<P::X_ROWS, NR>(n, first, count, sums, k, end, NR * form_.row_bytes + (n + NR < task_.last ? 0 : back));
+      for (; n < task_.last; n++)
+        part<P::X_ROWS, 1>(n, first, count, sums, k, end, form_.row_bytes + (n + 1 < task_.last ? 0 : back));
     }
     for (int i = 0; i < count; i++) {
       const char* x = task_.x + (first + i) * x_bytes_;
@@ -391,7 +399,8 @@ class Run {
     }
   }
 
-  // NR rows of weights with all rows of x, at most MR at a time.
+  // NR rows of weights with all rows of x, at most MR at a time. Each time some of the weights' rows are fetched ahead,
+  // so that reading memory takes as long as all of the multiplying.
   template <int MR, int NR>
   INLINE void part(int64_t n, int64_t first, int count, Sums (*sums)[TOGETHER], int64_t begin, int64_t end,
                    int64_t ahead, int i = 0) {
@@ -401,7 +410,9 @@ class Run {
                    task_.x + (first + i) * x_bytes_,
                    x_bytes_,
                    &sums[n - task_.first][i],
-                   ahead};
+                   ahead,
+                   NR * i / count,
+                   NR * (i + MR) / count};
       product_.template part<MR, NR>(task_.weights, n, p, begin, end);
     }
     if constexpr (MR > 1) part<fewer(MR), NR>(n, first, count, sums, begin, end, ahead, i);
@@ -420,7 +431,7 @@ INLINE auto with_product(const FewRowsForm& form, const Use& use) {
     case WeightFormat::int8:
       if (form.groups > 1) return use(Groups(form));
 #if defined(__AVX512VNNI__)
-      if (form.K <= Int8Digits::MOST_K) return use(Digits(form));
+      if (form.K <= Int8Digits<3>::MOST_K) return narrow ? use(Digits<2>(form)) : use(Digits<3>(form));
 #endif
       return use(Plain<Int8, X_ROWS_OF_WIDE>(form));
     case WeightFormat::int4: break;

@@ -100,10 +100,15 @@ using Int4OfNarrow = Int4;
 #if defined(__AVX512VNNI__)
 
 // int8 whose scale belongs to a whole row, multiplied as integers: of x the digits to the base 256, -128 .. 127, of its
-// numbers in units of 2^-23 of the largest or less. That is nearly always as exact as float32, and sums of integers are
-// exact. The digits d begin d * `plane` bytes after x; what belongs to the row follows the digits.
+// numbers in units of a power of two. Three digits, units of 2^-22 of the largest number or less, are nearly always as
+// exact as float32. Two, units of 2^-14 of it, are for rows of bfloat16: what they leave away is at most 2^-15 of the
+// largest, and in all no more than what rounding the row to bfloat16 has cost. Sums of integers are exact. The digits d
+// begin d * `plane` bytes after x; what belongs to the row follows the digits.
+template <int DIGITS_>
 struct Int8Digits {
-  static constexpr int NUMBERS = 64, BYTES = 1, X_BYTES = 1, DIGITS = 3;
+  static constexpr int NUMBERS = 64, BYTES = 1, X_BYTES = 1, DIGITS = DIGITS_;
+  // In units: 127 in each digit.
+  static constexpr int LARGEST = DIGITS == 3 ? 127 * 65536 + 127 * 256 + 127 : 127 * 256 + 127;
   // The sums of a lane must fit into 32 bits: 255 * 128 * K / 16.
   static constexpr int64_t MOST_K = 1 << 20;
   struct Sums {
@@ -139,10 +144,10 @@ struct Int8Digits {
     const uint32_t bits = uint32_t(maximum(largest));
     float most;
     __builtin_memcpy(&most, &bits, 4);
-    // The largest becomes at most 127 in each digit. Of numbers below 2^-104 the last digits are missing.
-    int shift = 22 - (int(bits >> 23) - 127);
+    // Of numbers below 2^-104 the last digits are missing.
+    int shift = 8 * DIGITS - 2 - (int(bits >> 23) - 127);
     if (shift > 126) shift = 126;
-    if (power(shift) * most > 127 * 65536 + 127 * 256 + 127) shift--;
+    if (power(shift) * most > LARGEST) shift--;
     const bool finite = bits < 0x7f800000;
     const __m512 scale = _mm512_set1_ps(float(power(finite ? shift : 0)));
     const __m512i half = _mm512_set1_epi32(128);
