@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 LATENT = MLAConfig(num_heads=2, nope_dim=8, rope_dim=6, v_dim=10, kv_rank=12)
-PARTED = [name for name in CASES if name.startswith(("kda", "gdn", "mla"))] + ["deltanet", "deltanet gated"]
+WHOLE = "mla, each channel gated"
+"""What gates the values, which are made of latents behind the exchange, is no part of a program."""
+PARTED = [name for name in CASES if name.startswith(("kda", "gdn", "mla")) and name != WHOLE]
+PARTED += ["deltanet", "deltanet gated"]
 
 
 def model_of(mixer: MixerConfig, dtype: torch.dtype = torch.float32, **options: Any) -> LanguageModel:
@@ -91,6 +94,11 @@ def test_every_mixer_computes_the_same(name: str) -> None:
 def test_these_mixers_are_taken_apart(name: str) -> None:
     made = InferenceModel(model_of(CASES[name]))
     assert all(isinstance(layer, Parted) and layer.parts for layer in made.layers)
+
+
+def test_latent_attention_with_a_gate_of_each_channel_is_called_whole() -> None:
+    made = InferenceModel(model_of(CASES[WHOLE]))
+    assert not any(isinstance(layer, Parted) for layer in made.layers)
 
 
 @pytest.mark.parametrize("placement", ["before", "after", "stream"])

@@ -461,6 +461,20 @@ MODEL = _in(
         "tests/model/test_initialization.py",
     ),
     (
+        "groups of layers that never begin anew",
+        "attention_residuals.py",
+        "        if self.begins:",
+        "        if False:",
+        "tests/model/test_attention_residuals.py",
+    ),
+    (
+        "a clamped activation that adds nothing to up",
+        "feed_forward.py",
+        "return (up + 1) * gate * torch.sigmoid(config.sharpness * gate)",
+        "return up * gate * torch.sigmoid(config.sharpness * gate)",
+        "tests/model/test_feed_forward.py",
+    ),
+    (
         "streams mixed by the transposed matrix",
         "hyper_connections.py",
         "shares.mT @ wide",
@@ -763,6 +777,20 @@ CHECKPOINTS = _in(
         "torch.arange(first, first + numbers.shape[-2], device=scales.device)",
         "torch.arange(numbers.shape[-2], device=scales.device)",
         "tests/checkpoints/test_float8.py",
+    ),
+    (
+        "numbers of four bits with the high bits first",
+        "mxfp4.py",
+        "torch.stack([blocks & 15, blocks >> 4], dim=-1)",
+        "torch.stack([blocks >> 4, blocks & 15], dim=-1)",
+        "tests/checkpoints/test_kimi_k3.py",
+    ),
+    (
+        "decays that fall from the first layer on",
+        "families/ling_lightning.py",
+        "decay_from=1,",
+        "decay_from=0,",
+        "tests/checkpoints/test_ling.py",
     ),
     (
         "sparse layers that are dense unasked",
