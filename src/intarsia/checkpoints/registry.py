@@ -47,7 +47,8 @@ NOT_READ = (
     NotRead(
         "Qwen4-Exp",
         ("qwen4_exp", "qwen4_exp_text"),
-        "hyper-connections of low rank (`hc_lowrank`), embeddings of hashed n-grams inside layers (`ple_layer_ids`)",
+        "hyper-connections of low rank (`hc_lowrank`), embeddings of hashed n-grams inside layers (`ple_layer_ids`), "
+        "attention to pools of tokens that an indexer chooses (`indexer_compress_ratio`)",
     ),
     NotRead(
         "Ling and Ring linear 2.0",
