@@ -111,7 +111,11 @@ def read(out: Path) -> Any:
 def main() -> int:
     parser = options_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=15.0, help="seconds until a kill, at most")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        help="seconds until a kill, at most; by default what the undisturbed climb took",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -128,11 +132,13 @@ def main() -> int:
             print((place / "undisturbed.log").read_text(), file=sys.stderr)
             return 1
         undisturbed, seconds = read(place / "undisturbed"), time.monotonic() - began
+        # Shorter ones would all come while the first runs are still starting.
+        longest = options.longest or seconds
         while len(kills) < options.kills:
             out = place / f"killed-{len(same)}"
             while True:
                 process = start(plan, out)
-                moment, with_children = chance.uniform(0.5, options.longest), len(kills) % 2 == 0
+                moment, with_children = chance.uniform(0.5, longest), len(kills) % 2 == 0
                 try:
                     status = process.wait(moment if len(kills) < options.kills else None)
                 except subprocess.TimeoutExpired:
