@@ -127,6 +127,53 @@ def test_dsa_equals_transformers_beyond_its_budget(model: str) -> None:
     assert error[:BUDGET].max() < 2e-5 < 1e-2 < error[BUDGET:].max()
 
 
+def test_pooled_dsa_equals_transformers_beyond_its_budget() -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.glm5_next import modeling_glm5_next as glm
+    from transformers.models.glm5_next.configuration_glm5_next import Glm5NextTextConfig
+
+    config = Glm5NextTextConfig(
+        hidden_size=D, num_attention_heads=3, num_key_value_heads=3, num_hidden_layers=4, index_n_heads=24,
+        index_head_dim=16, index_topk=BUDGET, index_kpool=4, rms_norm_eps=1e-6,
+        **{**SIZES, "qk_rope_head_dim": 0},
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    theirs = glm.Glm5NextTextAttention(config, 3).double()
+    fill(theirs)
+    weights = {}
+    for name, weight in theirs.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        if module in NAMES:
+            weights[f"{NAMES[module]}.{kind}"] = weight.clone()
+    weights["indexer.pool_gate.weight"] = theirs.indexer.index_kpool_compress_gate.detach().clone()
+    weights["indexer.pool_places"] = theirs.indexer.index_kpool_compress_ape.detach().clone()
+    ours = layer(rope_dim=0, rotate=False, index_heads=24, index_pool=4)
+    ours.load_state_dict(weights, strict=True)
+    x = inputs()
+    with torch.no_grad():
+        found = theirs(x, torch.ones(2, T, dtype=torch.bool))[0]
+        y = ours(x)[0]
+    # They score in float32.
+    assert (y - found).abs().max() < 2e-5 * found.abs().max()
+
+
+def test_pools_are_one_entry_of_each_and_their_loss_reaches_the_indexer_alone() -> None:
+    ours, x = layer(rotate=False, index_pool=4, index_loss=1.0), inputs(1)
+    _, state = ours(x, ours.init_state(1))
+    assert state.tensors()["index_keys"].shape[1] == T // 4
+    assert state.nbytes() == ours.cost().state_bytes(T)
+    # The others are counted whole: a token reads its pools and the tail.
+    assert ours.cost().keys_read(100_000) == BUDGET + 3 + 25_000
+    for seqs in (None, Sequences((100, 47, 3))):
+        y, _, told = ours(x, None, seqs, side=("loss",))
+        names = [n for n, _ in ours.named_parameters()]
+        grads = torch.autograd.grad(told.loss, list(ours.parameters()), allow_unused=True)
+        for name, grad in zip(names, grads, strict=True):
+            assert (grad is not None) == name.startswith("indexer"), name
+            assert grad is None or grad.abs().max() > 1e-9, name
+        assert y.isfinite().all()
+
+
 @pytest.mark.parametrize("pieces", [[BUDGET], [7, 12, 1]], ids=str)
 def test_it_is_mla_as_long_as_all_tokens_are_picked(pieces: list[int]) -> None:
     ours, dense = layer(), MLAConfig(**OURS, rotate=True).build(D).double()
@@ -243,6 +290,8 @@ def test_a_step_cannot_be_recorded_where_tokens_are_chosen() -> None:
     [
         ({"top_k": 0}, "positive"),
         ({"index_dim": 6}, "rotates the 8 channels"),
+        ({"index_pool": 3}, "are of pools"),
+        ({"index_pool": 4}, "needs rotate=False"),
         ({"index_loss": -1.0}, "at least 0"),
     ],
 )

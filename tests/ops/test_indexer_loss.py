@@ -60,6 +60,38 @@ def test_loss_and_gradients_are_those_of_the_reference(
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("room", [1, 1 << 22])
+@pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_loss_of_blocks_and_gradients_are_those_of_the_reference(
+    packed: bool, count: int | None, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_loss_torch, "ROOM", room)
+    lengths, block = (11, 0, 17, 2), 4
+    seqs = Sequences(lengths) if packed else None
+    x = inputs(1 if packed else 2, 30)
+    x["index_k"] = x["index_k"][:, : sum(n // block for n in lengths) if packed else 30 // block]
+    x = {name: tensor.requires_grad_() for name, tensor in x.items()}
+    options: dict[str, Any] = {"block": block, "scale": 0.6, "cu_seqlens": seqs}
+    if count is not None:
+        keys = x["index_k"].split([n // block for n in lengths], dim=1) if packed else x["index_k"]
+        options["picked"] = lightning_indexer(
+            x["index_q"], keys, x["index_weights"], count=count, block=block,
+            tokens=lengths if packed else (30, 30), cu_seqlens=seqs,
+        )  # fmt: skip
+    found = []
+    for impl in ("auto", "reference"):
+        loss = indexer_loss(**x, **options, impl=impl)
+        grads = torch.autograd.grad(
+            (loss * normal(*loss.shape, seed=9)).sum(), list(x.values())[:3], materialize_grads=True
+        )
+        found.append((loss, grads))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-10, atol=1e-12)
+    assert (found[0][0][:, : block - 1] == 0).all()
+    for name, got, expected in zip(NAMES, *(grads for _, grads in found), strict=False):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_the_gradient_is_the_difference_of_the_distributions() -> None:
     """`dI = softmax(I) - p` (V3.2's report): with one head of weight 1 and no ReLU the scores are products."""
     T = 12

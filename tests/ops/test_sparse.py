@@ -101,7 +101,7 @@ def test_the_indexer_picks_what_the_reference_picks_where_many_scores_are_equal(
 
 
 @pytest.mark.parametrize(
-    ("T", "S", "block"), [(1, 1, 4), (1, 3, 4), (1, 8, 4), (9, 9, 4), (50, 50, 3), (7, 61, 5)]
+    ("T", "S", "block"), [(1, 1, 4), (1, 3, 4), (1, 8, 4), (9, 9, 4), (50, 50, 3), (7, 61, 5), (6, 25, 4)]
 )
 def test_blocks_are_picked_when_they_are_complete_and_the_tail_always(T: int, S: int, block: int) -> None:
     q, k, w = (whole_numbers(2, *x, seed=n) for n, x in enumerate([(T, 3, 4), (S // block, 4), (T, 3)]))

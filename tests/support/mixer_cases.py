@@ -20,15 +20,18 @@ from intarsia.mixers.gated_convolution import GatedConvolutionConfig
 from intarsia.mixers.gated_deltanet2 import GatedDeltaNet2Config
 from intarsia.mixers.gla import GLAConfig
 from intarsia.mixers.hgrn2 import HGRN2Config
+from intarsia.mixers.infllm2 import InfLLM2Config
 from intarsia.mixers.lightning import LightningConfig
 from intarsia.mixers.linear_attention import LinearAttentionConfig
 from intarsia.mixers.longhorn import LonghornConfig
 from intarsia.mixers.mamba import MambaConfig
 from intarsia.mixers.mamba2 import Mamba2Config
+from intarsia.mixers.moba import MoBAConfig
 from intarsia.mixers.msa import MSAConfig
 from intarsia.mixers.parallel import ParallelConfig
 from intarsia.mixers.path import PathConfig
 from intarsia.mixers.performer import PerformerConfig
+from intarsia.mixers.qsa import QSAConfig
 from intarsia.mixers.retnet import RetNetConfig
 from intarsia.mixers.rwkv7 import RWKV7Config
 from intarsia.mixers.simplicial import SimplicialConfig
@@ -102,6 +105,25 @@ CASES: dict[str, MixerConfig] = {
         index_topk_blocks=5,
         index_local_blocks=2,
     ),
+    "moba": MoBAConfig(4, 8, 2, block_size=16, top_k=4),
+    "moba of small blocks": MoBAConfig(3, 8, rope=0.5, qk_norm="head", block_size=4, top_k=9),
+    "qsa": QSAConfig(
+        4,
+        8,
+        2,
+        rope=0.5,
+        qk_norm="head",
+        zero_centered_qk_norm=True,
+        output_gate=True,
+        index_heads=3,
+        index_dim=6,
+        index_budget=24,
+        index_ratio=4,
+    ),
+    "infllm2": InfLLM2Config(
+        4, 8, 2, rope=0.0, kernel_size=8, kernel_stride=4, block_size=8, window_size=16, topk=6
+    ),
+    "dsa of pools": DSAConfig(2, 10, 8, 4, 6, q_rank=12, index_heads=3, index_dim=8, top_k=24, index_pool=4),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),
     "mamba": MambaConfig(expand=1, state_dim=5, dt_rank=3),
     "mamba2": Mamba2Config(num_heads=3, head_dim=8, state_dim=10),

@@ -144,6 +144,9 @@ class _Growth(Growth):
             rooms.append(Room(pages, places.table, places.lengths))
         return cast("tuple[Keys, ...]", tuple(rooms))
 
+    def add(self, name: str, rows: Tensor | Sequence[Tensor]) -> NoReturn:
+        self._state._refuse()
+
     def before(self, name: str) -> NoReturn:
         self._state._refuse()
 

@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import keys_seen
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import LayerNorm
 from intarsia.layers.rope import positions_of, rotate
 from intarsia.layers.side import SideName, SideResults
-from intarsia.mixers.base import About, HandedOn, Layer, MixerOutput, positive
+from intarsia.mixers.base import About, GeneratorOf, HandedOn, Layer, MixerOutput, positive
 from intarsia.mixers.mla import LatentAttention, MLAConfig
+from intarsia.mixers.pooling import Past, tails_of
 from intarsia.ops import (
     Sequences,
     indexer_loss,
@@ -29,7 +31,7 @@ from intarsia.ops import (
 )
 from intarsia.ops.attention import largest_logit
 from intarsia.ops.keys import Keys
-from intarsia.ops.precision import without_autocast
+from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.sparse_call import refuse_room
 
 
@@ -44,6 +46,10 @@ class DSAConfig(MLAConfig):
     The indexer has a loss of its own, which training adds `index_loss` times: how far its scores are from what
     attention gives the tokens that it picked, summed over tokens (`indexer_loss`). It reaches nothing but the indexer;
     0 leaves the indexer as it is.
+
+    With an `index_pool` P the indexer looks at one key of every P tokens, a mean that gates weigh channel by channel,
+    and picks `top_k / P` pools of those whose last token is there; the tokens behind the last pool are always read
+    (GLM-5.3; without rotations).
 
     A layer that `shares` has no indexer and reads what the last layer before it that has one picked (GLM-5.2;
     IndexCache, arXiv:2603.12201).
@@ -76,12 +82,19 @@ class DSAConfig(MLAConfig):
     index_relu: bool = field(default=True, kw_only=True)
     index_norm_eps: float = field(default=1e-6, kw_only=True)
     index_loss: float = field(default=0.01, kw_only=True)
+    index_pool: int = field(default=1, kw_only=True)
     shares: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(top_k=self.top_k, index_heads=self.index_heads, index_dim=self.index_dim)
-        positive(index_norm_eps=self.index_norm_eps)
+        positive(index_norm_eps=self.index_norm_eps, index_pool=self.index_pool)
+        if self.top_k % self.index_pool:
+            raise ConfigError(f"top_k={self.top_k} tokens are of pools of index_pool={self.index_pool}")
+        if self.index_pool > 1 and self.rotate:
+            raise ConfigError(
+                "pools of index keys have no place to be rotated at: index_pool needs rotate=False"
+            )
         if self.index_loss < 0:
             raise ConfigError(f"index_loss is what a loss counts, at least 0; got {self.index_loss}")
         if self.rotate and self.index_dim < self.rope_dim:
@@ -107,11 +120,13 @@ class HeadWeights(KeepsFloat32, nn.Linear):
             return F.linear(x.to(self.weight.dtype), self.weight) * self.out_features**-0.5
 
 
-class LightningIndexer(nn.Module):
+class LightningIndexer(FillsItself):
     """What is compared to choose what a token reads:
 
     I_ts = sum_h w_th relu(q_th · k_s / sqrt(index_dim))
     q = rope(W c_q)        k = rope(layernorm(W x))        w = W x / sqrt(H)
+
+    and of pools s of P tokens p, channel by channel, k_s = sum_p softmax_p(W x_p + place_p) k_p.
     """
 
     def __init__(self, d_model: int, config: DSAConfig) -> None:
@@ -122,6 +137,15 @@ class LightningIndexer(nn.Module):
         self.k_proj = nn.Linear(d_model, config.index_dim, bias=False)
         self.k_norm = LayerNorm(config.index_dim, config.index_norm_eps)
         self.head_weights = HeadWeights(d_model, config.index_heads)
+        self.pool_gate = self.pool_places = None
+        if config.index_pool > 1:
+            self.pool_gate = nn.Linear(d_model, config.index_dim, bias=False)
+            self.pool_places = nn.Parameter(torch.empty(config.index_pool, config.index_dim))
+        self.reset_parameters()
+
+    def init_own_weights(self, generator_of: GeneratorOf, std: float) -> None:
+        if self.pool_places is not None:
+            self.pool_places.zero_()
 
     def forward(self, x: Tensor, q_input: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[B, T, H, index_dim]`, keys `[B, T, index_dim]` and weights `[B, T, H]`. What it is given stands
@@ -132,6 +156,19 @@ class LightningIndexer(nn.Module):
         if positions is not None:
             q, k = self._rotated(q, positions), self._rotated(k.unsqueeze(2), positions).squeeze(2)
         return q, k, self.head_weights(x)
+
+    def gated(self, x: Tensor, k: Tensor) -> Tensor:
+        """What pooling needs of each token, its key and its gate: `[B, T, 2 index_dim]`."""
+        assert self.pool_gate is not None
+        return torch.cat([k, self.pool_gate(x.detach())], dim=-1)
+
+    def pooled(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """`[B, m, index_dim]` of pools `[B, m, P, 2 index_dim]`: `sum_p softmax_p(gate_p + place_p) k_p`."""
+        assert self.pool_places is not None
+        k, gate = rows.chunk(2, dim=-1)
+        wide = compute_dtype(gate)
+        weights = (gate.to(wide) + self.pool_places.to(wide)).softmax(dim=2)
+        return (weights.to(k.dtype) * k).sum(2)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
         c = self.config
@@ -180,12 +217,18 @@ class SparseLatentAttention(LatentAttention):
         index = None if self.indexer is None else self.indexer(x, q_input, positions)
         read: Keys = latents
         keys: Keys | None = None if index is None else index[1]
+        grown, tails = None, tails_of(state)
         if state is not None:
             grown = state.grow(x, seqs)
             (read,) = grown.append(latents=latents)
             refuse_room(read)
-            if index is not None:
+            if index is not None and c.index_pool == 1:
                 (keys,) = grown.append(index_keys=index[1])
+        if index is not None and c.index_pool > 1:
+            assert self.indexer is not None
+            past = Past.of(x, state, seqs, grown, isinstance(read, Tensor), tails)
+            rows = self.indexer.gated(x, index[1])
+            keys = past.passing("index_keys", rows, c.index_pool, self.indexer.pooled)
         if index is None:
             picked = self._shared(handed)
         elif max(lengths) <= c.top_k:
@@ -193,10 +236,13 @@ class SparseLatentAttention(LatentAttention):
         else:
             assert keys is not None
             picked = lightning_indexer(
-                index[0], keys, index[2], count=c.top_k, relu=c.index_relu, cu_seqlens=seqs
-            )
+                index[0], keys, index[2], count=c.top_k // c.index_pool, block=c.index_pool, relu=c.index_relu,
+                tokens=lengths, cu_seqlens=seqs,
+            )  # fmt: skip
         if picked is not None:
-            o = sparse_latent_attention(q, read, self._up(), picked, scale=c.scale, cu_seqlens=seqs)
+            o = sparse_latent_attention(
+                q, read, self._up(), picked, block=c.index_pool, scale=c.scale, cu_seqlens=seqs
+            )
         elif state is None:
             o = softmax_attention(q, *self._expanded(latents), scale=c.scale, cu_seqlens=seqs)
         else:
@@ -207,9 +253,9 @@ class SparseLatentAttention(LatentAttention):
                 raise UnsupportedError(
                     "an indexer is trained on whole sequences: its loss is there without a state"
                 )
-            loss = c.index_loss * self._index_loss(index, q, latents, picked, seqs)
+            loss = c.index_loss * self._index_loss(index, keys, q, latents, picked, seqs)
         y = self._finished(o, x)
-        results = (y, None if state is None else grown.end())
+        results = (y, None if grown is None else grown.end())
         told = (SideResults(largest, loss=loss),) if side else ()
         if handed is None:
             return (*results, *told)
@@ -218,6 +264,7 @@ class SparseLatentAttention(LatentAttention):
     def _index_loss(
         self,
         index: tuple[Tensor, Tensor, Tensor],
+        keys: Keys | None,
         q: Tensor,
         latents: Tensor,
         picked: Tensor | None,
@@ -230,9 +277,13 @@ class SparseLatentAttention(LatentAttention):
             own, shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
             asked = torch.einsum("bthn,hnr->bthr", own, self._up()[:, : c.nope_dim].to(q.dtype))
             asked = torch.cat([asked, shared], dim=-1)
+        # Of pools there is a tensor of each packed sequence.
+        laid = torch.cat(keys, dim=1) if isinstance(keys, tuple) else keys
+        assert isinstance(laid, Tensor)
         loss = indexer_loss(
-            *index, asked, latents[:, :, None], picked, relu=c.index_relu, scale=c.scale, cu_seqlens=seqs
-        )
+            index[0], laid, index[2], asked, latents[:, :, None], picked, block=c.index_pool, relu=c.index_relu,
+            scale=c.scale, cu_seqlens=seqs,
+        )  # fmt: skip
         return loss.sum()
 
     def _shared(self, handed: HandedOn | None) -> Tensor | None:
@@ -249,25 +300,31 @@ class SparseLatentAttention(LatentAttention):
 
     @property
     def memory(self) -> GrowingMemory:
-        """What MLA remembers, of which `top_k` tokens' are read; and the index key of each token, all of which are."""
+        """What MLA remembers, of which `top_k` tokens' are read; and the index key of each token, or pool of them, all
+        of which are; of pools also what the next one is made of."""
         c = self.config
-        entries = {"latents": Entry((c.kv_rank + c.rope_dim,), reads=c.top_k)}
-        if not c.shares:
-            entries["index_keys"] = Entry((c.index_dim,))
-        return GrowingMemory("latent", entries)
+        entries = {"latents": Entry((c.kv_rank + c.rope_dim,), reads=c.top_k + c.index_pool - 1)}
+        if c.shares:
+            return GrowingMemory("latent", entries)
+        entries["index_keys"] = Entry((c.index_dim,), stride=c.index_pool)
+        if c.index_pool == 1:
+            return GrowingMemory("latent", entries)
+        return GrowingMemory(
+            "latent", entries, {"index_keys_tail": Entry((c.index_pool - 1, 2 * c.index_dim))}
+        )
 
     def mixing_flops(self, length: int) -> float:
         """Of the indexer two products for each pair of tokens and index head, and its heads' weights; of attention two
         products with each latent that is read, which all heads share."""
         c = self.config
-        read = 2 * c.num_heads * (2 * c.kv_rank + c.rope_dim) * keys_seen(length, c.top_k)
+        read = 2 * c.num_heads * (2 * c.kv_rank + c.rope_dim) * keys_seen(length, c.top_k + c.index_pool - 1)
         if c.shares:
             return read
-        return read + 2 * c.index_heads * (c.index_dim + 1) * keys_seen(length)
+        return read + 2 * c.index_heads * (c.index_dim + 1) * keys_seen(length) / c.index_pool
 
 
 def _lengths_after(x: Tensor, state: GrowingState | None, seqs: Sequences | None) -> Sequence[int]:
     """How many tokens each sequence has with those of x."""
     if state is not None:
         return state.tokens_after(x, seqs)
-    return (x.shape[1],) if seqs is None else seqs.lengths
+    return (x.shape[1],) * x.shape[0] if seqs is None else seqs.lengths

@@ -140,9 +140,9 @@ class MiniMaxSparseAttention(SparseAttention):
         c = self.config
         q, k = self.indexer(asked.x, asked.positions)
         keys: Keys = k
-        if asked.grown is not None:
-            (keys,) = asked.grown.append(index_keys=k)
-        if max(asked.lengths) <= self.most_read:
+        if asked.past.grown is not None:
+            (keys,) = asked.past.grown.append(index_keys=k)
+        if max(asked.past.lengths) <= self.most_read:
             return None
         return pick_blocks(
             q,
@@ -151,7 +151,7 @@ class MiniMaxSparseAttention(SparseAttention):
             block=c.index_block_size,
             last=c.index_local_blocks,
             scale=1.0,
-            cu_seqlens=asked.seqs,
+            cu_seqlens=asked.past.seqs,
         )
 
     def index_entries(self) -> dict[str, Entry]:

@@ -28,6 +28,9 @@ MIXERS = {
     "mla": "mla:MLAConfig",
     "dsa": "dsa:DSAConfig",
     "msa": "msa:MSAConfig",
+    "moba": "moba:MoBAConfig",
+    "infllm2": "infllm2:InfLLM2Config",
+    "qsa": "qsa:QSAConfig",
     "gdn": "gated_deltanet:GatedDeltaNetConfig",
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",
@@ -66,10 +69,7 @@ class Missing:
     source: str
 
 
-NOT_YET: tuple[Missing, ...] = (
-    Missing("nsa", "Native sparse attention", 2025, "arXiv:2502.11089"),
-    Missing("moba", "Mixture of block attention", 2025, "arXiv:2502.13189"),
-)
+NOT_YET: tuple[Missing, ...] = (Missing("nsa", "Native sparse attention", 2025, "arXiv:2502.11089"),)
 
 ENTRY_POINTS = "intarsia.mixers"
 

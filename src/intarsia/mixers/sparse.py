@@ -10,11 +10,11 @@ from torch import Tensor
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
-from intarsia.layers.growing.state import Growth
 from intarsia.layers.rope import positions_of
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import MixerOutput
+from intarsia.mixers.pooling import Past, tails_of
 from intarsia.ops import Sequences, softmax_attention, sparse_attention
 from intarsia.ops.attention import largest_logit
 from intarsia.ops.keys import Keys
@@ -46,13 +46,8 @@ class Asked:
     keys: Keys
     """Of all tokens."""
     positions: Tensor
-    before: tuple[int, ...]
-    """How many tokens each sequence has had."""
-    lengths: tuple[int, ...]
-    """How many each has with the new ones."""
-    seqs: Sequences | None
-    grown: Growth | None
-    """Where what is remembered goes; None without a state."""
+    past: Past
+    """What came before, and where what is remembered goes."""
 
 
 class SparseAttention(Attention):
@@ -82,17 +77,15 @@ class SparseAttention(Attention):
         positions, scale = positions_of(x, state, seqs), self.config.logit_scale
         q, k, v = self._projected(x, positions)
         largest = largest_logit(q, k, scale=scale, seqs=seqs) if side else None
-        new = (x.shape[1],) * x.shape[0] if seqs is None else seqs.lengths
-        before = (0,) * len(new) if state is None else tuple(state.tokens)
         keys: Keys = k
         values: Keys = v
-        grown = None
+        grown, tails = None, tails_of(state)
         if state is not None:
             grown = state.grow(x, seqs)
             keys, values = grown.append(keys=k, values=v)
             refuse_room(keys)
-        after = tuple(a + b for a, b in zip(before, new, strict=True))
-        picked = self.choose(Asked(x, q, k, v, keys, positions, before, after, seqs, grown))
+        past = Past.of(x, state, seqs, grown, isinstance(keys, Tensor), tails)
+        picked = self.choose(Asked(x, q, k, v, keys, positions, past))
         if picked is None:
             o = softmax_attention(q, keys, values, scale=scale, cu_seqlens=seqs)
         else:

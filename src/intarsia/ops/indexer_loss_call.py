@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from intarsia.errors import ShapeError
+from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops.attention_call import sequences_in
+from intarsia.ops.keys import Keys
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import IndexerCall, check_picked, indexer_call
 
@@ -17,6 +18,8 @@ class IndexerLossCall:
     """The arguments of one call of the indexer's loss; `indexer_loss` says what they are."""
 
     index: IndexerCall
+    keys: Tensor
+    """The index keys `[B, T // block, K]`, of packed sequences one behind the other."""
     q: Tensor
     k: Tensor
     picked: Tensor | None
@@ -27,10 +30,8 @@ class IndexerLossCall:
         return self.index.seqs
 
     @property
-    def keys(self) -> Tensor:
-        """The index keys `[B, T, K]`."""
-        assert isinstance(self.index.k, Tensor)
-        return self.index.k
+    def block(self) -> int:
+        return self.index.block
 
 
 def indexer_loss_call(
@@ -41,6 +42,7 @@ def indexer_loss_call(
     k: Tensor,
     picked: Tensor | None = None,
     *,
+    block: int = 1,
     relu: bool = True,
     index_scale: float | None = None,
     scale: float | None = None,
@@ -51,11 +53,23 @@ def indexer_loss_call(
     Raises:
         ShapeError: naming the argument that does not fit and what would.
     """
-    if not isinstance(index_k, Tensor) or index_k.shape[:2] != index_q.shape[:2]:
-        raise ShapeError(f"index_k must have a key for each query, [B, T] = {list(index_q.shape[:2])}")
+    if block < 1:
+        raise ConfigError(f"block must be at least 1; got {block}")
+    B, T = index_q.shape[:2]
+    seqs = sequences_in(index_q, cu_seqlens)
+    lengths = (T,) if seqs is None else seqs.lengths
+    wanted = [B, sum(n // block for n in lengths)]
+    if not isinstance(index_k, Tensor) or list(index_k.shape[:2]) != wanted:
+        raise ShapeError(
+            f"index_k must have a key for each query, or each complete block of {block} of its sequence: {wanted}"
+        )
+    apart: Keys = index_k
+    if seqs is not None and block > 1:
+        apart = index_k.split([n // block for n in lengths], dim=1)
     index = indexer_call(
-        index_q, index_k, index_weights, count=1, relu=relu, scale=index_scale, cu_seqlens=cu_seqlens
-    )
+        index_q, apart, index_weights, count=1, block=block, relu=relu, scale=index_scale,
+        tokens=lengths if seqs is not None else lengths * B, cu_seqlens=seqs,
+    )  # fmt: skip
     for name, x in {"q": q, "k": k}.items():
         if x.dim() != 4 or not x.is_floating_point() or x.shape[:2] != index_q.shape[:2]:
             raise ShapeError(
@@ -65,9 +79,8 @@ def indexer_loss_call(
         raise ShapeError(
             f"k must have the channels of q and heads that divide its own; got {list(q.shape)} and {list(k.shape)}"
         )
-    sequences_in(q, cu_seqlens)
     if picked is not None:
-        check_picked(picked, q, 1)
+        check_picked(picked, q, block)
         if picked.shape[2] != 1:
             raise ShapeError(f"picked must be of one group, [B, T, 1, n]; got {list(picked.shape)}")
-    return IndexerLossCall(index, q, k, picked, q.shape[3] ** -0.5 if scale is None else scale)
+    return IndexerLossCall(index, index_k, q, k, picked, q.shape[3] ** -0.5 if scale is None else scale)

@@ -22,15 +22,16 @@ def indexer_loss_torch(call: IndexerLossCall) -> Tensor:
     index = call.index
     lengths = (index.q.shape[1],) if index.seqs is None else index.seqs.lengths
     tensors = (index.q, call.keys, index.weights, call.q.detach(), call.k.detach(), call.picked)
-    return _LOSS(tensors, lengths, (index.relu, index.scale, call.scale))[0]
+    return _LOSS(tensors, lengths, (index.relu, index.scale, call.scale, call.block))[0]
 
 
 def _of_sequences(
     tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]
 ) -> list[Tensor]:
     occupied = [n for n in lengths if n]
-    nothing = [None] * len(occupied)
-    parts = (nothing if x is None else x.split(occupied, dim=1) for x in tensors)
+    nothing, block = [None] * len(occupied), int(numbers[3])
+    sizes = [occupied, [n // block for n in occupied], *[occupied] * 4]
+    parts = (nothing if x is None else x.split(n, dim=1) for x, n in zip(tensors, sizes, strict=True))
     return [torch.cat([_of_one(*part, *numbers) for part in zip(*parts, strict=True)], dim=1)]
 
 
@@ -44,8 +45,10 @@ def _of_one(
     relu: float,
     index_scale: float,
     scale: float,
+    block: float,
 ) -> Tensor:
     """`[B, T]` of sequences of one length."""
+    block = int(block)
     B, T, H = q.shape[:3]
     wide = compute_dtype(index_q, index_k, weights)
     index_q, index_k, weights = (x.to(wide) for x in (index_q, index_k, weights))
@@ -55,25 +58,41 @@ def _of_one(
     def some(
         index_q: Tensor, weights: Tensor, q: Tensor, place: Tensor, index_k: Tensor, picked: Tensor | None
     ) -> Tensor:
+        # Of blocks (a token is one) those that are complete, and of these and the last one the tokens that are seen.
         if picked is None:
-            there = torch.arange(T, device=q.device) <= place[:, None]
+            there = (torch.arange(N, device=q.device) + 1) * block <= place[:, None] + 1
+            seen = torch.arange(T, device=q.device) <= place[:, None]
             keys, of_heads = index_k[:, None], k.transpose(1, 2)[:, None]
         else:
-            token = picked[:, :, 0].long()
-            there = (token >= 0) & (token <= place[:, None])
-            token = token.where(there, token[..., :1].clamp(min=0).minimum(place[:, None]))
-            keys, of_heads = index_k[batch, token], k[batch, token].transpose(2, 3)
+            number = picked[:, :, 0].long()
+            token = (number[..., None] * block + inside).flatten(-2)
+            seen = (number >= 0).repeat_interleave(block, dim=-1) & (token <= place[:, None])
+            there = (number >= 0) & ((number + 1) * block <= place[:, None] + 1)
+            token = token.where(seen, token[..., :1].clamp(min=0).minimum(place[:, None]))
+            keys = index_k[batch, number.where(there, 0)]
+            of_heads = k[batch, token].transpose(2, 3)
         products = (index_q @ keys.mT) * index_scale
         scores = (weights[:, :, None] @ (products.relu() if relu else products))[:, :, 0]
         with torch.no_grad():
             logits = q.unflatten(2, (k.shape[2], -1)) @ of_heads.mT * scale
-            hidden = ~there if picked is None else ~there[:, :, None, None]
+            hidden = ~seen if picked is None else ~seen[:, :, None, None]
             hidden = hidden[:, None, None] if picked is None else hidden
             given = logits.masked_fill(hidden, -torch.inf).softmax(dim=-1).sum(dim=(2, 3)) / H
-        told = scores.masked_fill(~there, -torch.inf).log_softmax(dim=-1).masked_fill(~there, 0)
+            if block > 1:
+                given = given[..., : there.shape[-1] * block].unflatten(-1, (-1, block)).amax(-1)
+                given = given.masked_fill(~there, 0)
+                given = given / given.sum(-1, keepdim=True).clamp(min=torch.finfo(given.dtype).tiny)
+        # Who sees no complete block hides nothing: a softmax over nothing has no gradient that is a number.
+        nothing = ~there.any(-1, keepdim=True)
+        told = scores.masked_fill(~(there | nothing), -torch.inf).log_softmax(dim=-1).masked_fill(~there, 0)
         return (torch.special.xlogy(given, given) - given * told).sum(-1)
 
-    size = T if picked is None else picked.shape[-1]
+    N = index_k.shape[1]
+    if not N:
+        # No block is complete: nothing to learn, and zeros that autograd finds its way through.
+        return (index_q.sum(dim=(2, 3)) + weights.sum(-1)) * 0 + index_k.sum() * 0
+    inside = torch.arange(block, device=q.device)
+    size = T if picked is None else picked.shape[-1] * block
     gathered = 0 if picked is None else index_k.shape[2] + k.shape[2] * k.shape[3]
     rows = max(ROOM // (B * size * (H + weights.shape[2] + gathered)), 1)
     place = torch.arange(T, device=q.device)
@@ -81,8 +100,8 @@ def _of_one(
     with without_autocast(q):
         for begin in range(0, T, rows):
             part = slice(begin, begin + rows)
-            block = (index_q[:, part], weights[:, part], q[:, part], place[part], index_k)
-            found.append(recomputed(some, *block, None if picked is None else picked[:, part]))
+            each = (index_q[:, part], weights[:, part], q[:, part], place[part], index_k)
+            found.append(recomputed(some, *each, None if picked is None else picked[:, part]))
     return torch.cat(found, dim=1)
 
 

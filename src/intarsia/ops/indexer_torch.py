@@ -13,7 +13,7 @@ from torch import Tensor
 
 from intarsia.ops.attention_call import queries_of
 from intarsia.ops.choice import Implementation
-from intarsia.ops.keys import row_of
+from intarsia.ops.keys import entry_of, row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.selection import first_best, with_tail
 from intarsia.ops.sparse_call import IndexerCall
@@ -27,7 +27,8 @@ SCORES = 1 << 22
 def indexer_torch(call: IndexerCall) -> Tensor:
     """`[B, T, 1, slots]` int32."""
     numbers = (call.count, call.block, call.relu, call.scale)
-    if isinstance(call.k, Tensor) and (call.seqs is not None or call.q.shape[1] == call.k.shape[1]):
+    of_tokens = call.block == 1 and call.q.shape[1] == entry_of(call.k).shape[1]
+    if isinstance(call.k, Tensor) and (call.seqs is not None or of_tokens):
         lengths = (call.q.shape[1],) if call.seqs is None else call.seqs.lengths
         return _WHOLE([x.detach() for x in (call.q, call.k, call.weights)], lengths, numbers)[0]
     if isinstance(call.k, Tensor) and len(set(call.tokens)) == 1:

@@ -52,6 +52,16 @@ class BlockTable:
         vars(moved).update(vars(self), pages=pages)
         return moved
 
+    def strided(self, stride: int) -> BlockTable:
+        """Where entries of which each stands for `stride` tokens lie, in the page of its last token: as many to a page
+        as it holds strides, or one where a stride is of whole pages. None of them has been given back."""
+        if stride == 1:
+            return self
+        size, lengths = self.page_size, [n // stride for n in self.lengths]
+        if stride <= size:
+            return BlockTable(self.pages, lengths, size // stride)
+        return BlockTable(self.pages[:, stride // size - 1 :: stride // size], lengths, 1)
+
     def places(self, numbers: Sequence[int], begins: Sequence[int], size: int) -> Tensor:
         """Where `size` entries of each of the sequences `numbers` from its entry `begins` on lie in the pages laid end
         to end, `[len(numbers), size]`; of an entry before the first some place that is there."""

@@ -133,6 +133,7 @@ def indexer_loss(
     k: Tensor,
     picked: Tensor | None = None,
     *,
+    block: int = 1,
     relu: bool = True,
     index_scale: float | None = None,
     scale: float | None = None,
@@ -143,14 +144,16 @@ def indexer_loss(
     `KL(p || softmax(I))`, p the weights of attention, summed over the heads and divided by their number.
 
     It is what an indexer is trained by: over everything that a query sees to begin with, and over what it picked once
-    attention is sparse. p is a constant: of the arguments the first three alone have gradients. A block of queries is
-    worked on at a time, and again in the backward pass.
+    attention is sparse. With a `block` p is of the complete blocks that a query sees: the largest share of a token of
+    each, divided by their sum; a query that sees none has no loss. p is a constant: of the arguments the first three
+    alone have gradients. A block of queries is worked on at a time, and again in the backward pass.
 
     Args:
-        index_q, index_k, index_weights: of the indexer, `[B, T, HI, D]`, `[B, T, D]` and `[B, T, HI]`.
+        index_q, index_k, index_weights: of the indexer, `[B, T, HI, D]`, `[B, T, D]` and `[B, T, HI]`; with a `block`
+            the keys of complete blocks `[B, T // block, D]`, of packed sequences one behind the other.
         q, k: of attention, `[B, T, H, K]` and `[B, T, HKV, K]`, H a multiple of HKV.
         picked: `[B, T, 1, n]`, of `lightning_indexer`; None for everything.
-        relu, index_scale: as in `lightning_indexer`.
+        block, relu, index_scale: as in `lightning_indexer`.
         scale, cu_seqlens: as in `softmax_attention`.
         impl: `"auto"`, `"torch"` or `"reference"`.
 
@@ -161,7 +164,7 @@ def indexer_loss(
         ShapeError, ConfigError: arguments that do not fit together, or an unknown `impl`.
     """
     call = indexer_loss_call(
-        index_q, index_k, index_weights, q, k, picked, relu=relu, index_scale=index_scale, scale=scale,
+        index_q, index_k, index_weights, q, k, picked, block=block, relu=relu, index_scale=index_scale, scale=scale,
         cu_seqlens=cu_seqlens,
     )  # fmt: skip
     loss: Tensor = run("indexer_loss", call, impl)

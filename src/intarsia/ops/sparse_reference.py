@@ -86,23 +86,31 @@ def sparse_latent_reference(call: SparseLatentCall) -> Tensor:
 
 def indexer_loss_reference(call: IndexerLossCall) -> Tensor:
     """`[B, T]`: of each query `KL(p || softmax(I))` over the tokens that it picked, p what attention gives them: the
-    sum over heads, divided by their number, and a constant."""
-    index, outputs = call.index, []
-    each = [
-        dict(queries_of(x, call.seqs))
-        for x in (index.q, call.keys[..., None], index.weights[..., None], call.q, call.k)
-    ]
+    sum over heads, divided by their number, and a constant. Of blocks the largest share of a token of each that is
+    complete, divided by their sum."""
+    index, outputs, block = call.index, [], call.block
+    each = [dict(queries_of(x, call.seqs)) for x in (index.q, index.weights[..., None], call.q, call.k)]
     picked = {} if call.picked is None else dict(queries_of(call.picked, call.seqs))
     for n in each[0]:
-        index_q, index_k, weights, q, k = (x[n][0].double() for x in each)
+        index_q, weights, q, k = (x[n][0].double() for x in each)
+        index_k = _of_sequence(index.k, call.seqs, n).double()
         rows = []
         for t in range(len(q)):
             tokens = list(range(t + 1))
             if n in picked:
-                tokens = [j for j in picked[n][0, t, 0].tolist() if 0 <= j <= t]
+                blocks = set(picked[n][0, t, 0].tolist())
+                tokens = [j for j in tokens if j // block in blocks]
             heads = k[tokens].repeat_interleave(q.shape[1] // k.shape[1], dim=1)
             p = torch.einsum("hk,shk->hs", q[t], heads).mul(call.scale).softmax(1).mean(0).detach()
-            told = index_scores(index_q[t], index_k[tokens, :, 0], weights[t, :, 0], index).log_softmax(0)
+            complete = [b for b in dict.fromkeys(j // block for j in tokens) if (b + 1) * block <= t + 1]
+            if not complete:
+                rows.append(0 * index_q[t].sum())
+                continue
+            if block > 1:
+                share = dict(zip(tokens, p, strict=True))
+                p = torch.stack([max(share[j] for j in range(b * block, (b + 1) * block)) for b in complete])
+                p = p / p.sum()
+            told = index_scores(index_q[t], index_k[complete], weights[t, :, 0], index).log_softmax(0)
             rows.append((torch.special.xlogy(p, p) - p * told).sum())
         outputs.append(torch.stack(rows))
     found = torch.stack(outputs) if call.seqs is None else torch.cat(outputs)[None]

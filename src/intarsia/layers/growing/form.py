@@ -21,7 +21,9 @@ class Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype | Literal["wide"] | None = None
     reads: int | None = None
-    """Of how many tokens the last one reads it, at most. None: of all."""
+    """How many of them the last token reads, at most. None: all."""
+    stride: int = 1
+    """Of how many tokens one is kept."""
 
     def dtype_beside(self, weight: Tensor) -> torch.dtype:
         """The dtype in a mixer with such weights."""
@@ -46,7 +48,7 @@ class GrowingForm:
     kind: str
     """What sort of memory this is: `key-value`, `window`, `latent` or `growing`."""
     growing: Mapping[str, Entry]
-    """What is kept of each token."""
+    """What is kept of each token, or of each `stride` of them."""
     fixed: Mapping[str, Entry] = field(default_factory=dict)
     """What is kept of the sequence."""
     window: int | None = None
@@ -56,11 +58,11 @@ class GrowingForm:
 
     def entries(self, like: Tensor) -> tuple[Entries, ...]:
         """What is kept of the tokens, for a mixer with a weight like this: one kind of what is read of as many."""
-        kinds: dict[int | None, dict[str, Entry]] = {}
+        kinds: dict[tuple[int, int | None], dict[str, Entry]] = {}
         for name, entry in self.growing.items():
-            kinds.setdefault(entry.reads, {})[name] = entry
+            kinds.setdefault((entry.stride, entry.reads), {})[name] = entry
         return tuple(
-            Entries(_size(each, like), window=self.window, reads=reads) for reads, each in kinds.items()
+            Entries(_size(each, like), stride, self.window, reads) for (stride, reads), each in kinds.items()
         )
 
     def nbytes(self, tokens: int, like: Tensor) -> int:

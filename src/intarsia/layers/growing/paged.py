@@ -35,7 +35,16 @@ class PagedPool(Pool[GrowingState]):
         self.form = form
         self.paging = books.paging(pages, form.window, bool(form.rewritten))
         size = books.page_size
-        self.pages = {name: entry.new_empty(like, pages, size) for name, entry in form.growing.items()}
+        odd = next((e.stride for e in form.growing.values() if e.stride % size and size % e.stride), None)
+        if odd is not None:
+            raise ConfigError(
+                f"a page of {size} tokens must hold whole strides of {odd} tokens, or these whole pages: choose "
+                "another page_size"
+            )
+        self.pages = {
+            name: entry.new_empty(like, pages, max(size // entry.stride, 1))
+            for name, entry in form.growing.items()
+        }
         self.fixed = {name: entry.new_zeros(like, books.slots) for name, entry in form.fixed.items()}
         self.device = like.device
 
@@ -80,9 +89,10 @@ class PagedPool(Pool[GrowingState]):
         for n, row in enumerate(step.write):
             of_sequence = state.select([n]).tensors()
             begin = 0 if self.form.window is None else max(tokens[n] - self.form.window, 0)
-            places = table.places([n], [begin], tokens[n] - begin)[0]
             for name, pages in self.pages.items():
-                pages.flatten(0, 1)[places] = of_sequence[name][0]
+                stride = self.form.growing[name].stride
+                of_strides, held = table.strided(stride), (tokens[n] - begin) // stride
+                pages.flatten(0, 1)[of_strides.places([n], [begin], held)[0]] = of_sequence[name][0]
             for name, fixed in self.fixed.items():
                 fixed[row] = of_sequence[name][0]
 
@@ -130,7 +140,8 @@ class PagedState(PooledState, GrowingState):
     def held(self, name: str) -> Paged:
         """The entries of that name."""
         self.check_current()
-        return Paged(self.pool.pages[name], self.batch.table(self.pool.paging))
+        table = self.batch.table(self.pool.paging).strided(self.form.growing[name].stride)
+        return Paged(self.pool.pages[name], table)
 
     def last(self, name: str) -> Tensor:
         held = self.held(name)
@@ -171,11 +182,14 @@ class PagedState(PooledState, GrowingState):
         return self.value().with_tensors(tensors, tokens)
 
     def nbytes(self) -> int:
-        of_token = sum(x[0, 0].nbytes for x in self.pool.pages.values())
         of_sequence = sum(x[0].nbytes for x in self.pool.fixed.values())
         window = self.form.window
-        kept = sum(seen if window is None else min(seen, window) for seen in self.tokens)
-        return kept * of_token + self.count * of_sequence
+        kept = [seen if window is None else min(seen, window) for seen in self.tokens]
+        growing = sum(
+            pages[0, 0].nbytes * sum(n // self.form.growing[name].stride for n in kept)
+            for name, pages in self.pool.pages.items()
+        )
+        return growing + self.count * of_sequence
 
     def joined(self, states: Sequence[State]) -> GrowingState:  # type: ignore[override]
         there = [state for state in states if isinstance(state, PagedState) and state.pool is self.pool]
@@ -234,6 +248,19 @@ class _PagedGrowth(Growth):
             both = zip(self._beside[name], parts, strict=True)
             return tuple(torch.cat([old, part.to(old.dtype)], dim=1) for old, part in both)
         return Paged(pages, step.table)
+
+    def add(self, name: str, rows: Tensor | Sequence[Tensor]) -> Keys:
+        pages, stride = self._pool.pages[name], self._pool.form.growing[name].stride
+        table = self._pages.table.strided(stride)
+        parts = rows.split(1) if isinstance(rows, Tensor) else rows
+        with torch.no_grad():
+            for n, (part, seen) in enumerate(zip(parts, self._state.tokens, strict=True)):
+                if part.shape[1]:
+                    places = table.places([n], [seen // stride], part.shape[1])[0]
+                    pages.flatten(0, 1).index_copy_(0, places, part[0].detach().to(pages.dtype))
+        if self._fresh:
+            return rows if isinstance(rows, Tensor) else tuple(rows)
+        return Paged(pages, table)
 
     def before(self, name: str) -> Keys:
         return Paged(self._pool.pages[name], self._state.batch.table(self._pool.paging))

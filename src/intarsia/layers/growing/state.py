@@ -88,6 +88,11 @@ class Growth:
         """Add the new tokens' entries `[B, T, ...]`, by name, and return for each what its tokens look at."""
 
     @abstractmethod
+    def add(self, name: str, rows: Tensor | Sequence[Tensor]) -> Keys:
+        """Add the entries of the strides of tokens that are complete now, and return all of them: `[B, m, ...]` where
+        all sequences have had as many tokens, or `[1, m_n, ...]` of each; some may have none."""
+
+    @abstractmethod
     def before(self, name: str) -> Keys:
         """The entries of the tokens before, of a name that has not been written yet."""
 

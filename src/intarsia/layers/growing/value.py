@@ -93,9 +93,12 @@ class GrowingValue(GrowingState):
         tokens = tuple(n for value in values for n in value.tokens)
         fixed = {name: torch.cat([v.of_sequence[name] for v in values]) for name in self.of_sequence}
         growing = {}
-        for name in self.growing:
-            rows = [row for value in values for row in value.growing[name]]
-            if all(value.together for value in values) and len({len(row) for row in rows}) == 1:
+        each = {name: [row for value in values for row in value.growing[name]] for name in self.growing}
+        together = all(value.together for value in values) and all(
+            len({len(row) for row in rows}) == 1 for rows in each.values()
+        )
+        for name, rows in each.items():
+            if together:
                 rows = [GrowingTensor(torch.cat([row.content for row in rows]), self.form.window)]
             else:
                 rows = [row for value in values for row in apart(value.growing[name])]
@@ -116,10 +119,11 @@ class GrowingValue(GrowingState):
         if tuple(tokens) == self.tokens:
             return self
         together = self.together and len(set(tokens)) == 1
+        strides = {name: entry.stride for name, entry in self.form.growing.items()}
         growing = {
-            name: (rows[0].shortened(tokens[0]),)
+            name: (rows[0].shortened(tokens[0] // strides[name]),)
             if together
-            else tuple(row.shortened(n) for row, n in zip(apart(rows), tokens, strict=True))
+            else tuple(row.shortened(n // strides[name]) for row, n in zip(apart(rows), tokens, strict=True))
             for name, rows in self.growing.items()
         }
         return replace(self, growing=growing, tokens=tuple(tokens))
@@ -153,6 +157,17 @@ class _ValueGrowth(Growth):
             self._growing[name] = (after,)
             return read
         parts = entries.split(1) if self._seqs is None else entries.split(self._seqs.lengths, dim=1)
+        both = [row.extended(part) for row, part in zip(apart(self._growing[name]), parts, strict=True)]
+        self._growing[name] = tuple(after for _, after in both)
+        return tuple(read for read, _ in both)
+
+    def add(self, name: str, rows: Tensor | Sequence[Tensor]) -> Keys:
+        if self._whole:
+            (of_all,) = [rows] if isinstance(rows, Tensor) else rows
+            read, after = self._growing[name][0].extended(of_all)
+            self._growing[name] = (after,)
+            return read
+        parts = rows.split(1) if isinstance(rows, Tensor) else rows
         both = [row.extended(part) for row, part in zip(apart(self._growing[name]), parts, strict=True)]
         self._growing[name] = tuple(after for _, after in both)
         return tuple(read for read, _ in both)
