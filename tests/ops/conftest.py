@@ -70,11 +70,18 @@ def chosen(name: str) -> Iterator[str]:
         return
     before = os.environ.get(native.ISA_VARIABLE)
     os.environ[native.ISA_VARIABLE] = isa
-    native.instruction_set.cache_clear()
+    _forget()
     assert native.instruction_set() == isa
+    assert native.chunk_instruction_set() == isa
     yield name
     if before is None:
         del os.environ[native.ISA_VARIABLE]
     else:
         os.environ[native.ISA_VARIABLE] = before
+    _forget()
+
+
+def _forget() -> None:
+    """Have the instruction sets chosen again."""
     native.instruction_set.cache_clear()
+    native.chunk_instruction_set.cache_clear()

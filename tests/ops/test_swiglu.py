@@ -75,7 +75,8 @@ def test_keeps_the_error_budget(
         functools.partial(gradients, oracle),
         x,
         dtype,
-        stages=4,
+        # Of the gate's: the exponential, a sum, the quotient, what is left of one, a product, a sum, and two products.
+        stages=8,
         terms=2,
     )
 
