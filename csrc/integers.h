@@ -102,8 +102,8 @@ using Int4OfNarrow = Int4;
 // int8 whose scale belongs to a whole row, multiplied as integers: of x the digits to the base 256, -128 .. 127, of its
 // numbers in units of a power of two. Three digits, units of 2^-22 of the largest number or less, are nearly always as
 // exact as float32. Two, units of 2^-14 of it, are for rows of bfloat16: what they leave away is at most 2^-15 of the
-// largest, and in all no more than what rounding the row to bfloat16 has cost. Sums of integers are exact. The digits d
-// begin d * `plane` bytes after x; what belongs to the row follows the digits.
+// largest, about what rounding to bfloat16 has cost numbers of a hundredth of it. Sums of integers are exact. The
+// digits d begin d * `plane` bytes after x; what belongs to the row follows the digits.
 template <int DIGITS_>
 struct Int8Digits {
   static constexpr int NUMBERS = 64, BYTES = 1, X_BYTES = 1, DIGITS = DIGITS_;

@@ -87,7 +87,7 @@ def test_the_output_of_a_layer_has_either_name(tmp_path: Path) -> None:
         assert torch.equal(intarsia.load(folder)(tokens(9)).logits, expected)
 
 
-RING_25: dict[str, Any] = {  # as published of the model of 1 T parameters
+RING_25: dict[str, Any] = {  # the names of the released class, sizes as the model of 1 T parameters may have them
     "model_type": "bailing_hybrid", "architectures": ["BailingMoeV2_5ForCausalLM"], "vocab_size": 157184,
     "hidden_size": 8192, "intermediate_size": 18432, "num_hidden_layers": 80, "num_attention_heads": 64,
     "num_key_value_heads": 64, "hidden_act": "silu", "use_qkv_bias": False, "use_bias": False, "rms_norm_eps": 1e-6,
