@@ -689,15 +689,15 @@ LADDER = _in(
     (
         "runs of other documents are taken for done",
         "run_spec.py",
-        'UNDECISIVE = ("dataset", "device")',
-        'UNDECISIVE = ("dataset", "device", "documents")',
+        'UNDECISIVE = ("dataset", "device", "branches_from")',
+        'UNDECISIVE = ("dataset", "device", "branches_from", "documents")',
         "tests/ladder/test_run_folder.py",
     ),
     (
         "runs of other training are taken for done",
         "run_spec.py",
-        'UNDECISIVE = ("dataset", "device")',
-        'UNDECISIVE = ("dataset", "device", "train")',
+        'UNDECISIVE = ("dataset", "device", "branches_from")',
+        'UNDECISIVE = ("dataset", "device", "branches_from", "train")',
         "tests/ladder/test_run_folder.py",
     ),
     (
