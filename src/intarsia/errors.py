@@ -85,9 +85,15 @@ class MissingExtraError(IntarsiaError, ImportError):
     """An optional library that is not installed."""
 
 
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The name that is meant by one that is not there, if one is like it."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a message about a name that is not there: `; did you mean 'x'?` with the nearest that is, or all of
     them if none is near."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(known)}"

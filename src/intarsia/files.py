@@ -58,8 +58,17 @@ def directory_atomically(
     It is filled beside its target under a hidden name (`.NAME.partial-...`), which a crash leaves behind. What was
     there before is replaced as a whole (`publish_directory`), unless `unless` holds of it when the block ends: then
     another process was faster, and what is new is given up.
+
+    Raises:
+        NotADirectoryError: a file has that name.
     """
     target = Path(path).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            "this is a file, and a directory is to be written: choose another name",
+            os.fspath(target),
+        )
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))

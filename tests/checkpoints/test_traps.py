@@ -20,6 +20,7 @@ from intarsia.checkpoints.registry import family
 from intarsia.checkpoints.rows import indexed
 from intarsia.errors import CheckpointError, UnsupportedError
 from intarsia.mixers import AttentionConfig
+from intarsia.model import LanguageModel, presets
 from support.checkpoint_cases import CASES, their_folder, their_model, tokens
 
 pytest.importorskip("transformers")
@@ -226,3 +227,21 @@ def test_transformers_cannot_tie_kimi_linear(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="ties the head to the embedding"):
         intarsia.load(their_folder(case, tmp_path))
+
+
+def test_what_is_tied_here_is_written_for_kimi_linear_as_two(tmp_path: Path) -> None:
+    """As it is trained here: without experts, and with a head that is the embedding."""
+    from transformers import AutoModelForCausalLM
+
+    model = LanguageModel(presets.get("kimi-linear-nano", vocab_size=64)).eval()
+    assert model.config.tie_embeddings
+    model.init_weights(0)
+    intarsia.save(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        wanted = model(tokens(30)).logits
+        torch.testing.assert_close(theirs(tokens(30)).logits, wanted, rtol=1e-4, atol=1e-4)
+        again = intarsia.load(tmp_path)
+        torch.testing.assert_close(again(tokens(30)).logits, wanted, rtol=1e-5, atol=1e-5)
+    assert not again.config.tie_embeddings
+    assert model.config.tie_embeddings

@@ -48,7 +48,7 @@ def under(prefix: str, parameters: Parameters) -> Parameters:
 
 
 def kimi_linear(c: dict[str, Any]) -> Parameters:
-    D, F = c["hidden_size"], c["moe_intermediate_size"]
+    D, F = c["hidden_size"], c.get("moe_intermediate_size", 0)
     kinds = c["linear_attn_config"]
     for layer in range(c["num_hidden_layers"]):
         here = f"model.layers.{layer}."

@@ -238,3 +238,38 @@ def test_a_converted_model_keeps_its_manners(
     assert there.status == here.status == 0
     assert here.out == there.out
     assert "Plain mode" not in here.err
+
+
+def changed(folder: Path, tmp_path: Path, template: str) -> Path:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "changed")
+    (tmp_path / "changed" / "chat_template.jinja").write_text(template)
+    return tmp_path / "changed"
+
+
+def test_options_of_the_template(
+    cli: Cli, folder: Path, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = changed(folder, tmp_path, TEMPLATE + "{% if enable_thinking %}think{% endif %}")
+    assert talk_to(cli, monkeypatch, ["one"], place, "-n", 1).status == 0
+    without = counted.taken()
+    assert talk_to(cli, monkeypatch, ["one"], place, "-n", 1, "-o", "enable_thinking=true").status == 0
+    assert counted.taken() == [*without, WORDS.index("think")]
+    counted.before = lambda call: pytest.fail("a model was run")
+    for arguments, said in [
+        (("-o", "thinking=true"), "never asks for 'thinking'"),
+        (("-o", "enable_thinking=true", "--plain"), "--plain leaves it out"),
+    ]:
+        done = talk_to(cli, monkeypatch, ["one"], place, *arguments)
+        assert (done.status, said in done.err) == (2, True), done.err
+
+
+def test_a_damaged_template_is_told_before_a_model_is_read(
+    cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = changed(folder, tmp_path, "{% for m in messages %}")
+    (place / "model.safetensors").unlink()
+    done = talk_to(cli, monkeypatch, ["one"], place)
+    assert done.status == 2
+    assert "the chat template cannot be used: Unexpected end of template" in done.err

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 import intarsia
-from intarsia.data.chat import ChatTemplate, chat_template_of
-from intarsia.errors import DataError
+from intarsia.data.chat import ChatTemplate, chat_template_of, parse_options
+from intarsia.errors import ConfigError, DataError
 
 transformers = pytest.importorskip("transformers")
 
@@ -94,3 +94,36 @@ def test_where_templates_are(folder: Path) -> None:
 def test_what_a_template_must_not(source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ChatTemplate(source).render(MESSAGES)
+
+
+THINKING = (
+    "{% if tools %}{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% endif %}"
+    "{% for m in messages %}{{ m.content }} {% endfor %}"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}{{ language }}"
+)
+
+
+def test_options_are_what_transformers_passes_on(folder: Path) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tool = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
+    written = ["enable_thinking=false", f"tools={json.dumps([tool])}", "language=en-GB"]
+    options = parse_options(written)
+    assert options == {"enable_thinking": False, "tools": [tool], "language": "en-GB"}
+    text = ChatTemplate(THINKING).with_options(options).render(MESSAGES)
+    assert text == theirs.apply_chat_template(MESSAGES, chat_template=THINKING, tokenize=False, **options)
+    assert text == "[add]be brief  a b  b c </s> d en-GB"
+    assert ChatTemplate(THINKING).render(MESSAGES).endswith("<think>")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("enable_thinkin=false", "never asks for 'enable_thinkin'"),
+        ("messages=[]", "'messages' is no option of a chat template"),
+        ("enable_thinking", "NAME=VALUE, as in enable_thinking=false; got 'enable_thinking'"),
+        ("=false", "NAME=VALUE"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ChatTemplate(THINKING).with_options(parse_options([option]))

@@ -206,6 +206,11 @@ CASES = [
         },
         module="support.published_k3",
     ),
+    Case(
+        "kimi_linear", "dense", "KimiLinearConfig", "KimiLinearForCausalLM",
+        {**KIMI, "mlp_layer_types": ["dense"] * KIMI["num_hidden_layers"]},
+        ((r"block_sparse_moe", "mlp"),),
+    ),
     Case("qwen3_next", "", "Qwen3NextConfig", "Qwen3NextForCausalLM", {**QWEN, **QWEN_EXPERTS}),
     Case(
         "qwen3_next", "dense", "Qwen3NextConfig", "Qwen3NextForCausalLM",

@@ -40,6 +40,9 @@ class Family:
     part that stands anywhere in a name."""
     computed: tuple[str, ...] = ()
     """Ends of names in their files of what is computed anew, whatever a file says."""
+    unties: bool = False
+    """Whether transformers' class does not tie its head to the embedding, whatever its options say: what is tied here
+    is written as two that are equal."""
     missing: str = ""
     """For the documentation: what is not built yet."""
     oracle: str = "transformers"
@@ -50,6 +53,10 @@ class Family:
         """The name in the registry, which is that of its file."""
         return self.read.__module__.rpartition(".")[2]
 
+    def as_written(self, config: ModelConfig) -> ModelConfig:
+        """The model of this configuration as it is in their files."""
+        return config.replace(tie_embeddings=False) if self.unties and config.tie_embeddings else config
+
 
 def written(family: Family, config: ModelConfig) -> dict[str, Any]:
     """The options of a model in the family's own words.
@@ -57,7 +64,7 @@ def written(family: Family, config: ModelConfig) -> dict[str, Any]:
     Raises:
         UnsupportedError: it is no model of this family, or has an option that the family cannot say.
     """
-    title = f"this model cannot be written as {family.name}"
+    config, title = family.as_written(config), f"this model cannot be written as {family.name}"
     if family.write is None:
         raise UnsupportedError(f"{title}, which is only read")
     try:

@@ -30,12 +30,13 @@ from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.errors import CheckpointError, ConfigError
 from intarsia.files import directory_atomically, write_json
 from intarsia.layers.packed import Packing
+from intarsia.model.config import ModelConfig
 from intarsia.model.inference_model import InferenceModel
 from intarsia.model.language_model import LanguageModel
 from intarsia.ops import PackedWeights
 from intarsia.ops.packed_weights import WeightFormat, empty_packed
 
-FORMATS = ("int8", "int4")
+FORMATS: tuple[WeightFormat, ...] = ("int8", "int4")
 _CPU = torch.device("cpu")
 
 
@@ -56,15 +57,17 @@ def save_packed(
         tokenizer, extra: as in `native.save_model`.
 
     Raises:
-        ConfigError: a format that is not written so, or a group that cannot be.
+        ConfigError: a format that is not written so, a group that cannot be, or a model of which nothing is packed.
         CheckpointError: the directory cannot be written.
     """
     check_written(packing.format)
-    how, ours = packings(model, packing), stored(model)
-    rooms = {name: _room(model, name, each, "meta") for name, each in how.items()}
-    like = {name: x for name, x in ours.items() if name not in how}
-    for name, room in rooms.items():
-        like.update(_tensors(name, room))
+    ours = stored(model)
+    how, rooms, like = _packed(model, packing)
+    if not how:
+        raise ConfigError(
+            f"no weight of this model has {packing.least:,} numbers, and smaller ones are not packed to "
+            f"{packing.format}: leave --weights out"
+        )
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, x in ours.items():
@@ -127,12 +130,8 @@ def load_packed(
     device = torch.device(device)
 
     def expected(model: LanguageModel) -> native.Expected:
-        how = packings(model, packing)
-        rooms = {name: _room(model, name, each, "meta") for name, each in how.items()}
+        _, rooms, like = _packed(model, packing)
         _check_told(directory, values["weights"]["packed"], rooms)
-        like = {name: x for name, x in stored(model).items() if name not in how}
-        for name, room in rooms.items():
-            like.update(_tensors(name, room))
         return {name: (tuple(x.shape), x.dtype) for name, x in like.items()}
 
     model, tensors = native.opened(directory, values, expected, verify)
@@ -160,6 +159,19 @@ def bytes_of(directory: str | os.PathLike[str]) -> tuple[str, int]:
     assert packing.format is not None
     tensors = TensorFolder(Path(directory))
     return packing.format, sum(tensors.place(name).end - tensors.place(name).begin for name in tensors.names)
+
+
+def bytes_when_packed(config: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
+    """By format, the bytes of all tensors that `save_packed` would write of a model whose other parameters have this
+    dtype; nothing for one of which it would pack nothing. The model is laid out without memory."""
+    with torch.device("meta"):
+        model = LanguageModel(config).to(dtype)
+    found: dict[str, int] = {}
+    for name in FORMATS:
+        how, _, like = _packed(model, Packing(name))
+        if how:
+            found[name] = sum(x.nbytes for x in like.values())
+    return found
 
 
 def check_asked(directory: str | os.PathLike[str], weights: WeightFormat | None, group: int | None) -> None:
@@ -196,6 +208,19 @@ def packing_of(directory: str | os.PathLike[str], values: Mapping[str, Any]) -> 
         raise CheckpointError(
             f"{Path(directory) / native.CONFIG} is damaged: weights.packed cannot be right: {reason}"
         ) from error
+
+
+def _packed(
+    model: LanguageModel, packing: Packing
+) -> tuple[dict[str, Packing], dict[str, PackedWeights], dict[str, Tensor]]:
+    """How each weight is packed that is, and what becomes of it; and what the file has, its tensors on the meta
+    device. `model` may be there too."""
+    how = packings(model, packing)
+    rooms = {name: _room(model, name, each, "meta") for name, each in how.items()}
+    like = {name: x for name, x in stored(model).items() if name not in how}
+    for name, room in rooms.items():
+        like.update(_tensors(name, room))
+    return how, rooms, like
 
 
 def _room(model: LanguageModel, name: str, how: Packing, device: torch.device | str) -> PackedWeights:

@@ -55,6 +55,8 @@ def save_as(
         CheckpointError: a tensor cannot be written as the family has it, or not at all.
     """
     values = {**written(family, model.config), **dict(extra or {})}
+    if family.as_written(model.config).tie_embeddings != model.config.tie_embeddings:
+        model = _untied(model)
     values["dtype"] = name_of_dtype(model.embed.weight.dtype)
     ours = stored(model)
     shards = list(_shards(_all_written(family, model, ours), shard))
@@ -74,6 +76,14 @@ def save_as(
         if tokenizer is not None:
             tokenizer.save(new)
         take_over(target, new, unless=lambda name: name == INDEX or name.endswith((".safetensors", *PICKLES)))
+
+
+def _untied(model: LanguageModel) -> LanguageModel:
+    """The same model, of the same tensors but for its head, which has one of its own."""
+    with torch.device("meta"):
+        other = LanguageModel(model.config.replace(tie_embeddings=False))
+    other.load_state_dict({**model.state_dict(), "head.weight": model.embed.weight.clone()}, assign=True)
+    return other
 
 
 def _all_written(family: Family, model: LanguageModel, ours: Mapping[str, Tensor]) -> list[Written]:

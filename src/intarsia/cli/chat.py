@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from intarsia.inference.conversation import Conversation, Turn
 
+FIRST = {"role": "user", "content": "Hello"}
+"""What a dialogue can begin with, to try a template."""
+
 HELP = """/reset  forget all that was said
 /help   this list
 /exit   leave, as Ctrl-D does
@@ -37,6 +40,15 @@ def command(
     plain: Annotated[
         bool, typer.Option("--plain", help="Continue what you type as a text, without the chat template.")
     ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="What the chat template asks for, such as enable_thinking=false; JSON, or a text. Repeatable.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=1, help="Of an answer, at most.")
     ] = 1024,
@@ -59,17 +71,27 @@ def command(
     \b
       intarsia chat Qwen/Qwen3.5-0.8B --weights int8
       intarsia chat my-model --system "Answer in one sentence." --temperature 0.3
+      intarsia chat Qwen/Qwen3.5-0.8B --option enable_thinking=false
     """
     from intarsia.cli.generate import chosen_sampling
     from intarsia.cli.output import note
     from intarsia.cli.places import load, model_place
-    from intarsia.data.chat import chat_template_of
+    from intarsia.data.chat import chat_template_of, parse_options
+    from intarsia.errors import ConfigError
     from intarsia.inference.conversation import Conversation
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
     chosen_sampling(temperature, top_p, min_p, greedy)  # told before a model is read
     template = None if plain else chat_template_of(model_place(model))
+    if template is not None:
+        template = template.with_options(parse_options(option or ()))
+        # What runs it is imported here, and what it does not take is told before a model is read.
+        template.render([*([] if system is None else [{"role": "system", "content": system}]), FIRST])
+    elif option:
+        raise ConfigError(
+            "--option is for a chat template, and " + ("--plain leaves it out" if plain else "there is none")
+        )
     ready, tokenizer, conduct = load(model, device, dtype, weights, sparse)
     if template is None and not plain:
         note(

@@ -44,7 +44,7 @@ def command(
       intarsia convert Qwen/Qwen3.5-0.8B small --to intarsia --weights int4    # opened packed, for generate and chat
     """
     from intarsia.checkpoints.convert import convert
-    from intarsia.cli.output import note, print_json
+    from intarsia.cli.output import note, print_json, size
     from intarsia.cli.places import checked_dtype, checked_sparse, model_place
 
     if (target / "config.json").exists() and not overwrite:
@@ -57,7 +57,9 @@ def command(
         weights,  # type: ignore[arg-type]  # which is checked
         checked_sparse(sparse),
     )
+    nbytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     if json:
-        print_json({"target": str(target), "format": written, "weights": weights})
+        print_json({"target": str(target), "format": written, "weights": weights, "bytes": nbytes})
     else:
-        note(f"written to {target} as {written}" + (f", packed to {weights}" if weights else ""))
+        packed = f", packed to {weights}" if weights else ""
+        note(f"written to {target} as {written}{packed}: {size(nbytes)}")

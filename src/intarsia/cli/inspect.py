@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from intarsia.model.machine import Machine
 
 LENGTHS = (1024, 4096, 131072, 1048576)
-PACKED_BITS = {"int8": 8, "int4": 4.25}
-"""Of a number, with its share of a scale: int4 has one in bfloat16 for 64 numbers."""
 
 
 def command(
@@ -91,6 +89,7 @@ def describe(
     """Everything that `inspect` shows, as JSON-able values."""
     import torch
 
+    from intarsia.checkpoints.packed_native import bytes_when_packed
     from intarsia.checkpoints.places import is_repository
     from intarsia.cli.places import find_config, packed_weights
     from intarsia.errors import ConfigError, did_you_mean
@@ -137,7 +136,7 @@ def describe(
         if packed
         else {
             dtype: cost.parameters * cost.weight_bytes,
-            **{name: cost.packed_bytes(bits) for name, bits in PACKED_BITS.items()},
+            **bytes_when_packed(config, dtypes[dtype]),
         },
         "packed": None if packed is None else packed[0],
         "free_memory": free_memory(),
@@ -160,19 +159,20 @@ def layer_runs(config: ModelConfig) -> str:
     return ", ".join(name if times == 1 else f"{times} × {name}" for name, times in runs)
 
 
-def _fits(facts: dict[str, Any]) -> str:
-    """Which weights fit into the free memory of this machine, and with how long a state."""
-    told = []
-    for name, nbytes in facts["weight_bytes"].items():
-        left = facts["free_memory"] - nbytes
-        lengths = [row["length"] for row in facts["lengths"] if row["state_bytes"] <= left]
-        if left > 0 and lengths:
-            told.append(f"{name} with {max(lengths):,} tokens")
-    return f"room for {', '.join(told)}" if told else "no room for it"
+def _fits(facts: dict[str, Any], nbytes: int) -> str:
+    """How long a state fits beside weights into the free memory of this machine."""
+    if facts["free_memory"] is None:
+        return ""
+    left = facts["free_memory"] - nbytes
+    lengths = [row["length"] for row in facts["lengths"] if row["state_bytes"] <= left]
+    if left <= 0 or not lengths:
+        return ": more than is free here"
+    sequences = f"{facts['batch']} sequences of " if facts["batch"] > 1 else ""
+    return f": fits here with {sequences}{max(lengths):,} tokens"
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from intarsia.cli.output import count, show, size, table
+    from intarsia.cli.output import count, duration, show, size, table
     from intarsia.model import ModelConfig
 
     config = ModelConfig.from_dict(facts["config"])
@@ -184,14 +184,13 @@ def _print(facts: dict[str, Any]) -> None:
     about.add_row("parameters", f"{count(facts['parameters'])} ({facts['parameters']:,})")
     about.add_row("  active per token", count(facts["active_parameters"]))
     about.add_row("  without embeddings", count(facts["non_embedding_parameters"]))
-    parts = ", ".join(f"{name} {count(number)}" for name, number in facts["parameters_by_part"].items())
-    about.add_row("  by part", parts)
-    weights = ", ".join(f"{size(nbytes)} in {name}" for name, nbytes in facts["weight_bytes"].items())
-    about.add_row(
-        "weights", weights if facts["packed"] is None else f"{weights}, as they are packed in its files"
-    )
+    for name, number in facts["parameters_by_part"].items():
+        about.add_row(f"  {name}", count(number))
+    for name, nbytes in facts["weight_bytes"].items():
+        packed = "" if facts["packed"] is None else ", as they are packed in its files"
+        about.add_row(f"weights in {name}", f"{size(nbytes)}{packed}{_fits(facts, nbytes)}")
     if facts["free_memory"] is not None:
-        about.add_row("free memory here", f"{size(facts['free_memory'])}: {_fits(facts)}")
+        about.add_row("free memory here", size(facts["free_memory"]))
     sequences = "" if facts["batch"] == 1 else f" of {facts['batch']} sequences"
     costs = table(
         "tokens", f"state{sequences}", f"in pages\nof {facts['page_size']}", "keys read\nby a token",
@@ -199,7 +198,7 @@ def _print(facts: dict[str, Any]) -> None:
     )  # fmt: skip
     machine = facts["machine"]
     times = table(
-        "tokens", "training\ntokens/s", f"prompt read\n{sequences}".rstrip(), "decoding\nms/step", left=(),
+        "tokens", "training\ntokens/s", f"prompt read\n{sequences}".rstrip(), "decoding\na step", left=(),
         title=f"At best, on {machine['name']}: {machine['flops'] / 1e12:g} TFLOP/s, "
         f"{machine['bandwidth'] / 1e12:g} TB/s, weights in {facts['dtype']}",
     )  # fmt: skip
@@ -210,7 +209,7 @@ def _print(facts: dict[str, Any]) -> None:
             count(row["training_flops_per_token"]),
         )  # fmt: skip
         times.add_row(
-            length, count(row["training_tokens_per_second"]), f"{row['prefill_seconds']:.3g} s",
-            f"{1e3 * row['decode_seconds']:.3g}",
+            length, count(row["training_tokens_per_second"]), duration(row["prefill_seconds"]),
+            duration(row["decode_seconds"]),
         )  # fmt: skip
     show(facts["model"], about, costs, times)

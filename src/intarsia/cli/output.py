@@ -59,3 +59,13 @@ def size(number: float) -> str:
         if abs(number) >= 1024**power:
             return f"{number / 1024**power:.1f} {unit}"
     return f"{number:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """`1.5 ms`, `12 s`: seconds in the unit that suits them."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= unit:
+            return (
+                f"{seconds / unit:,.3g} {name}" if seconds < 1000 * unit else f"{seconds / unit:,.0f} {name}"
+            )
+    return f"{seconds * 1e9:.3g} ns"

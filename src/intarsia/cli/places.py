@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intarsia.errors import CheckpointError, ConfigError
+from intarsia.errors import CheckpointError, ConfigError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,14 @@ def find_config(target: str, vocab_size: int | None = None, sparse: str = "") ->
     from intarsia.model import ModelConfig, presets
 
     directory = Path(target)
-    if target in presets.names() or (len(directory.parts) == 1 and not directory.exists()):
+    if target in presets.names():
         return presets.get(target, vocab_size=vocab_size)
+    if not directory.exists() and target == directory.name:
+        near = nearest(target, presets.names())
+        meant = f"did you mean {near!r}? " if near else ""
+        raise ConfigError(
+            f"there is neither a directory nor a preset {target!r}: {meant}`intarsia presets` lists what there is"
+        )
     # What reads directories takes as long to load as all the rest: a preset needs none of it, a run that is finished
     # not what trains.
     from intarsia.checkpoints.opening import load_config
@@ -76,8 +82,10 @@ def model_directory(directory: Path) -> Path:
     """The directory of the model itself, where that of a training run may be given.
 
     Raises:
-        CheckpointError: it is the directory of a comparison, which holds several models.
+        CheckpointError: it is the directory of a comparison, which holds several models, or a file.
     """
+    if directory.is_file():
+        raise CheckpointError(f"{directory} is a file: give the directory that it is in")
     for place in (directory / "model", directory / "train" / "model"):
         if (place / "config.json").exists():
             return place

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ from intarsia.checkpoints.native import TOKENIZER
 from intarsia.checkpoints.places import find_folder
 from intarsia.data.beside import read_object
 from intarsia.data.tiktoken_tokenizer import CONFIGURATION_FILE, spelling
-from intarsia.errors import DataError
+from intarsia.errors import ConfigError, DataError
 from intarsia.extras import require
 
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+ARGUMENTS = frozenset({
+    "messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
+    "return_assistant_tokens_mask",
+})  # fmt: skip
+"""What a template is called with and is no option of it."""
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -57,6 +64,44 @@ class ChatTemplate:
             raise DataError(f"the chat template cannot be used: {error}") from error
         text: str = rendered[0]
         return text
+
+    def with_options(self, options: Mapping[str, Any]) -> ChatTemplate:
+        """The same with what else it may ask for.
+
+        Raises:
+            ConfigError: it never asks for one of that name, or no option can have it.
+        """
+        for name in options:
+            if name in ARGUMENTS or name in NAMED_TOKENS:
+                raise ConfigError(
+                    f"{name!r} is no option of a chat template: the dialogue and the model's files say it"
+                )
+            if not re.search(rf"\b{re.escape(name)}\b", self.source):
+                raise ConfigError(
+                    f"the chat template never asks for {name!r}, which would change nothing: its text says what it "
+                    "takes"
+                )
+        return replace(self, options={**self.options, **options})
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a template as they are written on a command line, `NAME=VALUE`: a value in JSON, or else a text.
+
+    Raises:
+        ConfigError: one is not of that form.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(
+                f"an option of a chat template is NAME=VALUE, as in enable_thinking=false; got {text!r}"
+            )
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def chat_template_of(path_or_repo: str | Path) -> ChatTemplate | None:

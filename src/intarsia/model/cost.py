@@ -114,13 +114,6 @@ class ModelCost:
             **({"residual streams": streams} if streams else {}),
         }
 
-    def packed_bytes(self, bits: float) -> int:
-        """About what the weights take when all matrices but the embedding have so many bits a number, scales included:
-        what `InferenceModel.weight_bytes` says of one that is there, but for weights too small to be packed."""
-        looked_up = self.vocab_size * self.d_model
-        packed = self.parameters - (0 if self.tied else looked_up)
-        return round(looked_up * self.weight_bytes + packed * bits / 8)
-
     @property
     def active_parameters(self) -> int:
         """Those that compute one token: all but idle experts and the embedding, of which it reads one row.

@@ -60,7 +60,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = nn.Embedding(
+            config.vocab_size, config.d_model, _weight=torch.empty(config.vocab_size, config.d_model)
+        )
+        if not self.embed.weight.is_meta:  # there PyTorch would import its compiler to draw nothing
+            self.embed.reset_parameters()
         self.embed_norm = norm_of(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.output_sources = (

@@ -133,6 +133,20 @@ def read(options: Options) -> ModelConfig:
     mla = latent_options(options, None, None, **more)
     activation, latent = activation_options(options), options.maybe("routed_expert_hidden_size", int)
     normed = options.get("latent_moe_use_norm", bool, False)
+    dense = dense_layers(options, len(kinds), 1)
+    experts = ExpertsConfig(
+        num_experts=options.get("num_experts", int, 256, "num_local_experts"),
+        d_hidden=options.get("moe_intermediate_size", int, 1024),
+        num_active=options.get("num_experts_per_token", int, 8, "num_experts_per_tok"),
+        num_shared=options.get("num_shared_experts", int, 1, "n_shared_experts"),
+        routed_scaling_factor=options.get("routed_scaling_factor", float, 2.446),
+        normalize=options.get("moe_renormalize", bool, True, "norm_topk_prob"),
+        num_groups=options.get("num_expert_group", int, 1, "n_group"),
+        num_active_groups=options.get("topk_group", int, 1),
+        d_latent=latent,
+        latent_norm=normed and latent is not None,
+        **activation,
+    )
     return ModelConfig(
         vocab_size=options.get("vocab_size", int),
         d_model=options.get("hidden_size", int),
@@ -140,20 +154,8 @@ def read(options: Options) -> ModelConfig:
         layout=layout_of(kinds, {LINEAR: "kda", FULL: "mla"}, options),
         mixers={"kda": kda, "mla": mla},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 9216), **activation),
-        experts=ExpertsConfig(
-            num_experts=options.get("num_experts", int, 256, "num_local_experts"),
-            d_hidden=options.get("moe_intermediate_size", int, 1024),
-            num_active=options.get("num_experts_per_token", int, 8, "num_experts_per_tok"),
-            num_shared=options.get("num_shared_experts", int, 1, "n_shared_experts"),
-            routed_scaling_factor=options.get("routed_scaling_factor", float, 2.446),
-            normalize=options.get("moe_renormalize", bool, True, "norm_topk_prob"),
-            num_groups=options.get("num_expert_group", int, 1, "n_group"),
-            num_active_groups=options.get("topk_group", int, 1),
-            d_latent=latent,
-            latent_norm=normed and latent is not None,
-            **activation,
-        ),
-        dense_layers=dense_layers(options, len(kinds), 1),
+        experts=experts if dense < len(kinds) else None,
+        dense_layers=dense,
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=eps,
         attention_residuals=groups_of,
@@ -161,7 +163,7 @@ def read(options: Options) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    kda, mla, of = only_mixer(config, KDAConfig), only_mixer(config, MLAConfig), the_experts(config)
+    kda, mla, of = only_mixer(config, KDAConfig), only_mixer(config, MLAConfig), config.experts
     kinds = names_of(config, KINDS)
     linear = {
         "kda_layers": [layer for layer, kind in enumerate(kinds, 1) if kind == LINEAR],
@@ -181,8 +183,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
         # Other engines need it, and transformers reads it before its own `layer_types`.
         "linear_attn_config": linear,
         "intermediate_size": config.feed_forward.d_hidden,
-        "first_k_dense_replace": config.dense_layers,
         "moe_layer_freq": 1,
+        **({"first_k_dense_replace": config.depth} if of is None else experts_written(config, of)),
+        **options_of_k3(config, mla),
+    }
+
+
+def experts_written(config: ModelConfig, of: ExpertsConfig) -> dict[str, Any]:
+    values = {
+        "first_k_dense_replace": config.dense_layers,
         "moe_router_activation_func": "sigmoid",
         "num_experts": of.num_experts,
         "num_shared_experts": of.num_shared,
@@ -193,18 +202,19 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "use_grouped_topk": True,
         "num_expert_group": of.num_groups,
         "topk_group": of.num_active_groups,
-        **options_of_k3(config, mla, of),
     }
+    # As `options_of_k3`.
+    more = {"routed_expert_hidden_size": of.d_latent, "latent_moe_use_norm": of.latent_norm or None}
+    return values | {name: value for name, value in more.items() if value is not None}
 
 
-def options_of_k3(config: ModelConfig, mla: MLAConfig, of: ExpertsConfig) -> dict[str, Any]:
+def options_of_k3(config: ModelConfig, mla: MLAConfig) -> dict[str, Any]:
     """Those that a model says only if it has what they mean: others do not know them."""
     values: dict[str, Any] = {
         "attn_res_block_size": config.attention_residuals,
         "mla_use_output_gate": mla.output_gate or None,
-        "routed_expert_hidden_size": of.d_latent,
-        "latent_moe_use_norm": of.latent_norm or None,
     }
+    of = config.feed_forward
     if of.activation == "situ":
         values |= {
             "hidden_act": "situ",
@@ -294,6 +304,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    unties=True,
     left_out={"vision_tower.": "the vision tower", "mm_projector.": "the vision tower's projector"},
     oracle="transformers; of K3 vLLM's equations, in float64",
     missing="writing MXFP4: K3's experts are written as floats",
