@@ -91,6 +91,8 @@ RULES: list[tuple[str, Callable[[Tensor, Mixer], bool]]] = [
     (r"longhorn:.*dt_bias", equal(0)),
     (r".*dt_bias", time_steps),
     (r".*\bD", equal(1)),
+    (r"(msa of each head, all normed|qsa.*):(indexer\.)?(q_norm|k_norm)\.weight", equal(0)),
+    (r"dsa of pools:indexer\.pool_places", equal(0)),
     (r".*zero|.*gated, each head normed:.*norm\.weight", equal(0)),
     (r".*norm\.weight", equal(1)),
     (r".*conv\.(weight|bias)", lambda v, m: spread(-(b := conv_of(m).weight.shape[1] ** -0.5), b, 0.1)(v, m)),

@@ -111,8 +111,9 @@ def test_sparse_layers_can_be_told() -> None:
     assert cost.keys_read(32_000) == 2000 + 32_000 + 2048
     assert cost.bytes_read(32_000) == 100 + 2000 * 512 + 32_000 * 128 + 2048 * 1024
     assert cost.bytes_written() == 100 + 32 + 128 + 1024
-    pages = [math.ceil(2000 / 64), math.ceil(32_000 / 64), math.ceil(32_000 / 64)]
-    assert cost.pool_bytes([32_000], 64) == 100 + 64 * (pages[0] * 512 + pages[1] * 128 + pages[2] * 1024)
+    # Pages of 64 tokens, with four entries of the first kind.
+    assert cost.pool_bytes([32_000], 64) == 100 + 500 * (4 * 512 + 64 * 128 + 64 * 1024)
+    assert cost.pool_bytes([32_001], 64) == 100 + 501 * (4 * 512 + 64 * 128 + 64 * 1024)
 
 
 @pytest.mark.parametrize("case", CASES)

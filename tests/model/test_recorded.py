@@ -119,7 +119,18 @@ def test_every_mixer_is_recorded_or_refused() -> None:
             logits = decoder.step([slot], [token])
             torch.testing.assert_close(logits.double(), expected(model, [text]), atol=1e-5, rtol=1e-5)
     types = {MIXERS[layout].type for layout in refused}
-    assert types == {"fox", "path", "deltaformer", "simplicial", "dsa", "msa", "parallel"}
+    assert types == {
+        "fox",
+        "path",
+        "deltaformer",
+        "simplicial",
+        "dsa",
+        "msa",
+        "qsa",
+        "moba",
+        "infllm2",
+        "parallel",
+    }
 
 
 @pytest.mark.parametrize("layout", ["kda*3 mla", "gdn*3 mla-rotated", "mamba2", "rwkv7"])

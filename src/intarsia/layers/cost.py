@@ -23,10 +23,12 @@ class Entries:
         """How many there are after `length` tokens of a sequence."""
         return (length if self.window is None else min(length, self.window)) // self.stride
 
-    def pages(self, length: int, page_size: int) -> int:
-        """How many pages of `page_size` entries hold them. The oldest entries of a window need not begin a page."""
-        made = length // self.stride
-        return -(-made // page_size) - (made - self.kept(length)) // page_size
+    def pool_entries(self, length: int, page_size: int) -> int:
+        """For how many there is room in a pool, in pages of `page_size` tokens, each with one entry at least. The
+        oldest tokens of a window need not begin a page."""
+        kept = length if self.window is None else min(length, self.window)
+        pages = -(-length // page_size) - (length - kept) // page_size
+        return pages * max(page_size // self.stride, 1)
 
     def read(self, length: int) -> int:
         """How many the last of `length` tokens reads."""
@@ -79,7 +81,7 @@ class Cost:
 
     def pool_bytes(self, lengths: Iterable[int], page_size: int = 1) -> int:
         """Bytes of a pool that holds sequences of these lengths and nothing more: a slot each for what has a fixed
-        size, and whole pages of `page_size` entries."""
+        size, and whole pages of `page_size` tokens."""
         sizes = list(lengths)
-        pages = sum(kind.nbytes * kind.pages(n, page_size) for kind in self.entries for n in sizes)
-        return len(sizes) * self.fixed_state_bytes + pages * page_size
+        growing = sum(kind.nbytes * kind.pool_entries(n, page_size) for kind in self.entries for n in sizes)
+        return len(sizes) * self.fixed_state_bytes + growing
