@@ -1,6 +1,7 @@
 """Writes a Kimi Linear model of ours as the GGUF file that llama.cpp reads (architecture `kimi-linear`).
 
-Names and shapes are those of llama.cpp's converter. There is no tokenizer in the file: `llama-bench` needs none.
+Names and shapes are those of llama.cpp's converter. There is no tokenizer in the file, since `llama-bench` needs none;
+for `llama-server` there may be one of made-up words.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ Named = Iterator[tuple[str, Tensor]]
 CONTEXT = 1 << 20
 
 
-def write_gguf(model: LanguageModel, path: Path) -> None:
+def write_gguf(model: LanguageModel, path: Path, words: bool = False) -> None:
     """Write the model, matrices in bfloat16 and all else in float32.
+
+    Args:
+        words: let each token be a word of its own, behind signs and bytes; `llama-server` writes none without.
 
     Raises:
         UnsupportedError: the `gguf` package is missing, or the model is not made of KDA, MLA without positions and
@@ -36,6 +40,10 @@ def write_gguf(model: LanguageModel, path: Path) -> None:
         raise UnsupportedError("writing GGUF needs the gguf package: pip install gguf") from None
     writer = gguf.GGUFWriter(path, "kimi-linear")
     _write_options(writer, gguf, model)
+    if words:
+        _write_words(writer, gguf, model.config.vocab_size)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     for name, x in _tensors(model):
         values = x.detach().float().contiguous().numpy()
         # llama.cpp keeps what it multiplies element by element in float32.
@@ -84,7 +92,23 @@ def _write_options(writer: Any, gguf: Any, model: LanguageModel) -> None:
     writer.add_expert_shared_count(1)
     writer.add_expert_weights_scale(1.0)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    writer.add_tokenizer_model("no_vocab")
+
+
+def _write_words(writer: Any, gguf: Any, count: int) -> None:
+    signs = ["<unk>", "<s>", "</s>"]
+    spelled = [*signs, *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = gguf.TokenType
+    types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256]
+    words = [f"\u2581w{token}" for token in range(len(spelled), count)]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*spelled, *words])
+    writer.add_token_scores([0.0] * count)
+    writer.add_token_types([*types, *[kinds.NORMAL] * len(words)])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 def _tensors(model: LanguageModel) -> Named:
