@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from intarsia.errors import ConfigError
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.plan_tables import PlanError
 from intarsia.ladder.rungs import LadderPlan
 from intarsia.settings import toml
+
+P = TypeVar("P", Plan, LadderPlan)
 
 
 def load_plan(path: str | Path, *, quick: bool = False, full: bool = False) -> Plan:
@@ -20,16 +24,7 @@ def load_plan(path: str | Path, *, quick: bool = False, full: bool = False) -> P
         PlanError: the file is missing, cannot be read, or says something wrong; with the line for TOML.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PlanError(
-            f"there is no plan file {path}; examples/demo.toml in the repository is one to start from"
-        )
-    if path.suffix == ".toml":
-        plan = _load_toml(path)
-    elif path.suffix == ".py":
-        plan = _load_python(path)
-    else:
-        raise PlanError(f"{path}: a plan is a .toml or a .py file")
+    plan = _load(path, "demo.toml", _load_toml, _load_python)
     if plan.name == "comparison":
         plan = dataclasses.replace(plan, name=path.stem)
     if quick and full:
@@ -46,22 +41,22 @@ def load_ladder(path: str | Path, *, quick: bool = False) -> LadderPlan:
         PlanError: the file is missing, cannot be read, or says something wrong; with the line for TOML.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PlanError(
-            f"there is no plan file {path}; examples/ladder.toml in the repository is one to start from"
-        )
-    if path.suffix == ".toml":
-        ladder = _load_toml_ladder(path)
-    elif path.suffix == ".py":
-        found = _run_python(path)
-        if not isinstance(found, LadderPlan):
-            raise PlanError(f"{path} must define `plan = intarsia.ladder.LadderPlan(...)`")
-        ladder = found
-    else:
-        raise PlanError(f"{path}: a plan is a .toml or a .py file")
+    ladder = _load(path, "ladder.toml", _load_toml_ladder, _load_python_ladder)
     if "name" not in ladder.base:
         ladder = dataclasses.replace(ladder, base={**ladder.base, "name": path.stem})
     return ladder.as_quick() if quick else ladder
+
+
+def _load(path: Path, example: str, from_toml: Callable[[Path], P], from_python: Callable[[Path], P]) -> P:
+    if not path.is_file():
+        raise PlanError(
+            f"there is no plan file {path}; examples/{example} in the repository is one to start from"
+        )
+    if path.suffix == ".toml":
+        return from_toml(path)
+    if path.suffix == ".py":
+        return from_python(path)
+    raise PlanError(f"{path}: a plan is a .toml or a .py file")
 
 
 def _load_toml_ladder(path: Path) -> LadderPlan:
@@ -116,6 +111,13 @@ def _load_python(path: Path) -> Plan:
     if not isinstance(plan, Plan):
         raise PlanError(f"{path} must define `plan = intarsia.ladder.Plan(...)`")
     return plan
+
+
+def _load_python_ladder(path: Path) -> LadderPlan:
+    ladder = _run_python(path)
+    if not isinstance(ladder, LadderPlan):
+        raise PlanError(f"{path} must define `plan = intarsia.ladder.LadderPlan(...)`")
+    return ladder
 
 
 def _run_python(path: Path) -> object:

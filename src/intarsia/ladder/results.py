@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -221,6 +221,11 @@ class ArmResult:
         return {run.learning_rate: run.tuning_bits_per_byte for run in self.runs if run.role == "tuning"}
 
 
+def _over_seeds(shares: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean, least and most; None of nothing."""
+    return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
+
+
 @dataclass(frozen=True)
 class ExamArm:
     """An arm on one exam."""
@@ -251,8 +256,7 @@ class ExamArm:
     @property
     def answers(self) -> tuple[float, float, float] | None:
         """Mean, least and most of the shares of right answers, over seeds; None if no run came to an end."""
-        shares = [answers for answers, _ in self.judged.values()]
-        return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
+        return _over_seeds([answers for answers, _ in self.judged.values()])
 
     def turned(self, options: Mapping[str, Any]) -> tuple[float, float, float] | None:
         """The same under changed options of the exam."""
@@ -263,7 +267,7 @@ class ExamArm:
                 shares += [answers.score.token_accuracy for answers in found]
             elif run.role == "judged" and run.failure is not None and run.failure.is_final:
                 shares.append(0.0)
-        return (sum(shares) / len(shares), min(shares), max(shares)) if shares else None
+        return _over_seeds(shares)
 
     @property
     def sequences(self) -> float | None:

@@ -93,6 +93,16 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0, yarn: Yarn | No
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+def rotate_first(
+    x: Tensor, positions: Tensor, channels: int, theta: float = 10000.0, yarn: Yarn | None = None
+) -> Tensor:
+    """`rotate` for the first `channels` of x `[B, T, H, K]`; the others stay as they are."""
+    if not channels:
+        return x
+    turned, kept = x.split([channels, x.shape[-1] - channels], dim=-1)
+    return torch.cat([rotate(turned, positions, theta, yarn), kept], dim=-1)
+
+
 def positions_of(x: Tensor, state: State | None, seqs: Sequences | None) -> Tensor:
     """Positions of the tokens of x `[B, T, D]` in their sequences, behind those that the state has seen: `[T]`, or
     `[B, T]` where sequences have seen different numbers of tokens."""

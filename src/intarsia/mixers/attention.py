@@ -15,7 +15,7 @@ from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import RMSNorm
 from intarsia.layers.projections import linear
 from intarsia.layers.qk_clip import ClipsLogits, RowScale, row_scales
-from intarsia.layers.rope import Yarn, positions_of, rotate
+from intarsia.layers.rope import Yarn, positions_of, rotate_first
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import (
     About,
@@ -197,10 +197,7 @@ class Attention(ClipsLogits, Mixer[GrowingState]):
         x = x.unflatten(-1, (-1, c.head_dim))
         if norm is not None and c.qk_norm == "head":
             x = norm(x)
-        if not c.rotated:
-            return x
-        turned, kept = x.split([c.rotated, c.head_dim - c.rotated], dim=-1)
-        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+        return rotate_first(x, positions, c.rotated, c.rope_theta, c.yarn)
 
     @property
     def memory(self) -> GrowingMemory:

@@ -16,7 +16,7 @@ from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import keys_seen
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
 from intarsia.layers.norm import LayerNorm
-from intarsia.layers.rope import positions_of, rotate
+from intarsia.layers.rope import positions_of, rotate_first
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import About, GeneratorOf, HandedOn, Layer, MixerOutput, positive
 from intarsia.mixers.mla import LatentAttention, MLAConfig
@@ -172,8 +172,7 @@ class LightningIndexer(FillsItself):
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
         c = self.config
-        turned, kept = x.split([c.rope_dim, c.index_dim - c.rope_dim], dim=-1)
-        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+        return rotate_first(x, positions, c.rope_dim, c.rope_theta, c.yarn)
 
 
 class SparseLatentAttention(LatentAttention):

@@ -14,7 +14,7 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.norm import GatedNorm, RMSNorm
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
-from intarsia.layers.rope import Yarn, positions_of, rotate
+from intarsia.layers.rope import Yarn, positions_of, rotate_first
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
 from intarsia.ops.precision import compute_dtype
@@ -135,10 +135,7 @@ class LightningAttention(Mixer[RecurrentState]):
         c = self.config
         if norm is not None:
             x = norm(x)
-        if positions is None:
-            return x
-        turned, kept = x.split([c.rotated, c.head_dim - c.rotated], dim=-1)
-        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+        return x if positions is None else rotate_first(x, positions, c.rotated, c.rope_theta, c.yarn)
 
     def rates(self, x: Tensor) -> Tensor:
         """The decay rates of the heads, `[H]`, on the device of x."""

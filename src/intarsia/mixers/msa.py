@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import keys_seen
 from intarsia.layers.growing import Entry
-from intarsia.layers.norm import RMSNorm
-from intarsia.layers.rope import rotate
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.sparse import Asked, SparseAttention, SparseAttentionConfig
+from intarsia.mixers.sparse import Asked, Indexer, SparseAttention, SparseAttentionConfig
 from intarsia.ops import pick_blocks
 from intarsia.ops.keys import Keys
 from intarsia.ops.precision import without_autocast
@@ -88,35 +85,18 @@ class MSAConfig(SparseAttentionConfig):
         return MiniMaxSparseAttention(d_model, self, norm_eps)
 
 
-class BlockIndexer(nn.Module):
+class BlockIndexer(Indexer):
     """What is compared to choose what a token reads, of group g and token s:
 
     I_gts = q_gt · k_s        q = rope(norm(W x))        k = rope(norm(W x))
     """
 
-    def __init__(self, d_model: int, config: MSAConfig, norm_eps: float) -> None:
-        super().__init__()
-        self.config = config
-        self.q_proj = nn.Linear(d_model, config.groups * config.index_dim, bias=False)
-        self.k_proj = nn.Linear(d_model, config.index_dim, bias=False)
-        self.q_norm = RMSNorm(config.index_dim, norm_eps, config.zero_centered_qk_norm)
-        self.k_norm = RMSNorm(config.index_dim, norm_eps, config.zero_centered_qk_norm)
-
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries `[B, T, G, index_dim]` and keys `[B, T, 1, index_dim]`. What it is given stands apart from the
         model's gradients: no loss of the indexer reaches the model. Autocast narrows nothing that is compared."""
         with without_autocast(x):
-            x = x.detach().to(self.k_proj.weight.dtype)
-            q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.config.index_dim)))
-            k = self.k_norm(self.k_proj(x)).unsqueeze(2)
-            return self._rotated(q, positions), self._rotated(k, positions)
-
-    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        c = self.config
-        if not c.rotated:
-            return x
-        turned, kept = x.split([c.rotated, c.index_dim - c.rotated], dim=-1)
-        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+            q, k = self.projected(x, positions)
+            return q, self.rotated(self.k_norm(k).unsqueeze(2), positions)
 
 
 class MiniMaxSparseAttention(SparseAttention):
@@ -134,7 +114,9 @@ class MiniMaxSparseAttention(SparseAttention):
     def __init__(self, d_model: int, config: MSAConfig, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model, config, norm_eps)
         self.block = config.index_block_size
-        self.indexer = BlockIndexer(d_model, config, config.own_eps(norm_eps))
+        self.indexer = BlockIndexer(
+            d_model, config.groups, config.index_dim, config, config.own_eps(norm_eps)
+        )
 
     def choose(self, asked: Asked) -> Tensor | None:
         c = self.config

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.layers.growing import Entry, GrowingMemory
-from intarsia.layers.norm import RMSNorm
-from intarsia.layers.rope import rotate
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.sparse import Asked, SparseAttention, SparseAttentionConfig
+from intarsia.mixers.sparse import Asked, Indexer, SparseAttention, SparseAttentionConfig
 from intarsia.ops import lightning_indexer
 from intarsia.ops.precision import compute_dtype, without_autocast
 
@@ -75,41 +72,26 @@ class QSAConfig(SparseAttentionConfig):
         return QwenSparseAttention(d_model, self, norm_eps)
 
 
-class PoolIndexer(nn.Module):
+class PoolIndexer(Indexer):
     """What is compared to choose what a token reads, of pool p:
 
     I_tp = sum_h relu(q_th · k_p / sqrt(index_dim))
     q = rope(norm(W x))        k_p = rope(norm(mean of W x over the tokens of p), at the first of them)
     """
 
-    def __init__(self, d_model: int, config: QSAConfig, norm_eps: float) -> None:
-        super().__init__()
-        self.config = config
-        self.q_proj = nn.Linear(d_model, config.index_heads * config.index_dim, bias=False)
-        self.k_proj = nn.Linear(d_model, config.index_dim, bias=False)
-        self.q_norm = RMSNorm(config.index_dim, norm_eps, config.zero_centered_qk_norm)
-        self.k_norm = RMSNorm(config.index_dim, norm_eps, config.zero_centered_qk_norm)
+    config: QSAConfig
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries `[B, T, H, index_dim]` and raw keys `[B, T, index_dim]`. What it is given stands apart from the
         model's gradients: no loss of the indexer reaches the model. Autocast narrows nothing that is compared."""
         with without_autocast(x):
-            x = x.detach().to(self.k_proj.weight.dtype)
-            q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.config.index_dim)))
-            return self._rotated(q, positions), self.k_proj(x)
+            return self.projected(x, positions)
 
     def pooled(self, rows: Tensor, numbers: Tensor) -> Tensor:
         """Keys `[B, m, index_dim]` of the pools `numbers` `[m]`, of the raw keys `[B, m, index_ratio, index_dim]`."""
         with without_autocast(rows):
             k = self.k_norm(rows.to(compute_dtype(rows)).mean(2).to(rows.dtype))
-            return self._rotated(k.unsqueeze(2), numbers * self.config.index_ratio).squeeze(2)
-
-    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        c = self.config
-        if not c.rotated:
-            return x
-        turned, kept = x.split([c.rotated, c.index_dim - c.rotated], dim=-1)
-        return torch.cat([rotate(turned, positions, c.rope_theta, c.yarn), kept], dim=-1)
+            return self.rotated(k.unsqueeze(2), numbers * self.config.index_ratio).squeeze(2)
 
 
 class QwenSparseAttention(SparseAttention):
@@ -127,7 +109,9 @@ class QwenSparseAttention(SparseAttention):
     def __init__(self, d_model: int, config: QSAConfig, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model, config, norm_eps)
         self.block = config.index_ratio
-        self.indexer = PoolIndexer(d_model, config, config.own_eps(norm_eps))
+        self.indexer = PoolIndexer(
+            d_model, config.index_heads, config.index_dim, config, config.own_eps(norm_eps)
+        )
 
     def choose(self, asked: Asked) -> Tensor | None:
         c, past = self.config, asked.past

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.layers.flops import softmax_attention_flops
 from intarsia.layers.growing import Entry, GrowingMemory, GrowingState
-from intarsia.layers.rope import positions_of
+from intarsia.layers.norm import RMSNorm
+from intarsia.layers.rope import positions_of, rotate_first
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.attention import Attention, AttentionConfig
 from intarsia.mixers.base import MixerOutput
@@ -29,6 +30,32 @@ class SparseAttentionConfig(AttentionConfig):
         super().__post_init__()
         if self.sinks:
             raise ConfigError("sinks=True is not there in sparse attention")
+
+
+class Indexer(nn.Module):
+    """Query heads and one key of `index_dim` channels, with norms and rotations as attention has them, to score by."""
+
+    def __init__(
+        self, d_model: int, heads: int, index_dim: int, config: SparseAttentionConfig, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.config, self.index_dim = config, index_dim
+        self.q_proj = nn.Linear(d_model, heads * index_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, index_dim, bias=False)
+        self.q_norm = RMSNorm(index_dim, norm_eps, config.zero_centered_qk_norm)
+        self.k_norm = RMSNorm(index_dim, norm_eps, config.zero_centered_qk_norm)
+
+    def projected(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries `[B, T, H, index_dim]`, normed and rotated, and raw keys `[B, T, index_dim]`; x stands apart from the
+        model's gradients."""
+        x = x.detach().to(self.k_proj.weight.dtype)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.index_dim)))
+        return self.rotated(q, positions), self.k_proj(x)
+
+    def rotated(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`[B, T, H, index_dim]`, of which as many of the first channels are rotated as of attention's."""
+        c = self.config
+        return rotate_first(x, positions, c.rotated, c.rope_theta, c.yarn)
 
 
 @dataclass(frozen=True)

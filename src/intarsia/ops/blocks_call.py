@@ -10,9 +10,9 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops.attention_call import sequences_in
-from intarsia.ops.keys import Keys, count_of, entry_of, lengths_of
+from intarsia.ops.keys import Keys, entry_of
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.sparse_call import refuse_room
+from intarsia.ops.sparse_call import refuse_room, tokens_seen
 
 Score = Literal["product", "softmax"]
 Pooling = Literal["max", "sum"]
@@ -73,7 +73,7 @@ def blocks_call(
         raise ShapeError(
             f"q must be [B, T, H, K], floating point, none of them 0; got {list(q.shape)} {q.dtype}"
         )
-    B, T, H, K = q.shape
+    H, K = q.shape[2:]
     width = stride if width is None else width
     groups = H if groups is None else groups
     if min(count, block, stride, width, groups) < 1 or min(first, last) < 0:
@@ -100,27 +100,7 @@ def blocks_call(
     if entry.device != q.device:
         raise ShapeError(f"q and k must be on one device; got {q.device} and {entry.device}")
     seqs = sequences_in(q, cu_seqlens)
-    queries = (T,) * B if seqs is None else seqs.lengths
-    if seqs is not None and isinstance(k, Tensor):
-        if stride != 1 or k.shape[:2] != q.shape[:2]:
-            raise ShapeError(
-                f"packed as the queries are, k has a key for each of their tokens, [1, {T}]; got {list(k.shape)} with "
-                f"stride={stride}"
-            )
-        held = queries
-    else:
-        held = lengths_of(k)
-        if count_of(k) != len(queries):
-            raise ShapeError(f"k is of {count_of(k)} sequences and q of {len(queries)}")
-    seen = tuple(n * stride for n in held) if tokens is None else tuple(tokens)
-    if len(seen) != len(queries):
-        raise ShapeError(f"tokens is of {len(seen)} sequences and q of {len(queries)}")
-    for n, (keys, there, new) in enumerate(zip(held, seen, queries, strict=True)):
-        if there // stride != keys or there < new:
-            raise ShapeError(
-                f"sequence {n} of {there} tokens has {new} queries and {keys} keys: the queries are of the last tokens,"
-                f" and each {stride} of them have a key"
-            )
+    seen = tokens_seen(q, k, stride, tokens, seqs)
     factor = K**-0.5 if scale is None else scale
     return BlocksCall(
         q, k, count, block, groups, stride, width, score, pooling, first, last, factor, seen, seqs

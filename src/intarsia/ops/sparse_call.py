@@ -101,27 +101,7 @@ def indexer_call(
         raise ShapeError(
             f"q, k and weights must be on one device; got {q.device}, {entry.device}, {weights.device}"
         )
-    queries = (T,) * B if seqs is None else seqs.lengths
-    if seqs is not None and isinstance(k, Tensor):
-        if block != 1 or k.shape[:2] != q.shape[:2]:
-            raise ShapeError(
-                f"packed as the queries are, k has a key for each of their tokens, [1, {T}]; got {list(k.shape)} "
-                f"of blocks of {block}"
-            )
-        held = queries
-    else:
-        held = lengths_of(k)
-        if count_of(k) != len(queries):
-            raise ShapeError(f"k is of {count_of(k)} sequences and q of {len(queries)}")
-    seen = tuple(n * block for n in held) if tokens is None else tuple(tokens)
-    if len(seen) != len(queries):
-        raise ShapeError(f"tokens is of {len(seen)} sequences and q of {len(queries)}")
-    for n, (keys, there, new) in enumerate(zip(held, seen, queries, strict=True)):
-        if there // block != keys or there < new:
-            raise ShapeError(
-                f"sequence {n} of {there} tokens has {new} queries and {keys} index keys: the queries are of the last "
-                f"tokens, and each {block} of them have a key"
-            )
+    seen = tokens_seen(q, k, block, tokens, seqs)
     return IndexerCall(q, k, weights, count, block, relu, K**-0.5 if scale is None else scale, seen, seqs)
 
 
@@ -177,6 +157,39 @@ def refuse_room(keys: object) -> None:
         raise UnsupportedError(
             "a layer that chooses what it reads cannot be recorded yet: run the step unrecorded"
         )
+
+
+def tokens_seen(
+    q: Tensor, k: Keys, stride: int, tokens: Sequence[int] | None, seqs: Sequences | None
+) -> tuple[int, ...]:
+    """How many tokens the last query of each sequence sees, of which each `stride` have a key; `tokens` if it is given.
+
+    Raises:
+        ShapeError: queries, keys and tokens do not fit each other.
+    """
+    B, T = q.shape[:2]
+    queries = (T,) * B if seqs is None else seqs.lengths
+    if seqs is not None and isinstance(k, Tensor):
+        if stride != 1 or k.shape[:2] != q.shape[:2]:
+            raise ShapeError(
+                f"packed as the queries are, k has a key for each of their tokens, [1, {T}]; got {list(k.shape)}, a "
+                f"key of each {stride}"
+            )
+        held = queries
+    else:
+        held = lengths_of(k)
+        if count_of(k) != len(queries):
+            raise ShapeError(f"k is of {count_of(k)} sequences and q of {len(queries)}")
+    seen = tuple(n * stride for n in held) if tokens is None else tuple(tokens)
+    if len(seen) != len(queries):
+        raise ShapeError(f"tokens is of {len(seen)} sequences and q of {len(queries)}")
+    for n, (keys, there, new) in enumerate(zip(held, seen, queries, strict=True)):
+        if there // stride != keys or there < new:
+            raise ShapeError(
+                f"sequence {n} of {there} tokens has {new} queries and {keys} keys: the queries are of the last tokens,"
+                f" and each {stride} of them have a key"
+            )
+    return seen
 
 
 def standing(
