@@ -369,7 +369,7 @@ def test_training_brings_the_indexer_to_attention() -> None:
 
 def test_the_loss_needs_whole_sequences() -> None:
     ours = layer()
-    assert ours.side_results == ("largest_logits", "loss")
+    assert ours.side_results == ("largest_logits", "loss", "divergence", "picked")
     assert layer(index_loss=0.0).side_results == layer(shares=True).side_results == ("largest_logits",)
     with pytest.raises(UnsupportedError, match="whole sequences"):
         ours(inputs(2), ours.init_state(2), side=("loss",))

@@ -16,6 +16,7 @@ from intarsia.ops import (
     DecodeStep,
     Gate,
     Slots,
+    blocks_loss,
     dplr_rule,
     explain,
     gated_delta_rule,
@@ -69,6 +70,7 @@ def calls(dtype: torch.dtype = torch.float64) -> dict[str, Call]:
         "latent_attention": (latent_attention, (q, x, normal(H, 5, 5, seed=2, dtype=dtype)), {}),
         "lightning_indexer": (lightning_indexer, (q, k[:, :, 0], beta), {"count": 3}),
         "pick_blocks": (pick_blocks, (q, k), {"count": 2, "block": 2}),
+        "blocks_loss": (blocks_loss, (q, k[:, :, 0], q, k), {"block": 2}),
         "indexer_loss": (indexer_loss, (q, k[:, :, 0], beta, q, k, picked), {}),
         "sparse_attention": (sparse_attention, (q, k, v, picked), {"block": 2}),
         "sparse_latent_attention": (

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-SideName = Literal["largest_logits", "load", "loss"]
+SideName = Literal["largest_logits", "load", "loss", "divergence", "picked"]
 
 
 class SideResults(NamedTuple):
@@ -28,6 +28,12 @@ class SideResults(NamedTuple):
     """`[E]` float32, of experts: how many tokens each of them served, of those that count."""
     loss: Tensor | None = None
     """`[]`: summed over the tokens that count, like their negative log-likelihoods, to which training adds it."""
+    divergence: Tensor | None = None
+    """`[]`, of an indexer: how far from attention its scores are, in nats, summed over tokens.
+    Its loss is a multiple."""
+    picked: Tensor | None = None
+    """`[B, T]`, of an indexer: which share of what full attention would give each token stands in what it picks; NaN
+    for tokens that have no more to see, None where none has."""
 
     def merged(self, other: SideResults) -> SideResults:
         """Those of two forward passes of the layer together."""
@@ -35,6 +41,8 @@ class SideResults(NamedTuple):
             _both(self.largest_logits, other.largest_logits, torch.maximum),
             _both(self.load, other.load, torch.add),
             _both(self.loss, other.loss, torch.add),
+            _both(self.divergence, other.divergence, torch.add),
+            _both(self.picked, other.picked, lambda a, b: torch.cat([a, b], dim=1)),
         )
 
     def beside(self, other: SideResults) -> SideResults:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.errors import ConfigError
 from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import keys_seen
@@ -19,6 +19,7 @@ from intarsia.layers.norm import LayerNorm
 from intarsia.layers.rope import positions_of, rotate_first
 from intarsia.layers.side import SideName, SideResults
 from intarsia.mixers.base import About, GeneratorOf, HandedOn, Layer, MixerOutput, positive
+from intarsia.mixers.indexed import TOLD, check_index_loss, told_of_index
 from intarsia.mixers.mla import LatentAttention, MLAConfig
 from intarsia.mixers.pooling import Past, tails_of
 from intarsia.ops import (
@@ -26,6 +27,7 @@ from intarsia.ops import (
     indexer_loss,
     latent_attention,
     lightning_indexer,
+    picked_share,
     softmax_attention,
     sparse_latent_attention,
 )
@@ -45,7 +47,8 @@ class DSAConfig(MLAConfig):
 
     The indexer has a loss of its own, which training adds `index_loss` times: how far its scores are from what
     attention gives the tokens that it picked, summed over tokens (`indexer_loss`). It reaches nothing but the indexer;
-    0 leaves the indexer as it is.
+    0 leaves the indexer as it is. `dense` lets attention read everything, as before it was sparse, and the indexer
+    learn from all of it: the stage that V3.2 begins with, all else frozen.
 
     With an `index_pool` P the indexer looks at one key of every P tokens, a mean that gates weigh channel by channel,
     and picks `top_k / P` pools of those whose last token is there; the tokens behind the last pool are always read
@@ -83,6 +86,7 @@ class DSAConfig(MLAConfig):
     index_norm_eps: float = field(default=1e-6, kw_only=True)
     index_loss: float = field(default=0.01, kw_only=True)
     index_pool: int = field(default=1, kw_only=True)
+    dense: bool = field(default=False, kw_only=True)
     shares: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -95,8 +99,7 @@ class DSAConfig(MLAConfig):
             raise ConfigError(
                 "pools of index keys have no place to be rotated at: index_pool needs rotate=False"
             )
-        if self.index_loss < 0:
-            raise ConfigError(f"index_loss is what a loss counts, at least 0; got {self.index_loss}")
+        check_index_loss(self.index_loss)
         if self.rotate and self.index_dim < self.rope_dim:
             raise ConfigError(
                 f"the indexer rotates the {self.rope_dim} channels of rope_dim and has index_dim={self.index_dim}"
@@ -182,8 +185,7 @@ class SparseLatentAttention(LatentAttention):
         y = W_o softmax([q_h; q_shared,h]ᵀ [k_h; k_shared]_P / sqrt(K)) v_h,P
 
     Where no sequence has more than `top_k` tokens it is MLA, and nothing is scored. No gradient comes through the
-    choice: the model's loss does not reach the indexer, which is trained by the side result `loss`. Where everything is
-    picked that is over everything: with a `top_k` of the length and all else frozen, the stage that V3.2 begins with.
+    choice: the model's loss does not reach the indexer, which is trained by the side result `loss`.
     """
 
     config: DSAConfig
@@ -195,7 +197,7 @@ class SparseLatentAttention(LatentAttention):
         self.indexer = None if config.shares else LightningIndexer(d_model, config)
         self.takes_handed = config.shares
         if config.index_loss and not config.shares:
-            self.side_results = (*self.side_results, "loss")
+            self.side_results = (*self.side_results, *TOLD)
 
     def forward(
         self,
@@ -228,16 +230,16 @@ class SparseLatentAttention(LatentAttention):
             past = Past.of(x, state, seqs, grown, isinstance(read, Tensor), tails)
             rows = self.indexer.gated(x, index[1])
             keys = past.passing("index_keys", rows, c.index_pool, self.indexer.pooled)
+        best = None
         if index is None:
-            picked = self._shared(handed)
-        elif max(lengths) <= c.top_k:
-            picked = None
-        else:
+            best = self._shared(handed)
+        elif max(lengths) > c.top_k and ("picked" in side or not c.dense):
             assert keys is not None
-            picked = lightning_indexer(
+            best = lightning_indexer(
                 index[0], keys, index[2], count=c.top_k // c.index_pool, block=c.index_pool, relu=c.index_relu,
                 tokens=lengths, cu_seqlens=seqs,
             )  # fmt: skip
+        picked = None if c.dense else best
         if picked is not None:
             o = sparse_latent_attention(
                 q, read, self._up(), picked, block=c.index_pool, scale=c.scale, cu_seqlens=seqs
@@ -246,21 +248,40 @@ class SparseLatentAttention(LatentAttention):
             o = softmax_attention(q, *self._expanded(latents), scale=c.scale, cu_seqlens=seqs)
         else:
             o = latent_attention(q, read, self._up(), scale=c.scale, cu_seqlens=seqs)
-        loss = None
-        if "loss" in side and index is not None:
-            if state is not None:
-                raise UnsupportedError(
-                    "an indexer is trained on whole sequences: its loss is there without a state"
-                )
-            loss = c.index_loss * self._index_loss(index, keys, q, latents, picked, seqs)
+        told_by_index = SideResults()
+        if index is not None and side:
+            learned, shown = index, best
+            told_by_index = told_of_index(
+                side,
+                c.index_loss,
+                state is None,
+                lambda: self._divergence(learned, keys, q, latents, picked, seqs),
+                None if shown is None else lambda: self._shares(q, latents, shown, seqs),
+            )
         y = self._finished(o, x)
         results = (y, None if grown is None else grown.end())
-        told = (SideResults(largest, loss=loss),) if side else ()
+        told = (told_by_index.beside(SideResults(largest)),) if side else ()
         if handed is None:
             return (*results, *told)
         return (*results, *told, HandedOn(handed.values, True, picked))
 
-    def _index_loss(
+    @torch.no_grad()
+    def _asked(self, q: Tensor) -> Tensor:
+        """What each head asks of the latents themselves, which are one key for all: `[B, T, H, kv_rank + rope_dim]`."""
+        c = self.config
+        own, shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
+        asked = torch.einsum("bthn,hnr->bthr", own, self._up()[:, : c.nope_dim].to(q.dtype))
+        return torch.cat([asked, shared], dim=-1)
+
+    def _shares(
+        self, q: Tensor, latents: Tensor, picked: Tensor, seqs: Sequences | None
+    ) -> tuple[Tensor, Tensor]:
+        c = self.config
+        return picked_share(
+            self._asked(q), latents[:, :, None], picked, block=c.index_pool, scale=c.scale, cu_seqlens=seqs
+        )
+
+    def _divergence(
         self,
         index: tuple[Tensor, Tensor, Tensor],
         keys: Keys | None,
@@ -269,21 +290,15 @@ class SparseLatentAttention(LatentAttention):
         picked: Tensor | None,
         seqs: Sequences | None,
     ) -> Tensor:
-        """How far the indexer is from attention, summed over tokens."""
+        """`[B, T]`: how far the indexer is from attention."""
         c = self.config
-        with torch.no_grad():
-            # What each head asks of the latents themselves, which are one key for all.
-            own, shared = q.split([c.nope_dim, c.rope_dim], dim=-1)
-            asked = torch.einsum("bthn,hnr->bthr", own, self._up()[:, : c.nope_dim].to(q.dtype))
-            asked = torch.cat([asked, shared], dim=-1)
         # Of pools there is a tensor of each packed sequence.
         laid = torch.cat(keys, dim=1) if isinstance(keys, tuple) else keys
         assert isinstance(laid, Tensor)
-        loss = indexer_loss(
-            index[0], laid, index[2], asked, latents[:, :, None], picked, block=c.index_pool, relu=c.index_relu,
-            scale=c.scale, cu_seqlens=seqs,
+        return indexer_loss(
+            index[0], laid, index[2], self._asked(q), latents[:, :, None], picked, block=c.index_pool,
+            relu=c.index_relu, scale=c.scale, cu_seqlens=seqs,
         )  # fmt: skip
-        return loss.sum()
 
     def _shared(self, handed: HandedOn | None) -> Tensor | None:
         """What an earlier layer picked."""
@@ -302,7 +317,7 @@ class SparseLatentAttention(LatentAttention):
         """What MLA remembers, of which `top_k` tokens' are read; and the index key of each token, or pool of them, all
         of which are; of pools also what the next one is made of."""
         c = self.config
-        entries = {"latents": Entry((c.kv_rank + c.rope_dim,), reads=c.top_k + c.index_pool - 1)}
+        entries = {"latents": Entry((c.kv_rank + c.rope_dim,), reads=self._most_read)}
         if c.shares:
             return GrowingMemory("latent", entries)
         entries["index_keys"] = Entry((c.index_dim,), stride=c.index_pool)
@@ -312,11 +327,16 @@ class SparseLatentAttention(LatentAttention):
             "latent", entries, {"index_keys_tail": Entry((c.index_pool - 1, 2 * c.index_dim))}
         )
 
+    @property
+    def _most_read(self) -> int | None:
+        """The tokens that are read at most; None: all."""
+        return None if self.config.dense else self.config.top_k + self.config.index_pool - 1
+
     def mixing_flops(self, length: int) -> float:
         """Of the indexer two products for each pair of tokens and index head, and its heads' weights; of attention two
         products with each latent that is read, which all heads share."""
         c = self.config
-        read = 2 * c.num_heads * (2 * c.kv_rank + c.rope_dim) * keys_seen(length, c.top_k + c.index_pool - 1)
+        read = 2 * c.num_heads * (2 * c.kv_rank + c.rope_dim) * keys_seen(length, self._most_read)
         if c.shares:
             return read
         return read + 2 * c.index_heads * (c.index_dim + 1) * keys_seen(length) / c.index_pool

@@ -11,15 +11,16 @@ from intarsia.errors import ConfigError
 from intarsia.layers.flops import keys_seen
 from intarsia.layers.growing import Entry
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.sparse import Asked, Indexer, SparseAttention, SparseAttentionConfig
-from intarsia.ops import pick_blocks
+from intarsia.mixers.indexed import IndexedAttention, IndexedConfig
+from intarsia.mixers.sparse import Asked, Indexer
+from intarsia.ops import blocks_loss, pick_blocks
 from intarsia.ops.keys import Keys
 from intarsia.ops.precision import without_autocast
 
 
 @dataclass(frozen=True)
-class MSAConfig(SparseAttentionConfig):
-    """The options of grouped attention, and those of the indexer, named as MiniMax-M3's are.
+class MSAConfig(IndexedConfig):
+    """The options of grouped attention, how an indexer learns, and the indexer's own, named as MiniMax-M3's are.
 
     `index_heads` (one per key-value head by default) query heads of `index_dim` channels, each for the query heads of
     its own group, share one key. A token reads the `index_topk_blocks` blocks of `index_block_size` tokens in which the
@@ -99,7 +100,7 @@ class BlockIndexer(Indexer):
             return q, self.rotated(self.k_norm(k).unsqueeze(2), positions)
 
 
-class MiniMaxSparseAttention(SparseAttention):
+class MiniMaxSparseAttention(IndexedAttention[tuple[Tensor, Tensor, Keys]]):
     """Grouped attention of which each group of heads reads `index_topk_blocks` blocks:
 
         P_gt = the best blocks b by max_{s in b, s <= t} I_gts, the last index_local_blocks up to t's own above all
@@ -109,7 +110,6 @@ class MiniMaxSparseAttention(SparseAttention):
     """
 
     config: MSAConfig
-    untrained: ClassVar[tuple[str, ...]] = ("indexer",)
 
     def __init__(self, d_model: int, config: MSAConfig, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model, config, norm_eps)
@@ -118,13 +118,17 @@ class MiniMaxSparseAttention(SparseAttention):
             d_model, config.groups, config.index_dim, config, config.own_eps(norm_eps)
         )
 
-    def choose(self, asked: Asked) -> Tensor | None:
-        c = self.config
+    def index(self, asked: Asked) -> tuple[Tensor, Tensor, Keys]:
+        """Queries, keys of the new tokens, and keys of all."""
         q, k = self.indexer(asked.x, asked.positions)
         keys: Keys = k
         if asked.past.grown is not None:
             (keys,) = asked.past.grown.append(index_keys=k)
-        if max(asked.past.lengths) <= self.most_read:
+        return q, k, keys
+
+    def pick(self, index: tuple[Tensor, Tensor, Keys], asked: Asked) -> Tensor | None:
+        c, (q, _, keys) = self.config, index
+        if max(asked.past.lengths) <= c.index_topk_blocks * c.index_block_size:
             return None
         return pick_blocks(
             q,
@@ -136,12 +140,20 @@ class MiniMaxSparseAttention(SparseAttention):
             cu_seqlens=asked.past.seqs,
         )
 
+    def divergence(self, index: tuple[Tensor, Tensor, Keys], asked: Asked, picked: Tensor | None) -> Tensor:
+        """Of blocks, for each group: attention's largest share of a token of each."""
+        q, k, _ = index
+        return blocks_loss(
+            q, k[:, :, 0], asked.q, asked.k, picked, block=self.block, index_scale=1.0,
+            scale=self.config.logit_scale, cu_seqlens=asked.past.seqs,
+        )  # fmt: skip
+
     def index_entries(self) -> dict[str, Entry]:
         return {"index_keys": Entry((1, self.config.index_dim))}
 
     @property
-    def most_read(self) -> int:
-        return self.config.index_topk_blocks * self.config.index_block_size
+    def most_read(self) -> int | None:
+        return None if self.config.dense else self.config.index_topk_blocks * self.config.index_block_size
 
     def index_flops(self, length: int) -> float:
         """A product of each pair of tokens and group."""

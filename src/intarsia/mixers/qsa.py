@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError
 from intarsia.layers.growing import Entry, GrowingMemory
 from intarsia.mixers.base import About, positive
-from intarsia.mixers.sparse import Asked, Indexer, SparseAttention, SparseAttentionConfig
-from intarsia.ops import lightning_indexer
+from intarsia.mixers.indexed import IndexedAttention, IndexedConfig
+from intarsia.mixers.sparse import Asked, Indexer
+from intarsia.ops import indexer_loss, lightning_indexer
+from intarsia.ops.keys import Keys
 from intarsia.ops.precision import compute_dtype, without_autocast
 
 
 @dataclass(frozen=True)
-class QSAConfig(SparseAttentionConfig):
-    """The options of grouped attention, and those of the indexer.
+class QSAConfig(IndexedConfig):
+    """The options of grouped attention, how an indexer learns, and the indexer's own.
 
     It has `index_heads` query heads and one key, of `index_dim` channels, of which as many are rotated as of
     attention's. A token reads `index_budget` tokens in pools of `index_ratio`, and those behind the last complete pool.
@@ -94,7 +97,7 @@ class PoolIndexer(Indexer):
             return self.rotated(k.unsqueeze(2), numbers * self.config.index_ratio).squeeze(2)
 
 
-class QwenSparseAttention(SparseAttention):
+class QwenSparseAttention(IndexedAttention[tuple[Tensor, Keys]]):
     """Grouped attention of which all heads read the pools that the indexer scores best:
 
         P_t = the best complete pools by I_tp, of index_budget tokens in all, and the tokens behind the last one
@@ -104,7 +107,6 @@ class QwenSparseAttention(SparseAttention):
     """
 
     config: QSAConfig
-    untrained: ClassVar[tuple[str, ...]] = ("indexer",)
 
     def __init__(self, d_model: int, config: QSAConfig, norm_eps: float = 1e-5) -> None:
         super().__init__(d_model, config, norm_eps)
@@ -113,10 +115,12 @@ class QwenSparseAttention(SparseAttention):
             d_model, config.index_heads, config.index_dim, config, config.own_eps(norm_eps)
         )
 
-    def choose(self, asked: Asked) -> Tensor | None:
-        c, past = self.config, asked.past
+    def index(self, asked: Asked) -> tuple[Tensor, Keys]:
         q, raw = self.indexer(asked.x, asked.positions)
-        keys = past.passing("index_keys", raw, c.index_ratio, self.indexer.pooled)
+        return q, asked.past.passing("index_keys", raw, self.config.index_ratio, self.indexer.pooled)
+
+    def pick(self, index: tuple[Tensor, Keys], asked: Asked) -> Tensor | None:
+        c, past, (q, keys) = self.config, asked.past, index
         if max(past.lengths) <= c.index_budget:
             return None
         return lightning_indexer(
@@ -128,6 +132,17 @@ class QwenSparseAttention(SparseAttention):
             tokens=past.lengths,
             cu_seqlens=past.seqs,
         )
+
+    def divergence(self, index: tuple[Tensor, Keys], asked: Asked, picked: Tensor | None) -> Tensor:
+        """Of pools: attention's largest share of a token of each."""
+        q, keys = index
+        # Of pools there is a tensor of each packed sequence.
+        laid = torch.cat(keys, dim=1) if isinstance(keys, tuple) else keys
+        assert isinstance(laid, Tensor)
+        return indexer_loss(
+            q, laid, q.new_ones(q.shape[:3]), asked.q, asked.k, picked, block=self.block,
+            scale=self.config.logit_scale, cu_seqlens=asked.past.seqs,
+        )  # fmt: skip
 
     @property
     def memory(self) -> GrowingMemory:
@@ -141,8 +156,8 @@ class QwenSparseAttention(SparseAttention):
         return {"index_keys": Entry((self.config.index_dim,), stride=self.config.index_ratio)}
 
     @property
-    def most_read(self) -> int:
-        return self.config.index_budget + self.config.index_ratio - 1
+    def most_read(self) -> int | None:
+        return None if self.config.dense else self.config.index_budget + self.config.index_ratio - 1
 
     def index_flops(self, length: int) -> float:
         """A product of each token and index head with the key of each pool before, and the sum over heads."""

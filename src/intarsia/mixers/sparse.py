@@ -93,6 +93,10 @@ class SparseAttention(Attention):
         """What each token reads, as `sparse_attention` takes it; None: everything."""
         raise NotImplementedError
 
+    def chosen(self, asked: Asked, side: tuple[SideName, ...]) -> tuple[Tensor | None, SideResults]:
+        """What `choose` says, and what there is to tell of it."""
+        return self.choose(asked), SideResults()
+
     def forward(
         self,
         x: Tensor,
@@ -103,7 +107,7 @@ class SparseAttention(Attention):
         self.check_input(x, state, seqs)
         positions, scale = positions_of(x, state, seqs), self.config.logit_scale
         q, k, v = self._projected(x, positions)
-        largest = largest_logit(q, k, scale=scale, seqs=seqs) if side else None
+        largest = largest_logit(q, k, scale=scale, seqs=seqs) if "largest_logits" in side else None
         keys: Keys = k
         values: Keys = v
         grown, tails = None, tails_of(state)
@@ -112,22 +116,22 @@ class SparseAttention(Attention):
             keys, values = grown.append(keys=k, values=v)
             refuse_room(keys)
         past = Past.of(x, state, seqs, grown, isinstance(keys, Tensor), tails)
-        picked = self.choose(Asked(x, q, k, v, keys, positions, past))
+        picked, told = self.chosen(Asked(x, q, k, v, keys, positions, past), side)
         if picked is None:
             o = softmax_attention(q, keys, values, scale=scale, cu_seqlens=seqs)
         else:
             o = sparse_attention(q, keys, values, picked, block=self.block, scale=scale, cu_seqlens=seqs)
         y = self._finished(o, x)
         after_state = None if grown is None else grown.end()
-        return (y, after_state, SideResults(largest)) if side else (y, after_state)
+        return (y, after_state, told.beside(SideResults(largest))) if side else (y, after_state)
 
     def index_entries(self) -> dict[str, Entry]:
         """What it remembers of the tokens to choose by."""
         return {}
 
     @property
-    def most_read(self) -> int:
-        """The tokens that are read at most."""
+    def most_read(self) -> int | None:
+        """The tokens that are read at most; None: all."""
         raise NotImplementedError
 
     def index_flops(self, length: int) -> float:

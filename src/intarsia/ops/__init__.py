@@ -3,6 +3,7 @@
 from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_gated import cumulative_log_gate
 from intarsia.ops.blocks import pick_blocks
+from intarsia.ops.blocks_loss import blocks_loss
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.decode import DecodeStep
 from intarsia.ops.explain import explain
@@ -12,6 +13,7 @@ from intarsia.ops.linear import dplr_rule, gated_delta_rule, linear_attention
 from intarsia.ops.norm import gated_rms_norm, l2norm
 from intarsia.ops.packed_linear import packed_linear
 from intarsia.ops.packed_weights import PackedWeights, pack_weights
+from intarsia.ops.picked_share import picked_share
 from intarsia.ops.pools import NEW, InSlots, Slots, StatePool
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.softmax import log_sum_exp, softmax_gradient
@@ -29,6 +31,7 @@ __all__ = [
     "Sequences",
     "Slots",
     "StatePool",
+    "blocks_loss",
     "cumulative_log_gate",
     "dplr_rule",
     "explain",
@@ -43,6 +46,7 @@ __all__ = [
     "pack_weights",
     "packed_linear",
     "pick_blocks",
+    "picked_share",
     "short_convolution",
     "softmax_attention",
     "softmax_gradient",

@@ -23,6 +23,14 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
+def products_of_all(q: Tensor, k: Tensor) -> Tensor:
+    """`[B, R, *heads, h, S]`: of queries `[B, R, *heads, h, K]` with keys `[B, *heads, S, K]` that all R share. A
+    product that is broadcast would copy the keys for each."""
+    R, h = q.shape[1], q.shape[-2]
+    products = q.movedim(1, -3).flatten(-3, -2) @ k.mT
+    return products.unflatten(-2, (R, h)).movedim(-3, 1)
+
+
 def per_sequence(function: Callable[..., Tensor], seqs: Sequences | None, *tensors: Tensor | None) -> Tensor:
     """`function(*tensors)`, or of each packed sequence's part of the tensors `[1, T, ...]`, laid end to end."""
     return function(*tensors) if seqs is None else _each(function, seqs.occupied, tensors)

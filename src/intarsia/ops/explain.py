@@ -11,6 +11,8 @@ from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_call import attention_call, latent_call
 from intarsia.ops.blocks import pick_blocks
 from intarsia.ops.blocks_call import blocks_call
+from intarsia.ops.blocks_loss import blocks_loss
+from intarsia.ops.blocks_loss_call import blocks_loss_call
 from intarsia.ops.choice import AUTO, Choice
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.conv_call import conv_call
@@ -38,6 +40,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     softmax_attention: ("softmax_attention", attention_call),
     latent_attention: ("latent_attention", latent_call),
     pick_blocks: ("pick_blocks", blocks_call),
+    blocks_loss: ("blocks_loss", blocks_loss_call),
     lightning_indexer: ("lightning_indexer", indexer_call),
     indexer_loss: ("indexer_loss", indexer_loss_call),
     sparse_attention: ("sparse_attention", sparse_call),

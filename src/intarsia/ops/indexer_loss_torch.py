@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from intarsia.ops.blockwise import recomputed
+from intarsia.ops.blockwise import products_of_all, recomputed
 from intarsia.ops.choice import Implementation
 from intarsia.ops.indexer_loss_call import IndexerLossCall
 from intarsia.ops.precision import compute_dtype, without_autocast
@@ -56,25 +56,34 @@ def _of_one(
     batch = torch.arange(B, device=q.device)[:, None, None]
 
     def some(
-        index_q: Tensor, weights: Tensor, q: Tensor, place: Tensor, index_k: Tensor, picked: Tensor | None
+        index_q: Tensor,
+        weights: Tensor,
+        q: Tensor,
+        place: Tensor,
+        index_k: Tensor,
+        k: Tensor,
+        picked: Tensor | None,
     ) -> Tensor:
         # Of blocks (a token is one) those that are complete, and of these and the last one the tokens that are seen.
         if picked is None:
-            there = (torch.arange(N, device=q.device) + 1) * block <= place[:, None] + 1
-            seen = torch.arange(T, device=q.device) <= place[:, None]
-            keys, of_heads = index_k[:, None], k.transpose(1, 2)[:, None]
+            there = (torch.arange(index_k.shape[1], device=q.device) + 1) * block <= place[:, None] + 1
+            seen = torch.arange(k.shape[1], device=q.device) <= place[:, None]
+            products = products_of_all(index_q, index_k)
         else:
             number = picked[:, :, 0].long()
             token = (number[..., None] * block + inside).flatten(-2)
             seen = (number >= 0).repeat_interleave(block, dim=-1) & (token <= place[:, None])
             there = (number >= 0) & ((number + 1) * block <= place[:, None] + 1)
             token = token.where(seen, token[..., :1].clamp(min=0).minimum(place[:, None]))
-            keys = index_k[batch, number.where(there, 0)]
-            of_heads = k[batch, token].transpose(2, 3)
-        products = (index_q @ keys.mT) * index_scale
+            products = index_q @ index_k[batch, number.where(there, 0)].mT
+        products = products * index_scale
         scores = (weights[:, :, None] @ (products.relu() if relu else products))[:, :, 0]
         with torch.no_grad():
-            logits = q.unflatten(2, (k.shape[2], -1)) @ of_heads.mT * scale
+            q = q.unflatten(2, (k.shape[2], -1))
+            if picked is None:
+                logits = products_of_all(q, k.transpose(1, 2)) * scale
+            else:
+                logits = q @ k[batch, token].transpose(2, 3).mT * scale
             hidden = ~seen if picked is None else ~seen[:, :, None, None]
             hidden = hidden[:, None, None] if picked is None else hidden
             given = logits.masked_fill(hidden, -torch.inf).softmax(dim=-1).sum(dim=(2, 3)) / H
@@ -99,9 +108,15 @@ def _of_one(
     found = []
     with without_autocast(q):
         for begin in range(0, T, rows):
-            part = slice(begin, begin + rows)
-            each = (index_q[:, part], weights[:, part], q[:, part], place[part], index_k)
-            found.append(recomputed(some, *each, None if picked is None else picked[:, part]))
+            end = min(begin + rows, T)
+            part = slice(begin, end)
+            each = (index_q[:, part], weights[:, part], q[:, part], place[part])
+            keys = (index_k, k)
+            if (
+                picked is None
+            ):  # no more than these queries see, and one block for those who see none that is complete
+                keys = (index_k[:, : max(end // block, 1)], k[:, : max(end, block)])
+            found.append(recomputed(some, *each, *keys, None if picked is None else picked[:, part]))
     return torch.cat(found, dim=1)
 
 

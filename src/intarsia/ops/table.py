@@ -16,6 +16,8 @@ from intarsia.ops import (
     attention_cpu,
     attention_reference,
     attention_torch,
+    blocks_loss_reference,
+    blocks_loss_torch,
     blocks_reference,
     blocks_torch,
     conv_cpu,
@@ -94,6 +96,7 @@ TABLE: Mapping[str, Operator] = table(
             attention_reference.OF_LATENTS,
         ),
         "pick_blocks": (blocks_torch.IMPLEMENTATION, blocks_reference.IMPLEMENTATION),
+        "blocks_loss": (blocks_loss_torch.IMPLEMENTATION, blocks_loss_reference.IMPLEMENTATION),
         "lightning_indexer": (indexer_torch.IMPLEMENTATION, sparse_reference.INDEXER),
         "indexer_loss": (indexer_loss_torch.IMPLEMENTATION, sparse_reference.LOSS),
         "sparse_attention": (

@@ -12,6 +12,7 @@ OptimizerName = Literal["muon", "adamw"]
 ScheduleName = Literal["wsd", "cosine", "constant"]
 Precision = Literal["float32", "bf16"]
 MuonPrecision = Literal["auto", "float32", "bf16"]
+Trains = Literal["all", "indexers"]
 
 FREE_FIELDS = frozenset(
     {
@@ -68,6 +69,8 @@ class TrainConfig:
     micro_rows: int | None = None
     """Rows of one forward pass of one process. None: all of the process's rows at once."""
 
+    trains: Trains = "all"
+    """"indexers": only the indexers of sparse attention, all else frozen."""
     optimizer: OptimizerName = "muon"
     """"muon": Muon for the weight matrices, AdamW for the rest. "adamw": AdamW for everything."""
     lr: float = 2e-3
@@ -82,7 +85,8 @@ class TrainConfig:
     adamw_betas: tuple[float, float] = (0.9, 0.95)
     adamw_eps: float = 1e-8
     grad_clip: float | None = 1.0
-    """Largest norm of the gradient of all parameters together. None: not clipped."""
+    """Largest norm of the gradient of all parameters together; of those of indexers, which have a loss of their own,
+    apart. None: not clipped."""
     qk_clip: float | None = None
     """Largest attention logit that softmax layers are allowed (MuonClip; Kimi K2 used 100). None: not
     clipped."""
@@ -135,6 +139,10 @@ class TrainConfig:
             raise OptionError(
                 f"must be fewer than steps ({self.steps}); got {self.warmup_steps}",
                 ("warmup_steps",),
+            )
+        if self.trains == "indexers" and self.qk_clip is not None:
+            raise OptionError(
+                "changes the layers that trains='indexers' leaves as they are: set it to null", ("qk_clip",)
             )
         if self.micro_rows is not None and self.rows % self.micro_rows:
             raise OptionError(f"must divide rows ({self.rows}); got {self.micro_rows}", ("micro_rows",))

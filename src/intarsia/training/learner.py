@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,7 @@ from intarsia.ops import Sequences
 from intarsia.training.compilation import check_compiler, telling_what_cannot_be_compiled
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import Processes, shard
+from intarsia.training.indexers import indexer_parameters, train_indexers_alone
 from intarsia.training.optimizers import Optimizers, build_optimizers
 from intarsia.training.qk_clip import clip_logits
 from intarsia.training.schedule import multiplier
@@ -49,7 +50,7 @@ class StepResult:
     lr: float
     """The peak learning rate times the schedule's multiplier."""
     numbers: Tensor
-    """`[4]` float64 on the host: what the properties below read."""
+    """`[7]` float64 on the host: what the properties below read."""
     ready: torch.cuda.Event | None = None
     """When a GPU has written them."""
 
@@ -65,7 +66,7 @@ class StepResult:
 
     @property
     def gradient_norm(self) -> float:
-        """Before clipping."""
+        """Before clipping, of all parameters but those of indexers."""
         return self._read()[1]
 
     @property
@@ -78,11 +79,29 @@ class StepResult:
         """How many heads were rescaled, where QK-clip watches."""
         return None if math.isnan(clipped := self._read()[3]) else int(clipped)
 
+    @property
+    def indexer_gradient_norm(self) -> float | None:
+        """Before clipping, of the parameters of indexers; None without any."""
+        return None if (norm := self._read()[4]) < 0 else norm
+
+    @property
+    def indexer_loss(self) -> float | None:
+        """How far the scores of indexers are from attention, in nats: the mean over tokens and layers; None without any
+        that learns."""
+        return None if math.isnan(loss := self._read()[5]) else loss
+
+    @property
+    def picked_share(self) -> float | None:
+        """The share of what full attention would give that stands in what indexers pick: the mean over layers and over
+        the tokens that have more to see than is picked. None where there are none, or nobody watched."""
+        return None if math.isnan(share := self._read()[6]) else share
+
     def _read(self) -> list[float]:
         if self.ready is not None:
             self.ready.synchronize()
         numbers: list[float] = self.numbers.tolist()
-        for what, value in (("loss", numbers[0]), ("gradient norm", numbers[1])):
+        found = (("loss", numbers[0]), ("gradient norm", numbers[1]), ("indexers' gradient norm", numbers[4]))
+        for what, value in found:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the {what} of step {self.step} is {value} (learning rate {self.lr:.3g})"
@@ -104,13 +123,15 @@ class Learner:
         """A new model with the weights of the configuration's seed, ready for its first step.
 
         Raises:
-            ConfigError: it is to be compiled, and there is no compiler.
+            ConfigError: it is to be compiled, and there is no compiler; or there is nothing that is to be trained.
         """
         if config.compile:
             check_compiler(processes.device)
         # Made whole in every process: the weights of each parameter come from the seed and its name.
         model = LanguageModel(model_config)
         model.init_weights(config.seed)
+        if config.trains == "indexers":
+            train_indexers_alone(model)
         model.to(processes.device)
         model.activation_checkpointing = config.activation_checkpointing
         if config.compile:
@@ -118,8 +139,9 @@ class Learner:
         shard(model, processes)
         return cls(model, build_optimizers(model, config), config, processes)
 
-    def step(self, batch: Batch, done: int) -> StepResult:
-        """Update the model with this process's rows of a batch, after `done` steps.
+    def step(self, batch: Batch, done: int, watch: bool = False) -> StepResult:
+        """Update the model with this process's rows of a batch, after `done` steps. `watch`: measure what indexers
+        pick, too, which takes as long as full attention.
 
         The loss is the mean over the tokens of the whole step, of all micro-batches and all processes. So their
         number changes nothing but rounding.
@@ -138,27 +160,64 @@ class Learner:
             )
         self.optimizers.zero_grad()
         model.train()
-        nll, side = self._gradients(batch, tokens)
-        norm = gradient_norm(model)
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
+        nll, side = self._gradients(batch, tokens, watch)
+        # Apart: how far indexers go must not depend on the model's gradient, nor the other way round.
+        rest, indexers = self._parts
+        norm, indexer_norm = (self._clipped(parameters) for parameters in (rest, indexers))
         scale = multiplier(config, done)
         self.optimizers.set_multiplier(scale)
         self.optimizers.step()
-        model.update_router_bias(side)
+        if config.trains == "all":
+            model.update_router_bias(side)
         clip = None if config.qk_clip is None else clip_logits(model, side, config.qk_clip, processes)
         largest, clipped = (torch.full_like(nll, math.nan),) * 2 if clip is None else clip
-        numbers = torch.stack([x.double() for x in (nll, norm, largest, clipped)])
+        if not indexers:
+            indexer_norm = torch.full_like(norm, -1)
+        measured = (nll, norm, largest, clipped, indexer_norm, *self._of_indexers(side, watch))
+        numbers = torch.stack([x.double() for x in measured])
         return StepResult(done + 1, tokens, config.lr * scale, *_on_the_host(numbers))
 
-    def _gradients(self, batch: Batch, tokens: int) -> tuple[Tensor, list[SideResults]]:
+    @cached_property
+    def _parts(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that the model's loss trains, and those of indexers."""
+        of_indexers = indexer_parameters(self.model)
+        rest = [p for name, p in self.model.named_parameters() if name not in of_indexers]
+        return rest, list(of_indexers.values())
+
+    def _clipped(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The norm of their gradient, before it was clipped."""
+        norm = gradient_norm(parameters, self.processes.device)
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+        return norm
+
+    def _of_indexers(self, side: list[SideResults], watch: bool) -> tuple[Tensor, Tensor]:
+        """`StepResult.indexer_loss` and `picked_share`, or NaN."""
+        nothing = torch.full((), math.nan, dtype=torch.float64, device=self.processes.device)
+        told = [each.divergence.double() for each in side if each.divergence is not None]
+        if not told:
+            return nothing, nothing
+        total = self.processes.sum(torch.stack(told).sum())
+        loss = total / (len(told) * self.config.tokens_per_step)
+        if not watch:
+            return loss, nothing
+        # Of every process, whether it has something to tell or not.
+        total = nothing.new_zeros(2)
+        for each in side:
+            if each.picked is not None:
+                total[0] += each.picked.nansum()
+                total[1] += each.picked.isfinite().sum()
+        share, count = self.processes.sum(total).unbind()
+        return loss, share / count
+
+    def _gradients(self, batch: Batch, tokens: int, watch: bool) -> tuple[Tensor, list[SideResults]]:
         """Compute them; the sum of the likelihoods over all processes, and the side results of this one's rows."""
         config, processes, device = self.config, self.processes, self.processes.device
         model = self.model
         if self._narrowed is not None:
             model = self._narrowed.of(model).train()
             self._narrowed.refresh()
-        wanted: tuple[SideName, ...] = ("load", "loss")
+        wanted: tuple[SideName, ...] = ("load", "loss", "divergence", *(("picked",) if watch else ()))
         if config.qk_clip is not None:
             wanted += ("largest_logits",)
         nll = torch.zeros((), dtype=torch.float64, device=device)
@@ -196,10 +255,10 @@ def micro_batches(batch: Batch, length: int, rows: int | None) -> Iterator[tuple
         yield slice(start, start + size), Sequences(batch.seqs.lengths[first:last])
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
-    """The norm of the gradient of all parameters together, over all processes."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def gradient_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """The norm of the gradient of all of them together, over all processes."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).to(device)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

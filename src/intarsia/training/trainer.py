@@ -42,6 +42,8 @@ class Tally:
     line_seconds: float = 0.0
     line_max_logit: float | None = None
     line_clipped_heads: int = 0
+    line_steps: int = 0
+    line_indexer_loss: float | None = None
     loss: float = 0.0
 
     def done(self, result: StepResult, digest: str) -> None:
@@ -63,10 +65,19 @@ class Tally:
         if result.max_logit is not None:
             self.line_max_logit = max(result.max_logit, self.line_max_logit or result.max_logit)
             self.line_clipped_heads += result.clipped_heads or 0
+        self.line_steps += 1
+        if result.indexer_loss is not None:
+            self.line_indexer_loss = result.indexer_loss + (self.line_indexer_loss or 0.0)
+
+    @property
+    def indexer_loss(self) -> float:
+        """`StepResult.indexer_loss`, the mean over the line's steps."""
+        return (self.line_indexer_loss or 0.0) / max(self.line_steps, 1)
 
     def start_line(self) -> None:
         self.line_nll, self.line_tokens, self.line_seconds = 0.0, 0, 0.0
         self.line_max_logit, self.line_clipped_heads = None, 0
+        self.line_steps, self.line_indexer_loss = 0, None
 
 
 class Trainer:
@@ -148,18 +159,21 @@ class Trainer:
         tally = self.tally
         began = time.perf_counter()
         batch = self.loader.next()
+        is_line = (tally.step + 1) % self.config.log_every == 0 or tally.step + 1 == self.config.steps
         try:
-            result = self.learner.step(batch, tally.step)
+            result = self.learner.step(batch, tally.step, watch=is_line)
         except TrainingError as error:
             raise TrainingError(f"{error}. {self._advice()}") from None
         tally.done(result, batch.digest)
         self._unread.append(result)
-        is_line = tally.step % self.config.log_every == 0 or tally.step == self.config.steps
         # A GPU is still at it, and is given the next step before its numbers are waited for.
         self._read(0 if is_line or self.processes.device.type == "cpu" else 1)
         tally.spent(time.perf_counter() - began)
         speed = tally.line_tokens / tally.line_seconds
-        self.progress.advance(tally.step, {"loss": tally.loss, "tokens/s": speed})
+        shown = {"loss": tally.loss, "tokens/s": speed}
+        if tally.line_indexer_loss is not None:
+            shown = {"loss": tally.loss, "indexer": tally.indexer_loss, "tokens/s": speed}
+        self.progress.advance(tally.step, shown)
         if is_line:
             values: dict[str, Any] = {
                 "loss": tally.loss,
@@ -173,6 +187,13 @@ class Trainer:
             }
             if tally.line_max_logit is not None:
                 values |= {"max_logit": tally.line_max_logit, "clipped_heads": tally.line_clipped_heads}
+            if tally.line_indexer_loss is not None:
+                values |= {
+                    "indexer_loss": tally.indexer_loss,
+                    "indexer_gradient_norm": result.indexer_gradient_norm,
+                }
+            if result.picked_share is not None:
+                values["picked_share"] = result.picked_share
             metrics.write("train", tally.step, values)
             tally.start_line()
 
