@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_each_model() -> None:
     assert "> " + str(VERDICT["sentence"]) in lines
 
 
-@pytest.mark.parametrize("name", ["kernels", "archaeology"])
+@pytest.mark.parametrize("name", ["kernels", "archaeology", "sparse"])
 def test_a_figure_is_the_one_that_its_script_draws(name: str) -> None:
     figure = str(runpy.run_path(str(FIGURES / f"{name}.py"))["figure"]())
     ElementTree.fromstring(figure)

@@ -72,6 +72,13 @@ OPS = _in(
         "tests/ops/test_indexer_loss.py",
     ),
     (
+        "an indexer of blocks taught by all heads alike",
+        "blocks_loss_torch.py",
+        "given = logits.softmax(dim=-1).mean(dim=(3, 4))",
+        "given = logits.softmax(dim=-1).mean(dim=(2, 3, 4))[:, :, None]",
+        "tests/ops/test_blocks_loss.py",
+    ),
+    (
         "sparse attention looks ahead within a block",
         "sparse_torch.py",
         "(picked[..., None] >= 0) & (token <= place[:, :, None, None, None])",
@@ -532,6 +539,20 @@ DATA = _in(
 TRAINING = _in(
     "src/intarsia/training",
     (
+        "the model's gradient clips that of indexers",
+        "learner.py",
+        "for parameters in (rest, indexers))",
+        "for parameters in (rest, rest + indexers))",
+        "tests/training/test_indexers.py -k moves",
+    ),
+    (
+        "a run that begins with no other model's weights",
+        "start_or_resume.py",
+        "beginning.fill(trainer.model, processes)",
+        "pass",
+        "tests/training/test_sparsify.py -k anywhere",
+    ),
+    (
         "a warm-up that begins at zero",
         "schedule.py",
         "return (step + 1) / config.warmup_steps",
@@ -590,8 +611,8 @@ TRAINING = _in(
     (
         "gradients that are not clipped",
         "learner.py",
-        "if config.grad_clip is not None:",
-        "if config.grad_clip is None:",
+        "if self.config.grad_clip is not None:",
+        "if self.config.grad_clip is None:",
         "tests/training/test_learner.py",
     ),
     (

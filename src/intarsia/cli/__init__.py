@@ -25,6 +25,7 @@ from intarsia.cli import (
     mixers,
     presets,
     serve,
+    sparsify,
     train,
 )
 from intarsia.cli.failures import reported
@@ -42,6 +43,7 @@ app = typer.Typer(
 
 VERBS = {
     "train": train,
+    "sparsify": sparsify,
     "generate": generate,
     "chat": chat,
     "serve": serve,

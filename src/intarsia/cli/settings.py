@@ -136,7 +136,7 @@ def read_settings(
     """
     file = Path(source) if source.endswith(".toml") else None
     values, text = ({"preset": source}, "") if file is None else toml.load(file)
-    changed = {_set(values, change): change for change in changes}
+    changed = {set_value(values, change): change for change in changes}
     origin = Origin(file, text, changed)
     with origin.told():
         settings = read(Settings, merge(with_none(values), {"corpus": corpus or {}}))
@@ -165,7 +165,7 @@ def warmup_of(directory: Path) -> dict[str, Any]:
     return {"warmup_steps": started["train"]["warmup_steps"]}
 
 
-def _set(values: dict[str, Any], change: str) -> tuple[str, ...]:
+def set_value(values: dict[str, Any], change: str) -> tuple[str, ...]:
     """Apply one `a.b.c=value` to nested tables; the path that it sets."""
     name, equals, text = change.partition("=")
     keys = [key.strip() for key in name.split(".")]

@@ -2,6 +2,7 @@
 
 from intarsia.jobs.progress import NoProgress, Progress, RichProgress
 from intarsia.training.baselines import NGrams
+from intarsia.training.beginning import Beginning
 from intarsia.training.config import TrainConfig
 from intarsia.training.evaluate import Evaluation, evaluate
 from intarsia.training.lineage import Parent
@@ -11,6 +12,7 @@ from intarsia.training.run_directory import RunDirectory
 from intarsia.training.start_or_resume import train
 
 __all__ = [
+    "Beginning",
     "Evaluation",
     "NGrams",
     "NoProgress",

@@ -99,13 +99,13 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
     made_here = False
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Both backends: gradients travel between GPUs, small facts between CPUs.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if _device(device).type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device_named(device).type == "cuda" else "gloo")
         made_here = True
     try:
         if dist.is_initialized():
-            yield Processes(dist.get_rank(), dist.get_world_size(), _device(device))
+            yield Processes(dist.get_rank(), dist.get_world_size(), device_named(device))
         else:
-            yield Processes(device=_device(device))
+            yield Processes(device=device_named(device))
     finally:
         if made_here:
             dist.destroy_process_group()
@@ -126,7 +126,12 @@ def shard(model: nn.Module, processes: Processes) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

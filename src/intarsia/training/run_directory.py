@@ -156,7 +156,7 @@ def compare(started: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
     ]
 
 
-PARTS = ("model", "train", "data")
+PARTS = ("model", "train", "data", "beginning")
 """Of the record of a run: what it is. The rest tells how it came about."""
 
 

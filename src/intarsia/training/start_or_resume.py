@@ -18,6 +18,7 @@ from intarsia.jobs.progress import NoProgress, Progress
 from intarsia.jobs.signals import StopRequest
 from intarsia.model import ModelConfig
 from intarsia.model.fingerprint import changes, fingerprint
+from intarsia.training.beginning import Beginning
 from intarsia.training.checkpoint import Checkpoints, found_steps
 from intarsia.training.config import SCHEDULE_FIELDS, TrainConfig
 from intarsia.training.distributed import Processes, join_processes
@@ -42,6 +43,7 @@ def train(
     resume: Resume = "auto",
     device: str = "auto",
     parent: Parent | None = None,
+    beginning: Beginning | None = None,
 ) -> TrainResult:
     """Train a model from scratch, or go on where an earlier call stopped.
 
@@ -61,6 +63,7 @@ def train(
         device: "auto", "cpu", "cuda" or "cuda:N".
         parent: go on from a checkpoint of another run of the same model and data, with other settings. What
             was done before counts: steps are those of both together.
+        beginning: a model whose weights a new run begins with, in place of drawn ones.
 
     Raises:
         ConfigError: the configurations, the data and the processes do not fit together.
@@ -76,6 +79,8 @@ def train(
             f"the data have a vocabulary of {dataset.vocab_size} and the model one of "
             f"{model_config.vocab_size}: give the model at least as many"
         )
+    if parent is not None and beginning is not None:
+        raise ConfigError("a run goes on from a checkpoint or begins with the weights of a model, not both")
     if resume not in ("auto", "always", "never"):
         raise ConfigError(f"resume must be auto, always or never; got {resume!r}")
     if parent is not None and parent.run.resolve() == run.path.resolve():
@@ -88,7 +93,7 @@ def train(
     with ExitStack() as stack:
         processes = stack.enter_context(join_processes(device))
         tell = _teller(progress, processes)
-        now = _identity(model_config, train_config, dataset)
+        now = _identity(model_config, train_config, dataset, beginning)
         before = processes.first(run.read)
         if before is not None:
             _check_is_wanted(run, before, now, parent)
@@ -107,15 +112,20 @@ def train(
         trainer.record = record
         if saved is not None:
             trainer.restore(saved["step"], saved)
+        elif beginning is not None:
+            beginning.fill(trainer.model, processes)
         processes.first(lambda: run.claim(record))
         stop = stack.enter_context(StopRequest(shown.note))
         return trainer.run_all(label, stop)
 
 
-def _identity(model: ModelConfig, config: TrainConfig, dataset: TokenDataset) -> dict[str, Any]:
+def _identity(
+    model: ModelConfig, config: TrainConfig, dataset: TokenDataset, beginning: Beginning | None
+) -> dict[str, Any]:
     """What makes a run the run that it is."""
     data = {"corpus": dataset.corpus, "tokenizer": dataset.tokenizer, "fingerprint": dataset.fingerprint}
-    return {"format": 2, "model": model.to_dict(), "train": config.to_dict(), "data": data}
+    began = {} if beginning is None else {"beginning": beginning.record}
+    return {"format": 2, "model": model.to_dict(), "train": config.to_dict(), "data": data, **began}
 
 
 def _check_is_wanted(

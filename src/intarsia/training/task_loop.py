@@ -13,6 +13,7 @@ from intarsia.model.loss import IGNORED
 from intarsia.ops import Sequences
 from intarsia.tasks.base import Task
 from intarsia.tasks.exam import Answers, check_vocabulary, examine
+from intarsia.training.beginning import fill_from
 from intarsia.training.config import TrainConfig
 from intarsia.training.distributed import join_processes
 from intarsia.training.learner import Learner
@@ -56,6 +57,8 @@ def train_on_task(
     progress: Progress | None = None,
     label: str = "Training",
     device: str = "auto",
+    beginning: LanguageModel | None = None,
+    until_perfect: bool = True,
 ) -> TaskResult:
     """Train a model from scratch on a task's training examples, in their order.
 
@@ -66,9 +69,12 @@ def train_on_task(
         config: with the task's length.
         examples: of validation.
         examine_every: steps between two validations.
+        beginning: a model whose weights it begins with, in place of drawn ones; indexers keep theirs where it has none.
+        until_perfect: whether training ends when there are no mistakes.
 
     Raises:
         ConfigError: the task does not fit the model, or asks nothing.
+        CheckpointError: the weights to begin with are those of another model.
         TrainingError: the loss or the gradient became NaN or infinite.
     """
     check_vocabulary(task, model_config.vocab_size)
@@ -78,6 +84,8 @@ def train_on_task(
     began, loss, answers = time.perf_counter(), float("nan"), Answers((), ())
     with join_processes(device) as processes, StopRequest(shown.note, "Stopping after this step.") as stop:
         learner = Learner.new(model_config, config, processes)
+        if beginning is not None:
+            fill_from(learner.model, beginning.state_dict(), "the model to begin with")
         shown.begin(label, config.steps)
         for step in range(1, config.steps + 1):
             rows = range((step - 1) * config.rows, step * config.rows)
@@ -103,7 +111,7 @@ def train_on_task(
                 )
                 score = answers.score
                 curve.append(TaskPoint(step, loss, score.token_accuracy, score.sequence_accuracy))
-                if answers.perfect:
+                if answers.perfect and until_perfect:
                     break
         shown.end()
     return TaskResult(

@@ -1,0 +1,44 @@
+"""The plans of `examples/studies`: each loads, every arm can be built and matched, and reads what the plan says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intarsia.ladder import load_plan
+from intarsia.ladder.arms import resolve
+from intarsia.model.language_model import cost_of
+
+ROOT = Path(__file__).parents[2]
+PLANS = sorted((ROOT / "examples" / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_each_loads_and_its_arms_are_of_one_size(path: Path) -> None:
+    plan, quick = load_plan(path), load_plan(path, quick=True)
+    assert (plan.name, quick.name) == (path.stem, f"{path.stem}-quick")
+    assert len(plan.seeds) >= 3
+    costs = [cost_of(arm.config) for arm in resolve(plan, 1024)]
+    assert len(costs) == len(plan.arms)
+    sizes = [cost.parameters for cost in costs]
+    assert max(sizes) < 1.03 * min(sizes)
+
+
+def test_sparse_layers_on_one_backbone_read_an_eighth() -> None:
+    plan = load_plan(ROOT / "examples" / "studies" / "sparse_on_kda.toml")
+    arms = {arm.name: arm.config for arm in resolve(plan, 1024)}
+    assert {config.layers[:3] for config in arms.values()} == {("kda", "kda", "kda")}
+    length = plan.training["length"]
+    for name, config in arms.items():
+        mixer = config.mixers[config.layers[3]].build(config.d_model)
+        reads = {
+            entry.reads
+            for kind, entry in getattr(mixer.memory, "growing", {}).items()
+            if kind in ("keys", "values", "latents")
+        }
+        if name in ("full", "grouped", "none", "window"):
+            assert reads <= {None}, name
+        else:
+            (read,) = reads
+            assert length // 8 <= read < length // 8 + 4, name
