@@ -75,6 +75,11 @@ class FastTokenizer(Tokenizer):
         self.separator = vocabulary[separator]
         self.vocab_size = max(vocabulary.values()) + 1
 
+    @functools.cached_property
+    def special_tokens(self) -> frozenset[int]:
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset([self.separator, *(token for token, text in added.items() if text.special)])
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 

@@ -92,6 +92,10 @@ class TiktokenTokenizer(ByteLevelTokenizer):
             special_tokens={text: count + n for n, text in enumerate(spelled)},
         )
 
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        return frozenset(range(len(self._ranks), self.vocab_size))
+
     def encode(self, text: str) -> list[int]:
         pieces = cut(valid_unicode(text))
         return [token for piece in pieces for token in self._encoding.encode_ordinary(piece)]

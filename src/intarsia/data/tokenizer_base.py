@@ -42,6 +42,11 @@ class Tokenizer(ABC):
     vocab_size: int
     separator: int
 
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Ids that are no part of any text: the separator, and those whose spelling only a chat template may write."""
+        return frozenset([self.separator])
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without separators."""

@@ -60,6 +60,10 @@ class WorldTokenizer(ByteLevelTokenizer):
         # A text's next two bytes leave few lengths that a token can have, the longest first.
         self._lengths = {begin: sorted(found, reverse=True) for begin, found in lengths.items()}
 
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        return frozenset([self.separator, *self._special])
+
     def encode(self, text: str) -> list[int]:
         data, ids, at = valid_unicode(text).encode(), [], 0
         while at < len(data):

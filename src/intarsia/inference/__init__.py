@@ -5,6 +5,7 @@ from __future__ import annotations
 from intarsia.inference.drafts import DraftModel, LookUp
 from intarsia.inference.engine import Engine
 from intarsia.inference.generate import generate, stream_text, text_pieces
+from intarsia.inference.grammar import Grammars, Structure
 from intarsia.inference.requests import Ended, Produced, Request
 from intarsia.inference.sampling import GREEDY, Sampler, Sampling
 from intarsia.inference.scheduler import Settings as EngineSettings
@@ -15,11 +16,13 @@ __all__ = [
     "Ended",
     "Engine",
     "EngineSettings",
+    "Grammars",
     "LookUp",
     "Produced",
     "Request",
     "Sampler",
     "Sampling",
+    "Structure",
     "generate",
     "stream_text",
     "text_pieces",

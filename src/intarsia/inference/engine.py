@@ -366,8 +366,7 @@ class Engine:
         events: list[Event] = []
         if not choices:
             return events
-        allowed = torch.stack([self._allowed(choice.text, choice.logits[0]) for choice in choices])
-        first = choose_each(allowed, [choice.text.sampler for choice in choices])
+        first = _choose([(choice.text, choice.logits[0]) for choice in choices])
         for choice, token in zip(choices, first, strict=True):
             choice.text.ready = None
             events += self._continue_one(choice, token)
@@ -386,7 +385,7 @@ class Engine:
             if reason is not None or right == len(guesses) or guesses[right] != token:
                 break
             right += 1
-            (token,) = choose_each(self._allowed(text, choice.logits[right])[None], [text.sampler])
+            (token,) = _choose([(text, choice.logits[right])])
         if choice.part is not None and guesses:
             self._settle(choice.part, right)
         if reason is not None:
@@ -414,12 +413,6 @@ class Engine:
         if text.constraint is not None:
             text.constraint.accept(token)
         return Produced(text.identity, text.number, token, _logprobs(text.request.logprobs, token, logits))
-
-    @staticmethod
-    def _allowed(text: Text, logits: Tensor) -> Tensor:
-        if text.constraint is None:
-            return logits
-        return logits.masked_fill(~text.constraint.allowed(), float("-inf"))
 
     def _make_wait(self, text: Text) -> None:
         """Let a text make way. What it has read is kept as long as there is room."""
@@ -461,6 +454,30 @@ class Engine:
     def _release_drafts(self, text: Text) -> None:
         if self._drafts is not None:
             self._drafts.release(text)
+
+
+def _choose(places: Sequence[tuple[Text, Tensor]]) -> list[int | IntarsiaError]:
+    """The next token of each of several texts, by the logits behind it, `[vocab]`; the error in its place where its
+    constraint or the logits say none."""
+    rows = [_allowed(text, logits) for text, logits in places]
+    stacked = torch.stack(
+        [
+            logits if isinstance(row, IntarsiaError) else row
+            for row, (_, logits) in zip(rows, places, strict=True)
+        ]
+    )
+    chosen = choose_each(stacked, [text.sampler for text, _ in places])
+    return [row if isinstance(row, IntarsiaError) else token for row, token in zip(rows, chosen, strict=True)]
+
+
+def _allowed(text: Text, logits: Tensor) -> Tensor | IntarsiaError:
+    """The logits of those tokens that a text may go on with."""
+    if text.constraint is None:
+        return logits
+    try:
+        return logits.masked_fill(~text.constraint.allowed(), float("-inf"))
+    except IntarsiaError as error:
+        return error
 
 
 def _logprobs(count: int | None, token: int, logits: Tensor) -> Logprobs | None:

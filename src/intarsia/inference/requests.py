@@ -19,11 +19,16 @@ class Constraint(Protocol):
     """What an answer must look like, a token at a time: a grammar and how far the answer is in it."""
 
     def allowed(self) -> Tensor:
-        """Which tokens may come next, `[vocab]` bool on the CPU; one at least."""
+        """Which tokens may come next, `[vocab]` bool on the CPU; one at least. Where the answer may end, the tokens
+        that end it are among them.
+
+        Raises:
+            IntarsiaError: it cannot be said; the answer ends with that.
+        """
         ...
 
     def accept(self, token: int) -> None:
-        """Go on by an allowed token."""
+        """Go on by an allowed token, which is none that ends the answer."""
         ...
 
 
