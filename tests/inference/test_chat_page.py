@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from inference.test_server import NAME, TOKENIZER, running, served
 from intarsia.model import InferenceModel, LanguageModel, presets
+from support.serving import NAME, TOKENIZER, running, served
 
 webdriver = pytest.importorskip("selenium.webdriver")
 chromium = shutil.which("chromium") or shutil.which("google-chrome")

@@ -8,78 +8,25 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from intarsia.data.byte_tokenizer import ByteTokenizer
-from intarsia.data.chat import ChatTemplate
-from intarsia.data.published import Conduct
 from intarsia.errors import ConfigError
-from intarsia.inference import Engine, EngineSettings, LookUp, generate
-from intarsia.inference.server import Limits, Served
-from intarsia.inference.worker import Worker
-from intarsia.model import InferenceModel, LanguageModel, presets
+from intarsia.inference import EngineSettings, generate
+from intarsia.inference.server import Limits
+from intarsia.model import InferenceModel
+from support.serving import NAME, TOKENIZER, running, served, settled, small_model
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
-
-TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
-)
-TOKENIZER = ByteTokenizer()
-NAME = "small"
 
 
 @pytest.fixture(scope="module")
 def model() -> InferenceModel:
-    made = LanguageModel(presets.get("kimi-linear-nano", vocab_size=TOKENIZER.vocab_size))
-    made.init_weights(0)
-    return InferenceModel(made.double())
-
-
-def served(
-    model: InferenceModel,
-    chat: bool = True,
-    settings: EngineSettings | None = None,
-    endless: bool = False,
-    **limits: Any,
-) -> Served:
-    """
-    Args:
-        endless: no token ends an answer: it is as long as the request says.
-    """
-    engine = Engine(model, settings or EngineSettings(sequences=4, tokens=4000), LookUp())
-    stop = frozenset[int]() if endless else frozenset([TOKENIZER.separator])
-    return Served(
-        NAME, Worker(engine), TOKENIZER, ChatTemplate(TEMPLATE) if chat else None,
-        Conduct(stop=stop), Limits(**limits),
-    )  # fmt: skip
-
-
-@contextmanager
-def running(what: Served) -> Iterator[str]:
-    """A server on a thread; its address."""
-    from intarsia.inference.server.app import create_app
-
-    config = uvicorn.Config(create_app(what), host="127.0.0.1", port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +232,7 @@ def test_too_slow(model: InferenceModel) -> None:
         answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
         assert answer.status_code == 504
         assert "0.3 s" in answer.json()["error"]["message"]
-        _settled(what)
+        settled(what)
 
 
 @pytest.mark.parametrize(
@@ -304,23 +251,12 @@ def test_too_many(model: InferenceModel, limits: dict[str, int]) -> None:
             turned = client.post(url, json=short)
             assert turned.status_code == 429
             assert turned.headers["retry-after"] == "1"
-        _settled(what)
+        settled(what)
         codes = [client.post(url, json=short).status_code]
         while codes[-1] == 429 and len(codes) < 300:  # until the server has seen both leave
             time.sleep(0.02)
             codes.append(client.post(url, json=short).status_code)
         assert codes[-1] == 200
-
-
-def _settled(what: Served) -> None:
-    """Wait until nothing runs any more; then nothing is held but snapshots."""
-    engine = what.worker.engine
-    for _ in range(300):
-        if not what.worker.open and not what.worker.report.running:
-            engine.check_integrity()
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"still running: {what.worker.report}")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -336,7 +272,7 @@ def test_a_client_that_goes_away_cancels(model: InferenceModel, stream: bool) ->
             )
             while not what.worker.report.running:
                 time.sleep(0.01)
-        _settled(what)
+        settled(what)
         assert what.worker.report.produced < 3900
 
 
@@ -353,7 +289,7 @@ def test_many_slow_clients_and_one_that_is_not(model: InferenceModel) -> None:
         assert answer.status_code == 200
         for each in idle:
             each.close()
-        _settled(what)
+        settled(what)
 
 
 def test_an_engine_that_fails_says_so(model: InferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +307,7 @@ def test_an_engine_that_fails_says_so(model: InferenceModel, monkeypatch: pytest
         assert "out of order" in streamed
         monkeypatch.undo()
         assert httpx.post(url, json=body).status_code == 200
-        _settled(what)
+        settled(what)
 
 
 def test_sigterm_lets_answers_come_to_their_end() -> None:

@@ -10,7 +10,9 @@ from types import TracebackType
 from intarsia.errors import IntarsiaError
 from intarsia.inference.requests import Event, Logprobs, Produced, Reason, Request
 from intarsia.inference.server.served import Served
+from intarsia.inference.server.tools import ToolUse
 from intarsia.inference.text_stream import TextStream
+from intarsia.inference.tool_calls import CallPart, CallReader
 from intarsia.inference.worker import Ticket
 
 
@@ -28,18 +30,20 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer: text that is final, the tokens that it is of where their log-probabilities are wanted, and
-    how the answer ended if it has."""
+    """A piece of an answer: text that is final, parts of calls of tools, the tokens that it is of where their
+    log-probabilities are wanted, and how the answer ended if it has."""
 
     index: int
     text: str
     facts: tuple[TokenFacts, ...] = ()
     reason: Reason | None = None
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass
 class _Answer:
     stream: TextStream
+    reader: CallReader | None
     facts: list[TokenFacts] = field(default_factory=list)
     ended: bool = False
     """For the client: by a stop string before the engine knows."""
@@ -51,6 +55,8 @@ class Answering:
 
     Args:
         requests: one a prompt. Their answers are numbered through.
+        stops: strings that end an answer.
+        tools: how calls are read out of answers; None: they are text.
 
     Attributes:
         prompt, cached, written: tokens so far: of the prompts, of these found, and of the answers.
@@ -59,11 +65,20 @@ class Answering:
         ConfigError: the engine cannot serve a request; none is begun then.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        served: Served,
+        requests: Sequence[Request],
+        stops: Sequence[str] = (),
+        tools: ToolUse | None = None,
+    ) -> None:
         self._served, self._requests = served, requests
+        self._single = tools is not None and tools.single
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._answers = [
-            _Answer(TextStream(served.tokenizer, stops)) for each in requests for _ in range(each.count)
+            _Answer(TextStream(served.tokenizer, stops), None if tools is None else tools.reader())
+            for each in requests
+            for _ in range(each.count)
         ]
         self._first = [sum(each.count for each in requests[:n]) for n in range(len(requests))]
         self._left = len(self._answers)
@@ -123,20 +138,37 @@ class Answering:
             raise IntarsiaError("the server is shutting down")
         answer.ended = True
         facts, answer.facts = tuple(answer.facts), []
-        text = answer.stream.finish()
-        return Piece(index, text, facts, "stop" if answer.stream.stopped else event.reason)
+        text, calls = _read(answer, answer.stream.finish())
+        if answer.reader is not None:
+            rest = answer.reader.finish()
+            text, calls = text + rest.text, calls + rest.calls
+        return Piece(index, text, facts, "stop" if answer.stream.stopped else event.reason, calls)
 
     def _continued(self, n: int, index: int, answer: _Answer, event: Produced) -> Piece | None:
         self.written += 1
         if event.logprobs is not None:
             answer.facts.append(TokenFacts(event.token, event.logprobs))
-        text = answer.stream.push(event.token)
+        text, calls = _read(answer, answer.stream.push(event.token))
+        if self._single and any(call.ends for call in calls):
+            answer.ended = True
         if answer.stream.stopped:
             answer.ended = True
+            if answer.reader is not None:
+                rest = answer.reader.finish()
+                text, calls = text + rest.text, calls + rest.calls
+        if answer.ended:
             count = self._requests[n].count
             if all(each.ended for each in self._answers[self._first[n] : self._first[n] + count]):
                 self._served.worker.cancel(self._tickets[n])
-        elif not text:
+        elif not text and not calls:
             return None
         facts, answer.facts = tuple(answer.facts), []
-        return Piece(index, text, facts, "stop" if answer.ended else None)
+        return Piece(index, text, facts, "stop" if answer.ended else None, calls)
+
+
+def _read(answer: _Answer, text: str) -> tuple[str, tuple[CallPart, ...]]:
+    """The text that is said, and the calls in it."""
+    if answer.reader is None:
+        return text, ()
+    spoken = answer.reader.push(text)
+    return spoken.text, spoken.calls

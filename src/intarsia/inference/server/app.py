@@ -8,35 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intarsia import __version__
 from intarsia.errors import ConfigError, DataError, IntarsiaError
-from intarsia.inference import requests as engine_requests
-from intarsia.inference.server.answering import Answering, Piece, TooSlowError
-from intarsia.inference.server.completions import (
-    Form,
-    chat_form,
-    chat_requests,
-    completion_form,
-    completion_requests,
-)
+from intarsia.inference.server.answering import Answering, TooSlowError
+from intarsia.inference.server.bodies import BodyLimit
+from intarsia.inference.server.completions import chat_requests, completion_requests
+from intarsia.inference.server.delivery import Stream, events, whole
+from intarsia.inference.server.forms import ChatForm, CompletionForm, Form
 from intarsia.inference.server.metrics import Metrics
+from intarsia.inference.server.responses import ResponseForm, ResponseRequest
 from intarsia.inference.server.served import Served
-from intarsia.inference.server.wire import ChatRequest, CompletionRequest, StreamOptions, error_body, usage
+from intarsia.inference.server.tools import tool_use
+from intarsia.inference.server.wire import ChatRequest, CompletionRequest, error_body
 
 RETRY_AFTER = "1"
 """Seconds after which a client that was turned away may come again."""
@@ -51,47 +47,6 @@ class ErrorBody(BaseModel):
 def _said(*codes: int) -> dict[int | str, dict[str, Any]]:
     """For the description of the interface: which errors an address answers with."""
     return {code: {"model": ErrorBody} for code in codes}
-
-
-class _BodyLimit:
-    """Refuses bodies that are too large, as soon as that is known."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._most:
-            return await self._refuse(scope, receive, send)
-        read, too_large = 0, False
-
-        async def counted() -> Message:
-            nonlocal read, too_large
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._most:
-                too_large = True
-                raise _TooLargeError
-            return message
-
-        async def sent(message: Message) -> None:
-            if not too_large:  # what the application makes of half a body interests nobody
-                await send(message)
-
-        with suppress(_TooLargeError):
-            await self._app(scope, counted, sent)
-        if too_large:
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"the request is larger than {self._most} bytes"
-        await JSONResponse(error_body(message), 413)(scope, receive, send)
-
-
-class _TooLargeError(Exception):
-    """A body has more bytes than it may."""
 
 
 def create_app(served: Served) -> FastAPI:
@@ -110,7 +65,7 @@ def create_app(served: Served) -> FastAPI:
             await asyncio.to_thread(worker.stop)
 
     app = FastAPI(title="Intarsia", version=__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
-    app.add_middleware(_BodyLimit, most=limits.body_bytes)
+    app.add_middleware(BodyLimit, most=limits.body_bytes, seconds=limits.body_seconds)
     _answer_errors(app)
 
     def check_key(request: Request) -> None:
@@ -127,12 +82,9 @@ def create_app(served: Served) -> FastAPI:
             raise HTTPException(404, f"there is no model {name!r} here; there is {served.name!r}")
 
     async def answer(
-        request: Request,
-        asked: CompletionRequest | ChatRequest,
-        make: Callable[[], list[engine_requests.Request]],
-        form: Form,
+        request: Request, name: str, stream: bool | None, form: Form, make: Callable[[], Answering]
     ) -> Response:
-        check_model(asked.model)
+        check_model(name)
         if not worker.is_alive:
             raise HTTPException(503, "the engine has stopped")
         client = "" if request.client is None else request.client.host
@@ -150,12 +102,11 @@ def create_app(served: Served) -> FastAPI:
 
         streams = False
         try:
-            answering = Answering(served, await asyncio.to_thread(make), asked.stops)
-            streams = bool(asked.stream)
+            answering = await asyncio.to_thread(make)
+            streams = bool(stream)
             if streams:
-                options = asked.stream_options or StreamOptions()
-                return _Stream(_events(answering, served, form, options, metrics), leave)
-            return JSONResponse(await _whole(request, answering, served, form, metrics))
+                return Stream(events(answering, form, metrics), limits.seconds + limits.body_seconds, leave)
+            return JSONResponse(await whole(request, answering, form, metrics))
         finally:
             if not streams:
                 leave()
@@ -164,13 +115,28 @@ def create_app(served: Served) -> FastAPI:
 
     @app.post("/v1/completions", dependencies=[guarded], responses=completion_errors)
     async def completions(request: Request, asked: CompletionRequest) -> Response:
+        def make() -> Answering:
+            return Answering(served, completion_requests(served, asked), asked.stops)
+
         return await answer(
-            request, asked, lambda: completion_requests(served, asked), completion_form(served)
+            request, asked.model, asked.stream, CompletionForm(served, asked.wants_usage), make
         )
 
     @app.post("/v1/chat/completions", dependencies=[guarded], responses=completion_errors)
     async def chat(request: Request, asked: ChatRequest) -> Response:
-        return await answer(request, asked, lambda: chat_requests(served, asked), chat_form(served))
+        def make() -> Answering:
+            tools = tool_use(served, asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+            return Answering(served, chat_requests(served, asked, tools), asked.stops, tools)
+
+        return await answer(request, asked.model, asked.stream, ChatForm(served, asked.wants_usage), make)
+
+    @app.post("/v1/responses", dependencies=[guarded], responses=completion_errors)
+    async def respond(request: Request, asked: ResponseRequest) -> Response:
+        def make() -> Answering:
+            tools = tool_use(served, asked.chat_tools, asked.chat_choice, asked.parallel_tool_calls)
+            return Answering(served, chat_requests(served, asked.as_chat(), tools), (), tools)
+
+        return await answer(request, asked.model, asked.stream, ResponseForm(served, asked), make)
 
     about = {"id": served.name, "object": "model", "created": 0, "owned_by": "intarsia"}
 
@@ -248,75 +214,3 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(IntarsiaError, refused)
-
-
-async def _whole(
-    request: Request, answering: Answering, served: Served, form: Form, metrics: Metrics
-) -> dict[str, Any]:
-    """The answer in one, unless the client goes away before."""
-    pieces: dict[int, list[Piece]] = {}
-
-    async def collect() -> None:
-        with metrics.watch() as watch:
-            async with answering:
-                async for piece in answering.pieces():
-                    watch.note(answering.written)
-                    pieces.setdefault(piece.index, []).append(piece)
-
-    async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.1)
-
-    tasks = [asyncio.create_task(collect()), asyncio.create_task(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise HTTPException(499, "the client has gone")
-        tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    choices = [form.whole(index, pieces[index]) for index in sorted(pieces)]
-    told = usage(answering.prompt, answering.cached, answering.written)
-    return {**form.body(served, choices, streamed=False), "usage": told}
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events, and what is to be done when they have come to their end, or the client has gone."""
-
-    def __init__(self, events: AsyncIterator[str], at_the_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._at_the_end = at_the_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._at_the_end()
-
-
-async def _events(
-    answering: Answering, served: Served, form: Form, options: StreamOptions, metrics: Metrics
-) -> AsyncIterator[str]:
-    """The answer as server-sent events. A client that goes away cancels it."""
-    opened: set[int] = set()
-
-    def data(body: Any) -> str:
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-    try:
-        with metrics.watch() as watch:
-            async with answering:
-                async for piece in answering.pieces():
-                    watch.note(answering.written)
-                    if form.opening is not None and piece.index not in opened:
-                        opened.add(piece.index)
-                        yield data(form.body(served, [{"index": piece.index, **form.opening}], streamed=True))
-                    yield data(form.body(served, [form.part(piece)], streamed=True))
-        if options.include_usage:
-            told = usage(answering.prompt, answering.cached, answering.written)
-            yield data({**form.body(served, [], streamed=True), "usage": told})
-        yield "data: [DONE]\n\n"
-    except IntarsiaError as error:  # the status has been sent
-        yield data(error_body(str(error), "server_error"))

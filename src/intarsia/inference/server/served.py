@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ from intarsia.data.chat import ChatTemplate
 from intarsia.data.published import Conduct
 from intarsia.data.tokenizer import Tokenizer
 from intarsia.errors import ConfigError
+from intarsia.inference.grammar import Grammars
 from intarsia.inference.sampling import Sampling
 from intarsia.inference.worker import Worker
 
@@ -21,6 +23,7 @@ class Limits:
     Attributes:
         key: that requests must bring; None: none.
         body_bytes: of a request, at most.
+        body_seconds: until a request must be there, and an answer that is done must have been taken.
         open_requests: at one time, of all clients; more are told to come again.
         open_per_client: of one client, which is its address.
         seconds: until an answer is cut off.
@@ -30,6 +33,7 @@ class Limits:
 
     key: str | None = None
     body_bytes: int = 8 << 20
+    body_seconds: float = 60.0
     open_requests: int = 256
     open_per_client: int = 64
     seconds: float = 600.0
@@ -37,7 +41,16 @@ class Limits:
     most_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "open_requests", "open_per_client", "seconds", "answers", "most_tokens"):
+        positive = (
+            "body_bytes",
+            "body_seconds",
+            "open_requests",
+            "open_per_client",
+            "seconds",
+            "answers",
+            "most_tokens",
+        )
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.key is not None and not self.key.strip():
@@ -58,6 +71,17 @@ class Served:
     template: ChatTemplate | None
     conduct: Conduct
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer of a structure, which can only be ended when it is complete."""
+        return self.conduct.stop or frozenset([self.tokenizer.separator])
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Of answers of a structure. Made when the first is asked for, which takes a second where the vocabulary is
+        large."""
+        return Grammars(self.tokenizer, self.worker.engine.model.config.vocab_size, self.ends)
 
     def sampling(self, temperature: float | None, top_p: float | None, min_p: float | None) -> Sampling:
         """As a request says, else as the model's files do, else the model's own distribution."""

@@ -24,6 +24,50 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
+class PlainFormat(BaseModel):
+    """An answer of any kind."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+
+
+class ObjectFormat(BaseModel):
+    """An answer that is a JSON object."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["json_object"]
+
+
+class JsonSchema(BaseModel):
+    """A schema under a name. Answers keep to it whatever `strict` says."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Annotated[str, Field(max_length=1 << 16)] | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(BaseModel):
+    """An answer in JSON that a schema allows."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class GrammarFormat(BaseModel):
+    """An answer that a grammar, or a regular expression, describes."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["grammar"]
+    syntax: Literal["lark", "regex"]
+    definition: Annotated[str, Field(min_length=1, max_length=1 << 20)]
+
+
+Format = Annotated[PlainFormat | ObjectFormat | SchemaFormat | GrammarFormat, Field(discriminator="type")]
+
+
 class Asked(BaseModel):
     """What requests of both kinds may say."""
 
@@ -36,6 +80,7 @@ class Asked(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 62), lt=1 << 62)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    response_format: Format | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
@@ -49,6 +94,11 @@ class Asked(BaseModel):
     def stops(self) -> list[str]:
         """The stop strings."""
         return [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream tells at its end how many tokens it took."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class CompletionRequest(Asked):
@@ -85,6 +135,45 @@ class Message(BaseModel):
         return given
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Function(BaseModel):
+    """A function that a model may ask for."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name
+    description: Annotated[str, Field(max_length=1 << 20)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool, which is a function."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(BaseModel):
+    """A function by its name."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name
+
+
+class NamedTool(BaseModel):
+    """The tool that must be called."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
 class ChatRequest(Asked):
     """A dialogue to answer."""
 
@@ -93,9 +182,9 @@ class ChatRequest(Asked):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
