@@ -11,7 +11,8 @@ each, prompts a piece each. Nothing here waits or has a thread; whoever calls `s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from intarsia.errors import ConfigError, IntarsiaError, PoolError
 from intarsia.inference.drafts import DraftModel, Drafts
+from intarsia.inference.pace import Pace
 from intarsia.inference.prefix_tree import common_beginning
 from intarsia.inference.requests import Ended, Event, Logprobs, Produced, Reason, Request, Text
 from intarsia.inference.room import Hits, Room
@@ -112,6 +114,7 @@ class Engine:
         model: one that is handed over as a `LanguageModel` is made ready here.
         settings: how much at once, and memory.
         drafts: what guesses ahead, if anything.
+        clock: seconds, by which steps are timed.
 
     Raises:
         ConfigError: a draft model of another vocabulary.
@@ -122,6 +125,7 @@ class Engine:
         model: InferenceModel | LanguageModel,
         settings: Settings | None = None,
         drafts: Drafts | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model if isinstance(model, InferenceModel) else InferenceModel(model)
         self.settings = settings = settings or Settings()
@@ -140,6 +144,8 @@ class Engine:
             settings.prefix_cache and settings.snapshots > 0,
         )
         self._scheduler = Scheduler(settings)
+        self._clock = clock
+        self._pace = None if settings.step_seconds is None else Pace(settings.step_seconds)
         self._requests: dict[int, list[Text]] = {}
         self._next = 0
         self._steps = self._read = self._produced = self._preempted = self._guessed = self._confirmed = 0
@@ -277,8 +283,9 @@ class Engine:
         """What each text does in the next step, and the states for it, with room. Where memory is too small guesses
         are left out, and then texts make way, the last ones first."""
         guesses = self._drafts is not None
+        beside = None if self._pace is None else self._pace.tokens(self.settings.step_tokens)
         while True:
-            parts = [_Part(text, count) for text, count in self._scheduler.pieces()]
+            parts = [_Part(text, count) for text, count in self._scheduler.pieces(beside)]
             if not parts:
                 return [], None
             if guesses:
@@ -326,10 +333,16 @@ class Engine:
         row = torch.tensor([[t for entry in entries for t in entry.tokens]], device=self.model.device)
         wanted = [entry.logits for entry in entries]
         wanted[0] = wanted[0] if any(wanted) else 1  # one at least; nobody looks at it
+        begun = self._clock()
         out = self.model(row, states, Sequences(tuple(len(e.tokens) for e in entries)), last_only=wanted)
         assert out.logits is not None
+        logits = out.logits[0].cpu()
         self._read += row.shape[1]
-        found = iter(out.logits[0].cpu().split(wanted))
+        if self._pace is not None:
+            reading = sum(part.count for part in parts if not self._scheduler.continues(part.text))
+            continued = any(self._scheduler.continues(part.text) for part in parts)
+            self._pace.note(reading, continued, self._clock() - begun)
+        found = iter(logits.split(wanted))
         return [[next(found) for _ in part.entries()][-1] for part in parts]
 
     def _note(self, parts: list[_Part], logits: list[Tensor]) -> list[_Choice]:

@@ -21,6 +21,8 @@ class Settings:
         page_size: tokens of a page.
         step_tokens: that the model reads in one step, at most: the more, the faster prompts are read, and the longer
             the others wait for their next token.
+        step_seconds: that a step should take while texts are being continued: so much of prompts is read in it as fits,
+            by what the steps before took. None: `step_tokens` alone decides.
         piece: of one prompt in one step, at most.
         prefix_cache: whether states are kept for texts that begin alike.
         snapshot_every: a state is kept every so many tokens.
@@ -35,6 +37,7 @@ class Settings:
     tokens: int = 65536
     page_size: int = 16
     step_tokens: int = 512
+    step_seconds: float | None = None
     piece: int = 512
     prefix_cache: bool = True
     snapshot_every: int = 1024
@@ -47,6 +50,8 @@ class Settings:
         for name in ("snapshots", "drafts"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.step_seconds is not None and not self.step_seconds > 0:
+            raise ConfigError(f"step_seconds must be above 0, got {self.step_seconds}")
         if self.step_tokens < self.sequences:
             raise ConfigError(
                 f"step_tokens must be at least sequences, so that each can go on in a step; "
@@ -102,13 +107,19 @@ class Scheduler:
         """The one that makes way first, of those that run."""
         return max(self.running, key=lambda text: text.order)
 
-    def pieces(self) -> list[tuple[Text, int]]:
-        """The texts of the next step, and how many of their pending tokens each brings."""
+    def pieces(self, reading_beside: int | None = None) -> list[tuple[Text, int]]:
+        """The texts of the next step, and how many of their pending tokens each brings.
+
+        Args:
+            reading_beside: tokens of prompts, at most, where texts are being continued.
+        """
         left, pieces = self._settings.step_tokens, []
-        continued = [text for text in self.running if text.produced and 0 < text.pending <= self._ahead]
+        continued = [text for text in self.running if self.continues(text)]
         for text in continued:
             pieces.append((text, min(text.pending, left)))
             left -= text.pending
+        if continued and reading_beside is not None:
+            left = min(left, reading_beside)
         reading = [text for text in self.running if text.pending and text not in continued]
         for text in sorted(reading, key=lambda each: each.order):
             if left > 0:
@@ -116,6 +127,10 @@ class Scheduler:
                 pieces.append((text, n))
                 left -= n
         return pieces
+
+    def continues(self, text: Text) -> bool:
+        """Whether a text is being continued; else, where anything of it is pending, it is being read."""
+        return bool(text.produced) and 0 < text.pending <= self._ahead
 
     def is_place(self, text: Text) -> bool:
         """Whether a state is kept where the text stands now: where it leaves others, at the end of its prompt, and

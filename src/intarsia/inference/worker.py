@@ -30,12 +30,15 @@ class Worker:
     Attributes:
         report: the engine's, as of the last round.
         failed: what ended the thread, if anything did.
+        on_told: called after a round in which something was told, on the worker's thread: what `tell` gathered goes on
+            its way together.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.report: Report = engine.report()
         self.failed: BaseException | None = None
+        self.on_told: Callable[[], None] | None = None
         self._new: deque[Ticket] = deque()
         self._gone: deque[Ticket] = deque()
         self._tickets: dict[int, Ticket] = {}
@@ -92,6 +95,8 @@ class Worker:
             events += self.engine.step()
         for event in events:
             self._tell(event)
+        if events and self.on_told is not None:
+            self.on_told()
         if worked:
             self.report = self.engine.report()
         return worked
@@ -138,6 +143,8 @@ class Worker:
                     ticket.open -= 1
                     ticket.tell(ended)
         self._tickets.clear()
+        if left and self.on_told is not None:
+            self.on_told()
 
     def _tell(self, event: Event) -> None:
         ticket = self._tickets[event.request]

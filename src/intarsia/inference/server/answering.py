@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -40,6 +41,10 @@ class Piece:
     calls: tuple[CallPart, ...] = ()
 
 
+Told = tuple[int, Event] | None
+"""The number of a request and what became of it; None: its time is over."""
+
+
 @dataclass
 class _Answer:
     stream: TextStream
@@ -47,6 +52,36 @@ class _Answer:
     facts: list[TokenFacts] = field(default_factory=list)
     ended: bool = False
     """For the client: by a stop string before the engine knows."""
+
+
+class Mailbox:
+    """Carries what the engine's thread tells to the event loop: all of a step in one wake-up, since each takes the
+    interpreter from the engine.
+
+    `put` and `send` are for the engine's thread; the loop is that of `open`.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Queue[Told], Told]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Take letters for the loop that runs."""
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, queue: asyncio.Queue[Told], told: Told) -> None:
+        """Keep something for a queue."""
+        self._waiting.append((queue, told))
+
+    def send(self) -> None:
+        """Send what is kept on its way."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        for _ in range(len(self._waiting)):
+            queue, told = self._waiting.popleft()
+            queue.put_nowait(told)
 
 
 class Answering:
@@ -68,13 +103,14 @@ class Answering:
     def __init__(
         self,
         served: Served,
+        mailbox: Mailbox,
         requests: Sequence[Request],
         stops: Sequence[str] = (),
         tools: ToolUse | None = None,
     ) -> None:
-        self._served, self._requests = served, requests
+        self._served, self._mailbox, self._requests = served, mailbox, requests
         self._single = tools is not None and tools.single
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[Told] = asyncio.Queue()
         self._answers = [
             _Answer(TextStream(served.tokenizer, stops), None if tools is None else tools.reader())
             for each in requests
@@ -89,11 +125,12 @@ class Answering:
             served.worker.engine.check(request)
 
     async def __aenter__(self) -> Answering:
-        loop = asyncio.get_running_loop()
+        end = self._served.limits.seconds
+        self._alarm = asyncio.get_running_loop().call_later(end, self._events.put_nowait, None)
         for n, request in enumerate(self._requests):
 
             def tell(event: Event, n: int = n) -> None:
-                loop.call_soon_threadsafe(self._events.put_nowait, (n, event))
+                self._mailbox.put(self._events, (n, event))
 
             self._tickets.append(self._served.worker.submit(request, tell))
         return self
@@ -101,29 +138,31 @@ class Answering:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._alarm.cancel()
         for ticket in self._tickets:
             if ticket.open:
                 self._served.worker.cancel(ticket)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """The pieces of all answers, as they come.
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """The pieces of all answers, as they come: what came together is given together.
 
         Raises:
             TooSlowError: not all of them came in time.
             IntarsiaError: the engine has failed with one.
         """
-        end = asyncio.get_running_loop().time() + self._served.limits.seconds
         while self._left:
-            try:
-                async with asyncio.timeout_at(end):
-                    n, event = await self._events.get()
-            except TimeoutError:
-                raise TooSlowError(f"the answer was not done in {self._served.limits.seconds:g} s") from None
-            index = self._first[n] + event.number
-            if (piece := self._piece(n, index, event)) is not None:
-                yield piece
+            told = [await self._events.get()]
+            while not self._events.empty():
+                told.append(self._events.get_nowait())
+            found = [piece for each in told if (piece := self._piece(each)) is not None]
+            if found:
+                yield found
 
-    def _piece(self, n: int, index: int, event: Event) -> Piece | None:
+    def _piece(self, told: Told) -> Piece | None:
+        if told is None:
+            raise TooSlowError(f"the answer was not done in {self._served.limits.seconds:g} s")
+        n, event = told
+        index = self._first[n] + event.number
         answer = self._answers[index]
         if isinstance(event, Produced):
             return None if answer.ended else self._continued(n, index, answer, event)

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from intarsia import __version__
 from intarsia.errors import ConfigError, DataError, IntarsiaError
-from intarsia.inference.server.answering import Answering, TooSlowError
+from intarsia.inference.server.answering import Answering, Mailbox, TooSlowError
 from intarsia.inference.server.bodies import BodyLimit
 from intarsia.inference.server.completions import chat_requests, completion_requests
 from intarsia.inference.server.delivery import Stream, events, whole
@@ -54,10 +54,13 @@ def create_app(served: Served) -> FastAPI:
     limits, worker = served.limits, served.worker
     registry = CollectorRegistry()
     metrics = Metrics(worker, registry)
+    mailbox = Mailbox()
     clients: Counter[str] = Counter()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        mailbox.open()
+        worker.on_told = mailbox.send
         worker.start()
         try:
             yield
@@ -116,7 +119,7 @@ def create_app(served: Served) -> FastAPI:
     @app.post("/v1/completions", dependencies=[guarded], responses=completion_errors)
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         def make() -> Answering:
-            return Answering(served, completion_requests(served, asked), asked.stops)
+            return Answering(served, mailbox, completion_requests(served, asked), asked.stops)
 
         return await answer(
             request, asked.model, asked.stream, CompletionForm(served, asked.wants_usage), make
@@ -126,7 +129,7 @@ def create_app(served: Served) -> FastAPI:
     async def chat(request: Request, asked: ChatRequest) -> Response:
         def make() -> Answering:
             tools = tool_use(served, asked.tools, asked.tool_choice, asked.parallel_tool_calls)
-            return Answering(served, chat_requests(served, asked, tools), asked.stops, tools)
+            return Answering(served, mailbox, chat_requests(served, asked, tools), asked.stops, tools)
 
         return await answer(request, asked.model, asked.stream, ChatForm(served, asked.wants_usage), make)
 
@@ -134,7 +137,7 @@ def create_app(served: Served) -> FastAPI:
     async def respond(request: Request, asked: ResponseRequest) -> Response:
         def make() -> Answering:
             tools = tool_use(served, asked.chat_tools, asked.chat_choice, asked.parallel_tool_calls)
-            return Answering(served, chat_requests(served, asked.as_chat(), tools), (), tools)
+            return Answering(served, mailbox, chat_requests(served, asked.as_chat(), tools), (), tools)
 
         return await answer(request, asked.model, asked.stream, ResponseForm(served, asked), make)
 

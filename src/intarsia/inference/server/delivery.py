@@ -23,9 +23,10 @@ async def whole(request: Request, answering: Answering, form: Form, metrics: Met
     async def collect() -> None:
         with metrics.watch() as watch:
             async with answering:
-                async for piece in answering.pieces():
+                async for found in answering.pieces():
                     watch.note(answering.written)
-                    pieces.setdefault(piece.index, []).append(piece)
+                    for piece in found:
+                        pieces.setdefault(piece.index, []).append(piece)
 
     async def gone() -> None:
         while not await request.is_disconnected():
@@ -70,17 +71,14 @@ async def events(answering: Answering, form: Form, metrics: Metrics) -> AsyncIte
     try:
         with metrics.watch() as watch:
             async with answering:
-                for event in form.opening():
-                    yield event
-                async for piece in answering.pieces():
+                if opening := "".join(form.opening()):
+                    yield opening
+                async for found in answering.pieces():
                     watch.note(answering.written)
-                    for event in form.part(piece):
-                        yield event
-        for event in form.closing(_counts(answering)):
-            yield event
+                    yield "".join(event for piece in found for event in form.part(piece))
+        yield "".join(form.closing(_counts(answering)))
     except IntarsiaError as error:  # the status has been sent
-        for event in form.failed(str(error)):
-            yield event
+        yield "".join(form.failed(str(error)))
 
 
 def _counts(answering: Answering) -> Counts:
