@@ -52,6 +52,20 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
         fill(target, a="1")
 
 
+def test_a_file_of_that_name_stays(tmp_path: Path) -> None:
+    """Told before anything is made, and in words that say what to do."""
+    target = tmp_path / "target"
+    target.write_text("mine")
+    with pytest.raises(NotADirectoryError) as caught, directory_atomically(target):
+        raise AssertionError("nothing is to be filled")
+    assert (
+        message_of(caught.value)
+        == f"{target}: this is a file, and a directory is to be written: choose another name"
+    )
+    assert target.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_readers_see_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     """Where the system can exchange names, no moment is between them."""
     target = tmp_path / "target"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import intarsia
-from intarsia.checkpoints.opening import load_config
-from intarsia.checkpoints.registry import family
+from intarsia.checkpoints.opening import family_that_holds, load_config
+from intarsia.checkpoints.registry import CHECKPOINTS, family
 from intarsia.checkpoints.writing import save_as
-from intarsia.errors import CheckpointError, UnsupportedError
+from intarsia.errors import CheckpointError, ConfigError, UnsupportedError
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig
-from intarsia.model import FeedForwardConfig, LanguageModel, ModelConfig
+from intarsia.model import FeedForwardConfig, InferenceModel, LanguageModel, ModelConfig
+from support.small_models import MIXERS
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -256,6 +258,47 @@ def test_a_repository_is_found_in_the_cache_or_named(
     assert same_weights(intarsia.load("some/model"), small())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "bfloat16"}, r"dtype is that of the parameters, .*torch.bfloat16, .*; got 'bfloat16'"),
+        ({"dtype": torch.int8}, "got torch.int8"),
+        ({"device": "gpu"}, "there is no device 'gpu' here"),
+        ({"weights": "int3"}, "weights can be .*; got 'int3'"),
+        ({"group": 32}, "give weights too"),
+        ({"sparse": "yes"}, "sparse is 'refuse' or .*; got 'yes'"),
+        ({"ignore": "foo"}, r"ignore=\['foo'\]"),
+    ],
+)
+def test_arguments_that_cannot_be(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        intarsia.load(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "kimi-linear-tiny",
+            "a preset's name, a model without weights, which `intarsia train kimi-linear-tiny` makes",
+        ),
+        ("https://huggingface.co/Qwen/Qwen3.5-0.8B/tree/main", "is named Qwen/Qwen3.5-0.8B"),
+        ("nowhere", "as OWNER/NAME, a repository in Hugging Face's cache"),
+    ],
+)
+def test_names_of_nothing_say_what_may_be_meant(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"there is no folder {re.escape(name)}.*{re.escape(message)}"):
+        intarsia.load(name)
+
+
+def test_a_model_for_decoding_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="save the LanguageModel"):
+        intarsia.save(InferenceModel(small()), tmp_path / "x")  # type: ignore[arg-type]  # what a user may do
+    with pytest.raises(UnsupportedError, match="did you mean 'qwen3_5'"):
+        intarsia.save(small(), tmp_path / "x", "qwen")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_model_that_no_family_has_is_not_written(tmp_path: Path) -> None:
     config = small().config
     wider = AttentionConfig(3, 8, 1, rope=0.5)
@@ -263,6 +306,34 @@ def test_a_model_that_no_family_has_is_not_written(tmp_path: Path) -> None:
     model.init_weights(0)
     with pytest.raises(UnsupportedError, match="the mixer of layer 1"):
         intarsia.save(model, tmp_path / "x", "qwen3_5")
-    with pytest.raises(UnsupportedError, match="'intarsia' holds all of them"):
+    with pytest.raises(UnsupportedError, match="'intarsia', this package's own format, holds all of them"):
         intarsia.save(model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "nearest"),
+    [
+        # The layers are those of a family, which lacks something else.
+        ("gdn gdn gdn attention", ("qwen3_5", "olmo_hybrid")),
+        # Three layers of four are known here, and one there.
+        ("gdn gdn gdn mla", ("qwen3_5", "qwen3_5_moe")),
+        ("kda kda kda attention", ("kimi_linear", "bailing_hybrid")),
+        ("mamba2 mamba2 gla", ("nemotron_h", "granitemoehybrid")),
+    ],
+)
+def test_the_nearest_families_say_what_they_lack(layout: str, nearest: tuple[str, str]) -> None:
+    config = ModelConfig(
+        vocab_size=64,
+        d_model=64,
+        depth=len(layout.split()),
+        layout=layout,
+        mixers={name: MIXERS[name] for name in set(layout.split())},
+        feed_forward=FeedForwardConfig(64),
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        family_that_holds(config)
+    told = re.findall(r"this model cannot be written as (\w+): ", str(caught.value))
+    assert tuple(told) == nearest
+    assert len(str(caught.value).splitlines()) == 4
+    assert all(name in str(caught.value) for name in CHECKPOINTS)

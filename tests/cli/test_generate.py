@@ -109,7 +109,7 @@ def test_wrong_input(
 
 
 def test_no_model_there(cli: Cli, tmp_path: Path) -> None:
-    assert "directory is not there" in cli("generate", tmp_path / "nothing").err
+    assert "there is no folder" in cli("generate", tmp_path / "nothing").err
     assert "it has no config.json" in cli("generate", tmp_path).err
 
 

@@ -171,7 +171,7 @@ def test_packed_weights_in_files(
         (("convert", packed, tmp_path / "out"), "the model that they were packed from"),
         (("convert", published, tmp_path / "out", "--weights", "int8"), "--to intarsia"),
         (("convert", published, tmp_path / "out", "--to", "intarsia", "--weights", "int3"), "int8 or int4"),
-        (("convert", published, tmp_path / "out", "--to", "intarsa"), "no family 'intarsa'"),
+        (("convert", published, tmp_path / "out", "--to", "intarsa"), "'intarsa'; did you mean 'intarsia'?"),
     ):
         done = cli(*wrong)
         assert done.status == 2
@@ -187,7 +187,7 @@ def test_a_model_without_a_tokenizer_says_so(cli: Cli, tmp_path: Path) -> None:
     assert done.status == 2
     assert "bare': the folder holds none" in done.err
     assert cli("convert", folder, tmp_path / "ours", "--to", "intarsia").status == 0
-    assert "the folder holds none" in cli("generate", tmp_path / "ours", "one").err
+    assert "a model without a tokenizer" in cli("generate", tmp_path / "ours", "one").err
     (folder / "generation_config.json").unlink()
     assert cli("convert", folder, tmp_path / "ours2", "--to", "intarsia").status == 0
     assert not (tmp_path / "ours2" / "tokenizer").exists()
@@ -209,12 +209,29 @@ def test_sparse_layers_are_dense_where_it_is_said(cli: Cli, tmp_path: Path) -> N
     assert cli("inspect", out).status == 0
 
 
+def test_a_tokenizer_beside_the_model_is_its_own_too(cli: Cli, published: Path, tmp_path: Path) -> None:
+    """Where transformers, and what trains its models, saves one with a model in our own format."""
+    ours = tmp_path / "ours"
+    assert cli("convert", published, ours, "--to", "intarsia").status == 0
+    expected = json.loads(cli("generate", ours, "one two", "-n", 4, "--greedy", "--json").out)
+    for file in (ours / "tokenizer").iterdir():
+        file.rename(ours / file.name)
+    (ours / "tokenizer").rmdir()
+    done = cli("generate", ours, "one two", "-n", 4, "--greedy", "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["text"] == expected["text"]
+    assert cli("convert", ours, tmp_path / "theirs", "--to", "kimi").status == 0
+    assert (tmp_path / "theirs" / "tokenizer.json").is_file()
+
+
 def test_a_model_that_was_trained_here_goes_out(cli: Cli, trained: Path, tmp_path: Path) -> None:
     """Without experts, and with a head that is its embedding: transformers has the same logits."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     done = cli("convert", trained, tmp_path / "out", "--to", "kimi")
     assert done.status == 0, done.err
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("más").input_ids == list("más".encode())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 256
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = torch.arange(20)[None]
     with torch.no_grad():

@@ -240,6 +240,25 @@ def test_saved_bpe_loads_in_transformers(tmp_path: Path, bpe: Tokenizer) -> None
     assert theirs.eos_token_id == bpe.separator
 
 
+def test_saved_bytes_load_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = ByteTokenizer()
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    for text in (
+        "def f(x):\n\treturn x  # 12345 é",
+        "",
+        " ",
+        "多 種\u0000\U0001f600",
+        "".join(map(chr, range(400))),
+    ):
+        ids = ours.encode(text)
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert (theirs.eos_token_id, len(theirs)) == (ours.separator, ours.vocab_size)
+    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -266,6 +285,9 @@ def test_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="there is no directory"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(DataError, match="cannot open the tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(DataError, match=r"has tokenizer_config.json, but no tokenizer.json .*Copy its files"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="is no tokenizer that the tokenizers library knows"):

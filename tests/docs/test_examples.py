@@ -7,6 +7,8 @@ A fenced block is an example when the word `run` follows its language:
                       continues it)
     ```console run    lines that begin with `$ ` are commands; what follows each is what it must print,
                       where `...` stands for anything
+    ```bash run slow  what takes longer, and what needs other libraries' commands: run by bash itself. Python blocks can
+                      be slow too. A page with such blocks is run once more, with them, in a test that is marked slow
 
 Other Python blocks are compiled, no more.
 """
@@ -17,10 +19,12 @@ import doctest
 import os
 import re
 import shlex
+import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,7 @@ class Block:
     line: int
     language: str
     runs: bool
+    slow: bool
     text: str
 
 
@@ -54,7 +59,7 @@ def blocks(page: Path) -> Iterator[Block]:
             start, indent, _, info = opened
             language, *words = info.split() or [""]
             text = "\n".join(part.removeprefix(indent) for part in lines) + "\n"
-            yield Block(page, start, language, "run" in words, text)
+            yield Block(page, start, language, "run" in words, "slow" in words, text)
             opened = None
         else:
             lines.append(line)
@@ -93,28 +98,57 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_examples_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+SLOW = [page for page in PAGES if any(block.slow for block in blocks(page))]
+
+
+@pytest.fixture
+def run_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Path, bool], None]:
+    """Runs the examples of a page in an empty directory, the slow ones too if asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     module = types.ModuleType("__example__")  # dataclasses look their module up
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for block in blocks(page):
-        if not block.runs:
-            continue
-        if block.language == "python":
-            # Blank lines in front make a traceback name the line of the page.
-            code = compile("\n" * block.line + block.text, str(page), "exec")
-            exec(code, vars(module))
-        else:
+
+    def run(page: Path, slow: bool) -> None:
+        for block in blocks(page):
+            if not block.runs or (block.slow and not slow):
+                continue
+            if block.language == "python":
+                # Blank lines in front make a traceback name the line of the page.
+                code = compile("\n" * block.line + block.text, str(page), "exec")
+                exec(code, vars(module))
+                continue
             assert block.language in {"bash", "console"}, (
                 f"{page.name}:{block.line}: cannot run {block.language}"
             )
+            if block.slow:
+                done = subprocess.run(
+                    ["bash", "-euo", "pipefail", "-c", block.text], capture_output=True, text=True
+                )
+                assert done.returncode == 0, f"{page.name}:{block.line}:\n{done.stdout}\n{done.stderr}"
+                continue
             for command, expected in commands(block):
                 run_command(command, expected, capsys)
+
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_examples_run(page: Path, run_page: Callable[[Path, bool], None]) -> None:
+    run_page(page, False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(find_spec, ("lm_eval", "trl", "datasets"))), reason="the extra `ecosystem` is not installed"
+)
+@pytest.mark.parametrize("page", SLOW, ids=name)
+def test_slow_examples_run(page: Path, run_page: Callable[[Path, bool], None]) -> None:
+    run_page(page, True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -38,6 +38,7 @@ def convert(
     dtype: torch.dtype | None = None,
     weights: WeightFormat | None = None,
     sparse: Sparse = "refuse",
+    separator: int | None = None,
 ) -> str:
     """Write the model of a folder or of a cached repository in another format, tokenizer and all.
 
@@ -48,6 +49,8 @@ def convert(
         weights: pack them to `"int8"` or `"int4"`, ready for decoding, which only `"intarsia"` holds. They are read,
             packed and written tensor by tensor.
         sparse: as in `load`.
+        separator: the token that ends a text, for a family's `config.json` where the source does not say it; models
+            that were trained here leave that to their tokenizers.
 
     Returns:
         The name of the format.
@@ -71,6 +74,8 @@ def convert(
         family(to)
     model, reader = opened(folder, dtype, sparse)
     extra = _extra(folder, to)
+    if to != native.FORMAT and separator is not None:
+        extra.setdefault("eos_token_id", separator)
     if weights is not None:
         save_packed(target, model, reader, Packing(weights), beside, extra)
         return to

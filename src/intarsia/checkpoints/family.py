@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,6 +36,8 @@ class Family:
     """The other way round; what a family cannot say is found by reading it again. None: a family that is only read."""
     rows: Callable[[ModelConfig], Rows]
     """The table of names, for a model of this configuration."""
+    mixers: tuple[str, ...] = ()
+    """The mixers that its layers can have, of a family that is written."""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Beginnings of names in their files that are not of the text model, and what they are; with a dot before it, a
     part that stands anywhere in a name."""
@@ -58,25 +61,47 @@ class Family:
         return config.replace(tie_embeddings=False) if self.unties and config.tie_embeddings else config
 
 
+class OtherFamilyError(UnsupportedError):
+    """A model that a family cannot say.
+
+    Attributes:
+        distance: how far it is from one that it can: layers with mixers that the family does not have, and then what
+            else differs.
+    """
+
+    def __init__(self, message: str, distance: tuple[float, float]) -> None:
+        super().__init__(message)
+        self.distance = distance
+
+
 def written(family: Family, config: ModelConfig) -> dict[str, Any]:
     """The options of a model in the family's own words.
 
     Raises:
-        UnsupportedError: it is no model of this family, or has an option that the family cannot say.
+        OtherFamilyError: it is no model of this family, or has an option that the family cannot say.
     """
-    config, title = family.as_written(config), f"this model cannot be written as {family.name}"
+    config, title = family.as_written(config), f"this model cannot be written as {family.short}"
     if family.write is None:
-        raise UnsupportedError(f"{title}, which is only read")
+        raise OtherFamilyError(f"{title}, which is only read", (math.inf, 0))
+    kinds = [type(config.mixers[name]).type for name in config.layers]
+    strange = [layer for layer, kind in enumerate(kinds) if kind not in family.mixers]
+    if strange:
+        where = f"layer {strange[0]} is {kinds[strange[0]]!r}"
+        raise OtherFamilyError(
+            f"{title}: {where}, and the family has {', '.join(family.mixers)}", (len(strange), 0)
+        )
     try:
         values = family.write(config)
         again = family.read(Options(values, f"config.json of {family.name}"))
     except IntarsiaError as error:
-        raise UnsupportedError(f"{title}: {error}") from error
+        # A kind of layer or experts that it has not, or a value that cannot be: more than another value.
+        raise OtherFamilyError(f"{title}: {error}", (0, config.depth)) from error
     wanted, got = told(config), told(again)
     differing = [name for name in wanted if wanted[name] != got.get(name)]
     if differing:
         name = differing[0]
-        raise UnsupportedError(f"{title}: {name} is {wanted[name]} and the family has {got.get(name)}")
+        message = f"{title}: {name} is {wanted[name]} and the family has {got.get(name)}"
+        raise OtherFamilyError(message, (0, len(differing)))
     # Nothing is said of tokens, which else would be those of the family's best-known model.
     silent = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return {"architectures": [family.architecture], **silent, **values, "model_type": family.name}

@@ -6,22 +6,22 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import torch
 
 from intarsia.checkpoints import native
-from intarsia.checkpoints.family import Family, written
+from intarsia.checkpoints.family import Family, OtherFamilyError, written
 from intarsia.checkpoints.filling import Reader, fill, packed_model
 from intarsia.checkpoints.float8 import Block, float8_blocks
 from intarsia.checkpoints.options import Options, Sparse
 from intarsia.checkpoints.packed_native import check_asked, load_packed
 from intarsia.checkpoints.places import find_folder
 from intarsia.checkpoints.plan import Plan, embedding_of, make_plan, stored
-from intarsia.checkpoints.registry import families, family, family_of
+from intarsia.checkpoints.registry import CHECKPOINTS, families, family, family_of
 from intarsia.checkpoints.tensor_folder import TensorFolder
 from intarsia.checkpoints.writing import CONFIG, save_as
-from intarsia.errors import UnsupportedError
+from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.packed import Packing
 from intarsia.model.config import ModelConfig
 from intarsia.model.inference_model import InferenceModel
@@ -31,6 +31,8 @@ from intarsia.ops.packed_weights import WeightFormat
 PathOrRepo = str | os.PathLike[str]
 UNNAMED = {"ssm_cfg": "mamba_ssm"}
 """Options by which a `config.json` without a `model_type` is known."""
+NEAREST = 2
+"""Families of which it is said what they lack, where none can hold a model."""
 
 
 @overload
@@ -88,10 +90,11 @@ def load(
     Raises:
         CheckpointError: something is missing, damaged, or does not fit; nothing has been read of the weights then.
         UnsupportedError: the model has a part that is not built; the message names it.
+        ConfigError: an argument that cannot be.
     """
+    device, ignore = _checked(dtype, device, weights, group, sparse, ignore)
     folder = find_folder(path_or_repo)
     values = native.read_options(folder)
-    device = torch.device(device)
     if native.is_packed(values):
         check_asked(folder, weights, group)
         return load_packed(folder, dtype, device)
@@ -101,6 +104,36 @@ def load(
         return packed_model(model, reader, packing, device)
     fill(model, reader, stored(model), device)
     return model
+
+
+def _checked(
+    dtype: object,
+    device: torch.device | str,
+    weights: object,
+    group: object,
+    sparse: object,
+    ignore: Iterable[str],
+) -> tuple[torch.device, Iterable[str]]:
+    """The device and the options to pass over, when all arguments of `load` can be.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    if dtype is not None and dtype not in native.DTYPES.values():
+        known = ", ".join(f"torch.{name}" for name in native.DTYPES)
+        raise ConfigError(f"dtype is that of the parameters, {known} or None; got {dtype!r}")
+    if sparse not in get_args(Sparse):
+        raise ConfigError(f"sparse is {' or '.join(map(repr, get_args(Sparse)))}; got {sparse!r}")
+    if group is not None and weights is None:
+        raise ConfigError("group says how many numbers of packed weights share a scale: give weights too")
+    if isinstance(ignore, str):
+        raise ConfigError(f"ignore is a list of options' names: ignore=[{ignore!r}]")
+    try:
+        made = torch.device(device)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return made, tuple(ignore)
 
 
 def opened(
@@ -156,7 +189,13 @@ def save(
 
     Raises:
         UnsupportedError: the family, or without one every family, lacks something that the model has.
+        ConfigError: it is a model for decoding alone.
     """
+    if isinstance(model, InferenceModel):
+        raise ConfigError(
+            "an InferenceModel is for decoding and is not written: save the LanguageModel that was loaded or trained; "
+            "packed weights are written by `intarsia convert --to intarsia --weights int8`"
+        )
     if family_name == "intarsia":
         native.save_model(path, model, tokenizer, extra)
         return
@@ -168,18 +207,25 @@ def family_that_holds(config: ModelConfig) -> Family:
     """The first family whose words say all of a configuration.
 
     Raises:
-        UnsupportedError: there is none; the message says what each lacks.
+        UnsupportedError: there is none; the message says what those that come nearest lack.
     """
-    reasons = []
+    reasons: list[OtherFamilyError] = []
     for found in families():
         try:
             written(found, config)
-        except UnsupportedError as error:
-            reasons.append(str(error))
+        except OtherFamilyError as error:
+            reasons.append(error)
         else:
             return found
-    listed = "".join(f"\n  {reason}" for reason in reasons)
-    raise UnsupportedError(f"no published family has such a model; 'intarsia' holds all of them.{listed}")
+    nearest = sorted(reasons, key=lambda error: error.distance)[
+        :NEAREST
+    ]  # of equals the first, which more people have
+    listed = "".join(f"\n  {reason}" for reason in nearest)
+    raise UnsupportedError(
+        "no published family has such a model; 'intarsia', this package's own format, holds all of them. The nearest:"
+        f"{listed}\nNamed instead of 'hf', each of the other {len(reasons) - len(nearest)} says what it lacks too: "
+        f"{', '.join(CHECKPOINTS)}"
+    )
 
 
 def _translated(

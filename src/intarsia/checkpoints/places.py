@@ -34,7 +34,7 @@ def find_folder(path_or_repo: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_repo)
     found = _REPOSITORY.fullmatch(name)
     if found is None:
-        raise CheckpointError(f"there is no folder {name}")
+        raise CheckpointError(f"there is no folder {name}{_meant(name)}")
     repository, revision = found[1], found[2] or "main"
     cached = _cache() / f"models--{repository.replace('/', '--')}"
     reference = cached / "refs" / revision
@@ -47,6 +47,20 @@ def find_folder(path_or_repo: str | os.PathLike[str]) -> Path:
         f"there is no folder {name}, and the repository {repository} ({revision}) is not in the cache {cached.parent}. "
         f"Nothing is downloaded here: fetch it with `hf download {repository}{of}` (of huggingface_hub), or give the "
         "folder where you have it, its config.json, *.safetensors, their index.json and the tokenizer files"
+    )
+
+
+def _meant(name: str) -> str:
+    """What may be meant by a name that is neither of a folder nor of a repository."""
+    from intarsia.model import presets
+
+    if name in presets.names():
+        return f": it is a preset's name, a model without weights, which `intarsia train {name}` makes"
+    if (address := re.match(r"https?://huggingface\.co/([^/]+/[^/?#]+)", name)) is not None:
+        return f": a repository that has been downloaded is named {address[1]}"
+    return (
+        "; give that of a model or of a training run, or, as OWNER/NAME, a repository in Hugging Face's cache on this "
+        "machine"
     )
 
 

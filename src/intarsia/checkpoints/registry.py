@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 
 from intarsia.checkpoints.family import Family
-from intarsia.errors import UnsupportedError
+from intarsia.errors import UnsupportedError, did_you_mean
 
 CHECKPOINTS = (
     "qwen3_5",
@@ -67,7 +67,8 @@ def family(name: str) -> Family:
     """
     if name not in CHECKPOINTS:
         raise UnsupportedError(
-            f"there is no family {name!r} of checkpoints; there are: {', '.join(CHECKPOINTS)}"
+            f"there is no family {name!r} of checkpoints{did_you_mean(name, CHECKPOINTS)}. Without a name it is the "
+            "first that can hold the model, and 'intarsia' is this package's own format"
         )
     found: Family = importlib.import_module(f"intarsia.checkpoints.families.{name}").FAMILY
     return found

@@ -44,18 +44,24 @@ def command(
       intarsia convert Qwen/Qwen3.5-0.8B small --to intarsia --weights int4    # opened packed, for generate and chat
     """
     from intarsia.checkpoints.convert import convert
+    from intarsia.checkpoints.registry import CHECKPOINTS
     from intarsia.cli.output import note, print_json, size
-    from intarsia.cli.places import checked_dtype, checked_sparse, model_place
+    from intarsia.cli.places import checked_dtype, checked_sparse, model_place, separator_of
+    from intarsia.model.config import unknown
 
+    if to not in (known := ("hf", "intarsia", "kimi", *CHECKPOINTS)):
+        raise ConfigError(f"--to was given {unknown(to, known, 'family')}")
     if (target / "config.json").exists() and not overwrite:
         raise ConfigError(f"there is a model in {target}: give another folder, or --overwrite")
+    place = model_place(source)
     written = convert(
-        model_place(source),
+        place,
         target,
         {"kimi": "kimi_linear"}.get(to, to),
         checked_dtype(dtype),
         weights,  # type: ignore[arg-type]  # which is checked
         checked_sparse(sparse),
+        separator_of(place),
     )
     nbytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     if json:

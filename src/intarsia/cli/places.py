@@ -129,7 +129,9 @@ def model_place(target: str) -> Path:
     """
     from intarsia.checkpoints.places import find_folder, is_repository
 
-    return find_folder(target) if is_repository(target) else finished_model(Path(target))
+    # What is not there is told of alike, whatever it may have been.
+    absent = is_repository(target) or not Path(target).exists()
+    return find_folder(target) if absent else finished_model(Path(target))
 
 
 def load(
@@ -144,13 +146,19 @@ def load(
     from intarsia.checkpoints import native
     from intarsia.checkpoints.opening import load as open_model
     from intarsia.data.published import Conduct, conduct_of, load_tokenizer
+    from intarsia.data.tokenizer import holds_tokenizer
     from intarsia.model import InferenceModel
 
     as_dtype, on = checked_dtype(dtype), find_device(device)
     place = model_place(target)
     ours = native.read_options(place).get("format") == native.FORMAT
-    if ours and not (place / native.TOKENIZER).is_dir():
-        raise CheckpointError(f"{place} holds a model without a tokenizer, so no text can be read or written")
+    # In a folder of its own; beside the model where transformers has saved both.
+    own = place / native.TOKENIZER if ours and (place / native.TOKENIZER).is_dir() else place
+    if ours and not holds_tokenizer(own):
+        raise CheckpointError(
+            f"{place} holds a model without a tokenizer, so no text can be read or written: from where "
+            f"the model came from, copy its files (tokenizer.json, tokenizer_config.json, ...) into {native.TOKENIZER}/"
+        )
     tokenizer = load_tokenizer(place)
     with told_plugins(Path(target)):
         opened: LanguageModel | InferenceModel = open_model(
@@ -162,10 +170,20 @@ def load(
         )
     model = opened if isinstance(opened, InferenceModel) else InferenceModel(opened)
     # One that was converted has the files of its origin beside its tokenizer.
-    asked = conduct_of(place / native.TOKENIZER if ours else place)
+    asked = conduct_of(own)
     if ours and not asked.stop:
         return model, tokenizer, Conduct((tokenizer.separator,), frozenset([tokenizer.separator]))
     return model, tokenizer, asked if asked.stop else replace(asked, stop=frozenset([tokenizer.separator]))
+
+
+def separator_of(place: Path) -> int | None:
+    """The token that ends a text of a model that was trained here, with a tokenizer; None of others, whose own files
+    say it."""
+    from intarsia.checkpoints.native import TOKENIZER
+    from intarsia.data.published import load_tokenizer
+    from intarsia.data.tokenizer_base import METADATA_FILE
+
+    return load_tokenizer(place).separator if (place / TOKENIZER / METADATA_FILE).is_file() else None
 
 
 def checked_dtype(name: str) -> torch.dtype | None:

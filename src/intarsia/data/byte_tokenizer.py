@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intarsia.data.documents import digest, valid_unicode
-from intarsia.data.tokenizer_base import METADATA_FILE, ByteLevelTokenizer
+from intarsia.data.fast_tokenizer import TOKENIZER_FILE, byte_alphabet
+from intarsia.data.tokenizer_base import METADATA_FILE, SEPARATOR, ByteLevelTokenizer
 from intarsia.files import write_json
 
 
@@ -35,7 +37,31 @@ class ByteTokenizer(ByteLevelTokenizer):
         return bytes(self.check_ids(ids))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        write_json(Path(directory) / METADATA_FILE, {"kind": "bytes", "name": self.name})
+        directory = Path(directory)
+        write_json(directory / METADATA_FILE, {"kind": "bytes", "name": self.name})
+        # For transformers and others, which read tokens from files.
+        write_json(directory / TOKENIZER_FILE, _for_others())
+        configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SEPARATOR}
+        write_json(directory / "tokenizer_config.json", configuration)
 
     def fingerprint(self) -> str:
         return digest("bytes", 1)
+
+
+def _for_others() -> dict[str, Any]:
+    """The same as a `tokenizer.json`: a BPE that merges nothing."""
+    ids = {character: byte[0] for character, byte in byte_alphabet().items()}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    end = {"id": ByteTokenizer.separator, "content": SEPARATOR, "special": True}
+    as_it_is = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end | as_it_is],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": dict(sorted(ids.items(), key=lambda item: item[1])), "merges": []},
+    }

@@ -19,8 +19,8 @@ from intarsia.errors import DataError, MissingExtraError
 from intarsia.extras import require
 
 _CONFIGURATION_FILE = "tokenizer_config.json"
-_NAMES = ("token", "vocab", "merges", ".model")
-"""What stands in the names of tokenizers' files."""
+_VOCABULARIES = (TOKENIZER_FILE, "vocab", "merges", ".model", ".tiktoken")
+"""What stands in the names of files that hold tokens. Others only say of which kind a tokenizer is."""
 
 
 def open_tokenizer(
@@ -80,6 +80,12 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     raise DataError(f"{directory / METADATA_FILE} is of a later version: it has the kind {kind!r}")
 
 
+def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has files that look like those of a tokenizer."""
+    names = [path.name for path in Path(folder).iterdir()]
+    return METADATA_FILE in names or any(part in name for name in names for part in _VOCABULARIES)
+
+
 def _open_hugging_face(source: str) -> Tokenizer:
     path = Path(source).expanduser()
     if path.is_file():
@@ -129,12 +135,10 @@ def _auto_tokenizer(source: str) -> Any:
     try:
         found = transformers.AutoTokenizer.from_pretrained(source)
     except Exception as error:
-        if Path(source).is_dir() and not any(
-            name in path.name for path in Path(source).iterdir() for name in _NAMES
-        ):
+        if Path(source).is_dir() and not holds_tokenizer(source):
             raise DataError(_none_in(source)) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"cannot open the tokenizer {source!r}: {reason}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot open the tokenizer {source!r}; transformers says: {reason}") from error
     # For a model without tokenizer files some of its classes are made all the same, with no tokens but special ones.
     if not found.get_vocab().keys() - found.get_added_vocab().keys():
         raise DataError(_none_in(source))
@@ -142,8 +146,14 @@ def _auto_tokenizer(source: str) -> Any:
 
 
 def _none_in(source: str) -> str:
+    there = (Path(source) / _CONFIGURATION_FILE).is_file()
+    what = (
+        f"has {_CONFIGURATION_FILE}, but no {TOKENIZER_FILE} or other file of its tokens"
+        if there
+        else "holds none"
+    )
     return (
-        f"cannot open the tokenizer {source!r}: the folder holds none. Copy its files ({TOKENIZER_FILE}, "
+        f"cannot open the tokenizer {source!r}: the folder {what}. Copy its files ({TOKENIZER_FILE}, "
         f"{_CONFIGURATION_FILE}, ...) there from where the model came from"
     )
 

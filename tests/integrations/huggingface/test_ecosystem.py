@@ -120,7 +120,7 @@ def test_commands_of_other_libraries_know_the_model(halfway, tmp_path):
     data.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in SUMS))
     (tmp_path / "sums.yaml").write_text(TASK.format(data=data, kind="multiple_choice", more=CHOICE))
     save_model(tmp_path / "model", halfway.model)
-    tokenizer().save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model" / "tokenizer")  # where ours has it: nobody need say so
     command = [sys.executable, "-m", "intarsia.integrations.huggingface", "lm_eval", "--model", "hf"]
     command += ["--model_args", f"pretrained={tmp_path / 'model'},max_length=32", "--tasks", "sums"]
     command += [

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", minversion="5.15")
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, set_seed
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache, set_seed
 
 from intarsia.checkpoints.native import load_extra, load_model, save_model
+from intarsia.data.byte_tokenizer import ByteTokenizer
 from intarsia.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
 from intarsia.integrations.huggingface import IntarsiaConfig, IntarsiaForCausalLM, register
 from intarsia.model import LanguageModel, presets
@@ -69,6 +70,19 @@ def test_what_either_saves_both_read(tmp_path, name, tie, dtype):
     # Again, from what was loaded: the file describes itself and not its source.
     loaded.save_pretrained(tmp_path / "again")
     same(load_model(tmp_path / "again"), model)
+
+
+def test_auto_tokenizer_finds_the_tokenizer_where_it_is(tmp_path):
+    """In its own folder, as this package writes it, and beside the model, as transformers does."""
+    save_model(tmp_path / "native", make(), ByteTokenizer())
+    found = AutoTokenizer.from_pretrained(tmp_path / "native", padding_side="left")
+    assert found("más").input_ids == list("más".encode())
+    assert (found.eos_token_id, found.padding_side) == (256, "left")
+    IntarsiaForCausalLM.of(make()).save_pretrained(tmp_path / "ours")
+    found.save_pretrained(tmp_path / "ours")
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours")("más").input_ids == list("más".encode())
+    (tmp_path / "ours" / "tokenizer_config.json").unlink()
+    assert AutoTokenizer.from_pretrained(str(tmp_path / "ours"))("a").input_ids == [97]
 
 
 def test_what_stays_float32_stays_when_loaded_narrower(tmp_path):

@@ -213,6 +213,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("kda", "lightning", "mla"),
     computed=(".slope",),
     oracle="transformers; of 2.5 the released code's equations, in float64",
 )

@@ -228,4 +228,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("mla",),
 )

@@ -121,5 +121,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("dsa",),
     left_out=INDEXER,
 )

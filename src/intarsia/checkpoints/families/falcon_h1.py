@@ -146,4 +146,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("parallel",),
 )

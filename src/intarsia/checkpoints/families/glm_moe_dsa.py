@@ -76,5 +76,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("dsa",),
     left_out=deepseek_v32.INDEXER,
 )

@@ -173,5 +173,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("window", "attention"),
     missing="writing MXFP4: experts are written as floats",
 )

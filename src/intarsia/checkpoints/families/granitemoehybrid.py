@@ -169,4 +169,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("mamba2", "attention"),
 )

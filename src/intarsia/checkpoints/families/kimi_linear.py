@@ -304,6 +304,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("kda", "mla"),
     unties=True,
     left_out={"vision_tower.": "the vision tower", "mm_projector.": "the vision tower's projector"},
     oracle="transformers; of K3 vLLM's equations, in float64",

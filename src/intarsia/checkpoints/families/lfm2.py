@@ -145,4 +145,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("conv", "attention"),
 )

@@ -65,4 +65,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("conv", "attention"),
 )

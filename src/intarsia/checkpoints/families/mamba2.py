@@ -230,5 +230,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("mamba2",),
     missing="hybrids with attention, and Mamba-1, in the layout of `mamba_ssm`; its pickles",
 )

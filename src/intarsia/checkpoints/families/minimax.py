@@ -163,6 +163,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("lightning", "attention"),
     # transformers saves its tables of decays with the weights.
     computed=(".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay"),
 )

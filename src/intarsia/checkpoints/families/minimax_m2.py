@@ -137,4 +137,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("attention",),
 )

@@ -215,6 +215,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("attention", "msa"),
     left_out={
         **VISION,
         **MTP,

@@ -294,6 +294,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("mamba2", "attention", "channel-mix"),
     left_out=MTP,
     missing="experts behind no mixer, and feed-forwards behind experts, in other orders than have been released",
 )

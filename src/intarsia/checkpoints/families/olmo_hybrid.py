@@ -141,4 +141,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("gdn", "attention"),
 )

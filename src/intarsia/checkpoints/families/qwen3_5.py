@@ -161,5 +161,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("gdn", "attention"),
     left_out={**VISION, **MTP},
 )

@@ -80,5 +80,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("gdn", "attention"),
     left_out={**VISION, **MTP},
 )

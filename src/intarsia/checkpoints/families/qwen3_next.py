@@ -68,5 +68,6 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("gdn", "attention"),
     left_out=MTP,
 )

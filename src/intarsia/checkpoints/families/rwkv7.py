@@ -177,6 +177,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
+    mixers=("rwkv7", "channel-mix"),
     missing="hybrids with attention (`attn`); the authors' own `.pth` files, which are pickles",
     oracle="the published equations, in float64",
 )

@@ -27,8 +27,8 @@ _WHERE = {
 
 
 def register() -> None:
-    """Tell transformers' `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` of the model type `intarsia`, in this
-    process. Calling it again is harmless.
+    """Tell transformers' `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer` of the model type
+    `intarsia`, in this process. Calling it again is harmless.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -36,10 +36,12 @@ def register() -> None:
     transformers = require("transformers", "hf")
     from intarsia.integrations.huggingface.configuration import IntarsiaConfig
     from intarsia.integrations.huggingface.modeling import IntarsiaForCausalLM, IntarsiaModel
+    from intarsia.integrations.huggingface.tokenization import IntarsiaTokenizer
 
     transformers.AutoConfig.register(IntarsiaConfig.model_type, IntarsiaConfig, exist_ok=True)
     transformers.AutoModel.register(IntarsiaConfig, IntarsiaModel, exist_ok=True)
     transformers.AutoModelForCausalLM.register(IntarsiaConfig, IntarsiaForCausalLM, exist_ok=True)
+    transformers.AutoTokenizer.register(IntarsiaConfig, fast_tokenizer_class=IntarsiaTokenizer, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:
