@@ -1,6 +1,6 @@
 """Do indexers learn what attention looks at, and does a model that reads an eighth of its context still know all?
 
-    python benchmarks/sparsify.py [--kinds dsa,pooled,qsa,msa] [--seeds 3] [--length 128] [--out FILE.json]
+    python benchmarks/sparsify.py [--kinds dsa,pooled,qsa,msa] [--seeds 3] [--length 64] [--out FILE.json]
 
 A teacher of one short convolution, which remembers nothing, and one layer of full or latent attention learns multi-
 query recall (`mqar`). Then its indexers alone learn from its attention (the warm-up), and then all of it with
@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dsa": ("dsa", {}),
     "pooled": ("dsa", {"index_pool": 4}),
     "qsa": ("qsa", {}),
-    "msa": ("msa", {"index_block_size": 4}),
+    "msa": ("msa", {"index_block_size": 2}),
 }
 
 
@@ -43,11 +43,11 @@ def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--kinds", default="dsa,pooled,qsa,msa")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--teacher-steps", type=int, default=1500)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--teacher-steps", type=int, default=600)
     parser.add_argument("--warm-up-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--examples", type=int, default=512)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

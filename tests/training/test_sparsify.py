@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from intarsia.checkpoints.native import load_model, save_model
+from intarsia.checkpoints.opening import load_config, save
 from intarsia.data import load_tokenizer
 from intarsia.errors import CheckpointError, ConfigError
 from intarsia.mixers import AttentionConfig
-from intarsia.model import LanguageModel
+from intarsia.model import FeedForwardConfig, LanguageModel, ModelConfig
 from intarsia.model.sparsified import reading_everything, sparsified
 from intarsia.training import NoProgress, TrainConfig
 from intarsia.training.beginning import Beginning
@@ -163,3 +164,22 @@ def test_options_that_cannot_be_are_told(model_config):
     with pytest.raises(ConfigError, match="unknown option"):
         sparsified(model_config, "dsa", 8, {"index_headz": 2})
     assert sparsified(model_config, "dsa", 10, {"index_pool": 4}).mixers["dsa"].top_k == 8
+
+
+def test_a_published_checkpoint_becomes_sparse(dataset, tmp_path):
+    config = ModelConfig(
+        vocab_size=dataset.vocab_size, d_model=24, depth=2, layout="attention",
+        mixers={"attention": AttentionConfig(4, 6, 2)}, feed_forward=FeedForwardConfig(33),
+        norm_eps=1e-6,
+    )  # fmt: skip
+    model = LanguageModel(config)
+    model.init_weights(3)
+    save(model, tmp_path / "theirs", "granitemoehybrid")
+    read = load_config(tmp_path / "theirs")
+    for kind in ("qsa", "msa"):
+        made = sparsify(
+            tmp_path / "theirs", sparsified(read, kind, 8), dataset, None, tmp_path / kind, device="cpu",
+            warm_up=WARM_UP.replace(steps=2), sparse=SPARSE.replace(steps=2, eval_documents=1),
+        )  # fmt: skip
+        assert made.finished
+        assert load_model(made.sparse.model_directory).config.layers == (kind, kind)

@@ -83,7 +83,7 @@ def command(
     \b
       intarsia sparsify runs/kimi-linear-tiny --to dsa
       intarsia sparsify runs/mine --to dsa --read 256 --set indexer.index_pool=4
-      intarsia sparsify Qwen/Qwen3-0.6B --to qsa --corpus "texts/*.md" --length 4096 --set sparse.lr=7.3e-6
+      intarsia sparsify Qwen/Qwen3.5-0.8B --to qsa --corpus "texts/*.md" --length 4096 --set sparse.lr=7.3e-6
 
     The result is a run: `intarsia generate runs/kimi-linear-tiny-dsa "def "`. What a stage can say:
     `intarsia.training.TrainConfig`.
