@@ -548,7 +548,7 @@ TRAINING = _in(
     (
         "a run that begins with no other model's weights",
         "start_or_resume.py",
-        "beginning.fill(trainer.model, processes)",
+        "beginning.fill(trainer.model)",
         "pass",
         "tests/training/test_sparsify.py -k anywhere",
     ),

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from intarsia.checkpoints.opening import load, opened
 from intarsia.errors import CheckpointError
 from intarsia.files import sha256
 from intarsia.model import LanguageModel, ModelConfig
-from intarsia.training.distributed import Processes
 from intarsia.training.indexers import indexer_parameters
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -47,19 +45,14 @@ class Beginning:
             model = LanguageModel(config)
         check_names(model, opened(self.folder)[0].state_dict(), str(self.folder))
 
-    def fill(self, model: LanguageModel, processes: Processes) -> None:
-        """Put the weights into a model, divided among processes or not. Indexers keep theirs where the folder has none.
+    def fill(self, model: LanguageModel) -> None:
+        """Put the weights into a model that is not divided among processes. Indexers keep theirs where the folder has
+        none.
 
         Raises:
             CheckpointError: the model in the folder is another.
         """
-        weights = load(self.folder, torch.float32).state_dict()
-        if processes.world_size == 1:
-            fill_from(model, weights, str(self.folder))
-            return
-        check_names(model, weights, str(self.folder))
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(model, weights, options=options)
+        fill_from(model, load(self.folder, torch.float32).state_dict(), str(self.folder))
 
 
 def fill_from(model: LanguageModel, weights: dict[str, Tensor], what: str) -> None:

@@ -63,7 +63,7 @@ def train(
         device: "auto", "cpu", "cuda" or "cuda:N".
         parent: go on from a checkpoint of another run of the same model and data, with other settings. What
             was done before counts: steps are those of both together.
-        beginning: a model whose weights a new run begins with, in place of drawn ones.
+        beginning: a model whose weights a new run begins with, in place of drawn ones; in one process.
 
     Raises:
         ConfigError: the configurations, the data and the processes do not fit together.
@@ -92,6 +92,8 @@ def train(
 
     with ExitStack() as stack:
         processes = stack.enter_context(join_processes(device))
+        if beginning is not None and processes.world_size > 1:
+            raise ConfigError("a run begins with a model's weights in one process: run it without torchrun")
         tell = _teller(progress, processes)
         now = _identity(model_config, train_config, dataset, beginning)
         before = processes.first(run.read)
@@ -113,7 +115,7 @@ def train(
         if saved is not None:
             trainer.restore(saved["step"], saved)
         elif beginning is not None:
-            beginning.fill(trainer.model, processes)
+            beginning.fill(trainer.model)
         processes.first(lambda: run.claim(record))
         stop = stack.enter_context(StopRequest(shown.note))
         return trainer.run_all(label, stop)
