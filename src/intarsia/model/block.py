@@ -20,24 +20,35 @@ from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import FeedForward, feed_forward_of
+from intarsia.model.gated_streams import GatedStreams, StreamNorm, Written
 from intarsia.model.hyper_connections import HyperConnection, Joined
 from intarsia.ops.sequences import Sequences
 
 Norm = RMSNorm | LayerNorm
+Streams = HyperConnection | GatedStreams | AttentionResidual
 
 
 def norm_of(config: ModelConfig) -> Norm:
-    """A new norm of the residual stream."""
+    """A new norm of as many numbers as the model is wide."""
     if config.norm == "layer":
         return LayerNorm(config.d_model, config.norm_eps)
     return RMSNorm(config.d_model, config.norm_eps, config.zero_centered_norms)
 
 
-def streams_of(config: ModelConfig, layer: int, mixer: bool) -> HyperConnection | AttentionResidual | None:
+def stream_norm_of(config: ModelConfig) -> Norm:
+    """A new norm of the residual stream; where several are read through gates, of all of them."""
+    if config.gated_streams is None:
+        return norm_of(config)
+    return StreamNorm(config.gated_streams[0], config.d_model, config.norm_eps, config.zero_centered_norms)
+
+
+def streams_of(config: ModelConfig, layer: int, mixer: bool) -> Streams | None:
     """How the mixer or the feed-forward of a layer reads and writes the residual stream, where it is not one sum."""
     if config.attention_residuals is not None:
         begins = mixer and layer % config.attention_residuals == 0
         return AttentionResidual(config.d_model, config.norm_eps, begins)
+    if config.gated_streams is not None:
+        return GatedStreams(config.d_model, *config.gated_streams)
     hyper = config.hyper_connections
     return None if hyper is None else HyperConnection(config.d_model, hyper, config.norm_eps)
 
@@ -53,6 +64,9 @@ def stream_cost(config: ModelConfig, layer: int) -> FeedForwardCost:
         return FeedForwardCost(size, size, sum(AttentionResidual.flops_of(D, n) for n in sources))
     if config.hyper_connections is None:
         return FeedForwardCost.nothing()
+    if config.gated_streams is not None:
+        size = parts * GatedStreams.parameters_of(D, *config.gated_streams)
+        return FeedForwardCost(size, size, parts * GatedStreams.flops_of(D, *config.gated_streams))
     size = parts * HyperConnection.parameters_of(D, config.hyper_connections)
     flops = parts * HyperConnection.flops_of(D, config.hyper_connections)
     return FeedForwardCost(size, size, flops)
@@ -82,10 +96,10 @@ class Block(nn.Module):
         self.mixer_streams = streams_of(config, layer, mixer=True)
         self.placement, self.residual_scale = config.placement_of(self.name), config.residual_scale
         self.branch_scale = config.branch_scale
-        self.mixer_norm = norm_of(config)
+        self.mixer_norm = stream_norm_of(config)
         options = config.mixers[self.name].at_layer(layer, config.depth)
         self.mixer: Mixer[Any] = options.build(config.d_model, norm_eps=config.norm_eps)
-        self.feed_forward_norm = norm_of(config) if config.has_feed_forward(layer) else None
+        self.feed_forward_norm = stream_norm_of(config) if config.has_feed_forward(layer) else None
         self.feed_forward_streams = (
             None if self.feed_forward_norm is None else streams_of(config, layer, mixer=False)
         )
@@ -128,8 +142,7 @@ class Block(nn.Module):
         handed: HandedOn | None = None,
     ) -> BlockOutput:
         """`forward`, uncompiled."""
-        x, joined = _entered(self.mixer_streams, x)
-        h = x if self.placement == "after" else self.mixer_norm(x)
+        x, h, joined = self._entered(self.mixer_streams, x, self.mixer_norm)
         state = None if state is None else state.recordable()
         told, told_by_experts = SideResults(), SideResults()
         more: dict[str, Any] = {}
@@ -145,8 +158,7 @@ class Block(nn.Module):
         x = self._add(x, h, mixed, self.mixer_norm) if joined is None else joined.with_output(mixed)
         if self.feed_forward is None or self.feed_forward_norm is None:
             return BlockOutput(x, state, told, handed)
-        x, joined = _entered(self.feed_forward_streams, x)
-        h = x if self.placement == "after" else self.feed_forward_norm(x)
+        x, h, joined = self._entered(self.feed_forward_streams, x, self.feed_forward_norm)
         if not isinstance(self.feed_forward, Experts):
             y = self.feed_forward(h)
         elif asked := _of_these(side, self.feed_forward.side_results):
@@ -155,6 +167,18 @@ class Block(nn.Module):
             y = self.feed_forward(h)
         x = self._add(x, h, y, self.feed_forward_norm) if joined is None else joined.with_output(y)
         return BlockOutput(x, state, told.beside(told_by_experts), handed)
+
+    def _entered(
+        self, streams: Streams | None, x: Tensor, norm: Norm
+    ) -> tuple[Tensor, Tensor, Joined | Written | Grown | None]:
+        """The residual stream, what a part of the block is given of it or of several, and what takes the output of
+        several."""
+        if isinstance(streams, GatedStreams):
+            return x, *streams.enter(x, norm(x))
+        joined = None
+        if streams is not None:
+            x, joined = streams(x)
+        return x, x if self.placement == "after" else norm(x), joined
 
     def _add(self, x: Tensor, h: Tensor, y: Tensor, norm: Norm) -> Tensor:
         """The residual stream `x` with the output `y` of what was given `h`."""
@@ -184,13 +208,6 @@ class Block(nn.Module):
         size = sum(p.numel() for norm in norms for p in norm.parameters())
         feed_forward = FeedForwardCost.nothing() if self.feed_forward is None else self.feed_forward.cost()
         return LayerCost(self.name, self.mixer.cost(), feed_forward, size, self.stream_cost)
-
-
-def _entered(
-    streams: HyperConnection | AttentionResidual | None, x: Tensor
-) -> tuple[Tensor, Joined | Grown | None]:
-    """What a part of a block is given of the residual stream, or of several."""
-    return (x, None) if streams is None else streams(x)
 
 
 def _of_these(names: tuple[SideName, ...], had: tuple[SideName, ...]) -> tuple[SideName, ...]:

@@ -69,16 +69,22 @@ def _check_activation(config: FeedForwardConfig | ExpertsConfig) -> None:
 @dataclass(frozen=True)
 class HyperConnectionsConfig:
     """Several residual streams (`intarsia.model.hyper_connections`): how many, and how often and with which epsilon the
-    matrix that mixes them is normalised."""
+    matrix that mixes them is normalised.
+
+    With a `rank` nothing mixes them: each is normed, and read through gates of that rank
+    (`intarsia.model.gated_streams`; Qwen3.8-Flash-Next)."""
 
     streams: int = 4
     iterations: int = 20
     eps: float = 1e-6
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
         check_bounds(self, "streams", "iterations", least=1)
         check_bounds(self, "eps", least=0)
+        if self.rank is not None:
+            check_bounds(self, "rank", least=1)
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,8 @@ class ModelConfig:
         before = {*map(self.placement_of, self.mixers)} == {"before"}
         if self.hyper_connections is not None and not before:
             raise OptionError("hyper-connections have norms before each part", ("norm_placement",))
+        if self.gated_streams is not None and self.norm != "rms":
+            raise OptionError("streams that are read through gates have RMS norms", ("norm",))
         if self.attention_residuals is not None:
             check_bounds(self, "attention_residuals", least=1)
             if self.hyper_connections is not None or not before:
@@ -265,6 +273,12 @@ class ModelConfig:
         if isinstance(self.norm_placement, Mapping):
             return self.norm_placement.get(name, "before")
         return self.norm_placement
+
+    @property
+    def gated_streams(self) -> tuple[int, int] | None:
+        """How many streams are read through gates, and their rank."""
+        hyper = self.hyper_connections
+        return None if hyper is None or hyper.rank is None else (hyper.streams, hyper.rank)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -86,7 +86,9 @@ class ModelCost:
     weight_bytes: int = 4
     """Of one parameter."""
     outer_norms: int = 0
-    """Parameters of the norms outside of the layers."""
+    """Parameters of the norms outside of the layers, and of what reads several streams behind them."""
+    outer_flops: int = 0
+    """FLOPs per token of what reads several streams behind the layers."""
 
     @property
     def embedding_parameters(self) -> int:
@@ -131,7 +133,7 @@ class ModelCost:
     def forward_flops_per_token(self, length: int) -> float:
         """FLOPs of a forward pass per token of a sequence of `length` tokens, logits at every token."""
         blocks = sum(layer.forward_flops_per_token(length) for layer in self.layers)
-        return blocks + 2 * self.vocab_size * self.d_model
+        return blocks + self.outer_flops + 2 * self.vocab_size * self.d_model
 
     def training_flops_per_token(self, length: int) -> float:
         """Three forward passes' worth: each product `A B` costs two of its size in the backward pass."""
@@ -159,8 +161,10 @@ class ModelCost:
     def decode_seconds(self, machine: Machine, length: int, batch: int = 1) -> float:
         """The least time in which a machine can compute the last of `length` tokens of each of `batch` sequences, all
         at once: weights are read once, states for each."""
-        flops = 2 * self.vocab_size * self.d_model + sum(
-            layer.mixer.last_token_flops(length) + layer.flops_beside_mixer for layer in self.layers
+        flops = (
+            self.outer_flops
+            + 2 * self.vocab_size * self.d_model
+            + sum(layer.mixer.last_token_flops(length) + layer.flops_beside_mixer for layer in self.layers)
         )
         state = sum(layer.mixer.bytes_read(length) + layer.mixer.bytes_written() for layer in self.layers)
         weights = self.weight_bytes * self.parameters_read(batch)

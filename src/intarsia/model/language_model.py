@@ -20,11 +20,12 @@ from intarsia.mixers import MixerConfig
 from intarsia.mixers.base import Layer
 from intarsia.model import initialization
 from intarsia.model.attention_residuals import AttentionResidual
-from intarsia.model.block import Block, BlockOutput, norm_of, stream_cost
+from intarsia.model.block import Block, BlockOutput, norm_of, stream_cost, stream_norm_of
 from intarsia.model.config import ModelConfig
 from intarsia.model.cost import FeedForwardCost, LayerCost, ModelCost
 from intarsia.model.experts import Experts
 from intarsia.model.feed_forward import feed_forward_of
+from intarsia.model.gated_streams import GatedStreams
 from intarsia.model.loss import IGNORED, chunked_cross_entropy, cross_entropy_of
 from intarsia.model.states import ModelPool, ModelStates
 from intarsia.ops.sequences import Sequences
@@ -70,7 +71,12 @@ class LanguageModel(nn.Module):
         self.output_sources = (
             None if config.attention_residuals is None else AttentionResidual(config.d_model, config.norm_eps)
         )
-        self.norm = norm_of(config)
+        self.output_streams = (
+            None
+            if config.gated_streams is None
+            else GatedStreams(config.d_model, *config.gated_streams, writes=False)
+        )
+        self.norm = stream_norm_of(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()
 
@@ -170,7 +176,10 @@ class LanguageModel(nn.Module):
         x = x if last_only is False else x[:, places]
         if self.output_sources is not None:
             x, _ = self.output_sources(x)
-        x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
+        if self.output_streams is not None:
+            x = self.output_streams(self.norm(x))
+        else:
+            x = self.norm(x if self.config.hyper_connections is None else x.mean(2))
         x = x if self.config.head_scale == 1 else self.config.head_scale * x
         after = None if states is None else ModelStates(tuple(new_states))
         return x, after, tuple(told) if side else None
@@ -224,7 +233,7 @@ class LanguageModel(nn.Module):
         layers = tuple(cast(Block, block).cost() for block in self.blocks)
         weight_bytes = self.embed.weight.element_size()
         c = self.config
-        return ModelCost(c.vocab_size, c.d_model, c.tie_embeddings, layers, weight_bytes, _outer_norms(c))
+        return ModelCost(c.vocab_size, c.d_model, c.tie_embeddings, layers, weight_bytes, *_outer(c))
 
     @torch.no_grad()
     def update_router_bias(self, side: Sequence[SideResults], process_group: Any = None) -> Tensor | None:
@@ -338,25 +347,32 @@ def cost_of(config: ModelConfig, dtype: torch.dtype | None = None) -> ModelCost:
         if not config.has_feed_forward(layer):
             feed_forward, norms = FeedForwardCost.nothing(), 1
         cost = _mixer_cost(mixer, config.d_model, dtype)
-        norms *= _norm_size(config)
+        norms *= _stream_norm_size(config)
         layers.append(LayerCost(name, cost, feed_forward, norms, stream_cost(config, layer)))
     c = config
-    return ModelCost(
-        c.vocab_size, c.d_model, c.tie_embeddings, tuple(layers), dtype.itemsize, _outer_norms(c)
-    )
+    return ModelCost(c.vocab_size, c.d_model, c.tie_embeddings, tuple(layers), dtype.itemsize, *_outer(c))
 
 
 def _norm_size(config: ModelConfig) -> int:
-    """Parameters of a norm of the residual stream."""
+    """Parameters of a norm."""
     return config.d_model * (2 if config.norm == "layer" else 1)
 
 
-def _outer_norms(config: ModelConfig) -> int:
-    """Parameters of the norms behind the blocks and the embedding, and of what mixes the sources behind the blocks."""
-    size = _norm_size(config) * (2 if config.embed_norm else 1)
-    return size + (
-        0 if config.attention_residuals is None else AttentionResidual.parameters_of(config.d_model)
-    )
+def _stream_norm_size(config: ModelConfig) -> int:
+    """Parameters of a norm of the residual stream, or of several."""
+    return _norm_size(config) * (1 if config.gated_streams is None else config.gated_streams[0])
+
+
+def _outer(config: ModelConfig) -> tuple[int, int]:
+    """Parameters of the norms behind the blocks and the embedding, and of what reads the sources or streams behind the
+    blocks; and FLOPs per token of its products."""
+    size, flops = _stream_norm_size(config) + (_norm_size(config) if config.embed_norm else 0), 0
+    if config.attention_residuals is not None:
+        size += AttentionResidual.parameters_of(config.d_model)
+    if config.gated_streams is not None:
+        size += GatedStreams.parameters_of(config.d_model, *config.gated_streams, writes=False)
+        flops = GatedStreams.flops_of(config.d_model, *config.gated_streams, writes=False)
+    return size, flops
 
 
 def _mixer_cost(options: MixerConfig, d_model: int, dtype: torch.dtype) -> Cost:
