@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from intarsia.checkpoints.registry import CHECKPOINTS, NOT_READ, family
+from intarsia.checkpoints.registry import CHECKPOINTS, family
 from intarsia.files import write_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
@@ -30,9 +30,6 @@ def table() -> str:
             f"| `{name}` | {of.title} | {types} | {'loads' if of.write is None else 'both'} | {of.oracle} | "
             f"{of.missing or 'nothing known'} |"
         )
-    for other in NOT_READ:
-        types = ", ".join(f"`{kind}`" for kind in other.model_types)
-        lines.append(f"| | {other.title} | {types} | refused | | {other.lacks} |")
     return "\n".join(lines) + "\n"
 
 

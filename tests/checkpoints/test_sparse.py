@@ -18,13 +18,14 @@ from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.layers.rope import Yarn
 from intarsia.mixers import KDAConfig, MLAConfig
 from intarsia.mixers.dsa import DSAConfig
+from intarsia.mixers.qsa import QSAConfig
 from intarsia.model import HyperConnectionsConfig
 from support.checkpoint_cases import CASES, Case, their_folder, their_model, tokens
 
 pytest.importorskip("transformers")
 
 INDEXED = [case for case in CASES if case.sparse == "dense"]
-FLAT = [case for case in INDEXED if "text_config" not in case.options]
+FLAT = [case for case in INDEXED if "index_topk" in case.options]
 RELEASED_V32: dict[str, Any] = {
     "architectures": ["DeepseekV32ForCausalLM"], "attention_bias": False, "ep_size": 1, "first_k_dense_replace": 3,
     "hidden_act": "silu", "hidden_size": 7168, "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048,
@@ -46,6 +47,13 @@ def config_of(name: str, values: dict[str, Any]) -> Any:
     options = Options(values, "config.json", sparse="dense")
     with pytest.warns(UserWarning, match="not the published model"):
         config = family(name).read(options)
+    options.finish()
+    return config
+
+
+def read(values: dict[str, Any], name: str = "glm5_next") -> Any:
+    options = Options(values, "config.json")
+    config = family(name).read(options)
     options.finish()
     return config
 
@@ -79,7 +87,8 @@ def test_glm53_says_its_linear_layers_in_two_ways_and_a_head_dim_that_means_noth
     config = config_of("glm5_next", {**values, "linear_attn_config": linear})
     assert config.layers == tuple((["kda"] * 3 + ["mla"]) * 11 + ["kda"])
     assert config.mixers["kda"] == KDAConfig(32, 96, conv_size=3, gate="bounded")
-    assert config.mixers["mla"] == MLAConfig(64, 512, 256, 0, 256, q_rank=1536, latent_norm_eps=1e-5)
+    latent = {"q_rank": 1536, "latent_norm_eps": 1e-5}
+    assert config.mixers["mla"] == MLAConfig(64, 512, 256, 0, 256, **latent)
     assert (config.experts.limit, config.feed_forward.limit, config.dense_layers) == (7.0, 7.0, 3)
     assert config.hyper_connections == HyperConnectionsConfig(4, 20, 1e-6)
     for bound, expected in ((None, "softplus"), (-2.0, "bounded")):
@@ -88,6 +97,8 @@ def test_glm53_says_its_linear_layers_in_two_ways_and_a_head_dim_that_means_noth
         assert bound is None or mixer.gate_lower_bound == bound
     with pytest.raises(UnsupportedError, match="qk_rope_head_dim"):
         config_of("glm5_next", {**values, "qk_rope_head_dim": 64})
+    sparse = read(values).mixers["dsa"]
+    assert sparse == DSAConfig(64, 512, 256, 0, 256, **latent, top_k=2048, index_heads=32, index_pool=4)
     untailed = Options({**values, "index_kpool_always_select_tail": False}, "config.json", sparse="dense")
     with pytest.raises(UnsupportedError, match="index_kpool_always_select_tail"):
         family("glm5_next").read(untailed)
@@ -112,8 +123,8 @@ def test_it_is_the_published_model_up_to_the_tokens_that_are_chosen(case: Case, 
 
 def test_it_is_not_dense_unless_that_is_asked_for(tmp_path: Path) -> None:
     case = next(case for case in INDEXED if case.family == "glm5_next")
-    with pytest.raises(UnsupportedError, match=r"DeepSeek sparse attention.*sparse='dense'"):
-        intarsia.load(their_folder(case, tmp_path / "pooled"))
+    model = intarsia.load(their_folder(case, tmp_path / "pooled"))
+    assert model.config.layers == ("kda", "dsa", "kda", "dsa")
     folder = their_folder(FLAT[0], tmp_path / "flat")
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
@@ -182,3 +193,57 @@ def test_layers_that_cannot_share(kinds: list[str]) -> None:
     values = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     with pytest.raises(UnsupportedError, match="the first has an indexer"):
         family("glm_moe_dsa").read(Options({**values, "indexer_types": kinds}, "config.json"))
+
+
+def test_glm53s_layers_share_what_the_last_one_that_chooses_has_picked() -> None:
+    kinds = ["linear_attention", "indexed_attention", "full_attention", "indexed_attention"]
+    values = {"vocab_size": 50, "num_hidden_layers": 4, "layer_types": kinds, "index_kpool": 4}
+    config = read({**values, "indexer_types": ["shared", "full", "shared", "full"]})
+    assert config.layers == ("kda", "dsa", "shared", "dsa")
+    assert config.mixers["shared"] == dataclasses.replace(config.mixers["dsa"], shares=True)
+    with pytest.raises(UnsupportedError, match="layer 1, the first that chooses"):
+        read({**values, "indexer_types": ["full", "shared", "full", "full"]})
+    with pytest.raises(UnsupportedError, match="layer_types has"):
+        read({**values, "layer_types": ["sliding_attention", *kinds[1:]]})
+
+
+QWEN_NEXT: dict[str, Any] = {
+    "architectures": ["Qwen4ExpForConditionalGeneration"], "model_type": "qwen4_exp_text", "vocab_size": 248320,
+    "hidden_size": 2560, "num_hidden_layers": 48, "num_attention_heads": 24, "num_key_value_heads": 2, "head_dim": 256,
+    "attn_output_gate": True, "hidden_act": "silu", "full_attention_interval": 4, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+    "moe_intermediate_size": 640, "shared_expert_intermediate_size": 640, "num_experts": 512,
+    "num_experts_per_tok": 10, "hc_count": 4, "hc_lowrank": 320, "indexer_n_heads": 4, "indexer_kv_heads": 1,
+    "indexer_head_dim": 128, "indexer_budget": 2048, "indexer_compress_ratio": 4, "rms_norm_eps": 1e-6,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 12, "seed": 1234, "ngram_size": 3,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10], "mrope_interleaved": True,
+    },
+}  # fmt: skip
+
+
+def test_qwens_next_is_read_but_for_its_embedding_of_ngrams() -> None:
+    config = read(QWEN_NEXT, "qwen4_exp")
+    assert config.layers == ("gdn", "gdn", "gdn", "qsa") * 12
+    assert config.mixers["qsa"] == QSAConfig(
+        24, 256, 2, rope=0.25, rope_theta=1e7, qk_norm="head", zero_centered_qk_norm=True, output_gate=True,
+        index_heads=4, index_dim=128, index_budget=2048, index_ratio=4,
+    )  # fmt: skip
+    assert config.hyper_connections == HyperConnectionsConfig(4, rank=320)
+    with pytest.raises(UnsupportedError, match=r"ple_layer_ids is \[2\].*n-grams"):
+        read({**QWEN_NEXT, "ple_layer_ids": [2]}, "qwen4_exp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"indexer_kv_heads": 2}, "several key heads"),
+        ({"output_gate_type": "gelu"}, "output_gate_type"),
+        ({"layer_types": ["linear_attention"]}, "has 1 layers"),
+        ({"norm_topk_prob": False}, "not divided by their sum"),
+    ],
+)
+def test_what_of_qwens_next_is_not_built_is_named(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(UnsupportedError, match=match):
+        read({**QWEN_NEXT, **changes}, "qwen4_exp")

@@ -816,7 +816,7 @@ CHECKPOINTS = _in(
     (
         "sparse layers that are dense unasked",
         "options.py",
-        'if self.sparse == "refuse":',
+        'if self.sparse == "published":',
         'if self.sparse == "never":',
         "tests/checkpoints/test_sparse.py",
     ),

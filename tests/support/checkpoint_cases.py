@@ -33,7 +33,7 @@ class Case:
     options: dict[str, Any] = field(hash=False)
     renamed: tuple[tuple[str, str], ...] = ()
     """What transformers writes under names that no release has: a pattern, and what stands for it there."""
-    sparse: Sparse = "refuse"
+    sparse: Sparse = "published"
     """As `load` takes it."""
     module: str = "transformers"
 
@@ -103,6 +103,15 @@ LING_25 = {
     "rope_theta": 5000.0, "rms_norm_eps": 1e-4, "hidden_act": "silu", "score_function": "sigmoid",
     "scoring_func": "sigmoid", "topk_method": "noaux_tc", "router_dtype": "fp32", "norm_topk_prob": True,
 }  # fmt: skip
+# As 2.5, but for its attention.
+LING_LINEAR = {
+    **{
+        name: value for name, value in LING_25.items() if name.partition("_")[0] not in ("q", "kv", "qk", "v")
+    },
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 5,
+    "layer_group_size": 2,
+}
 OLMO = {
     **COMMON, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 52,
     "layer_types": [LINEAR, FULL, LINEAR], "num_hidden_layers": 3, "linear_num_key_heads": 3,
@@ -165,6 +174,32 @@ GLM_NEXT = {
     "hc_sinkhorn_iters": 4, "hc_eps": 1e-3, "index_topk": 100, "index_kpool": 4, "index_n_heads": 4,
     "index_head_dim": 8, "rms_norm_eps": 1e-4,
 }  # fmt: skip
+# As SPARSE: pools of 4 tokens, 3 of which are read, and the layer behind one that chooses shares its choice.
+GLM_SPARSE = {
+    **GLM_NEXT,
+    "index_topk": 12,
+    "index_n_heads": 24,
+    "indexer_types": ["full", "full", "shared", "full"],
+    "layer_types": [LINEAR, "indexed_attention", "indexed_attention", LINEAR],
+}
+QWEN_NEXT = {
+    **QWEN, **QWEN_EXPERTS, "layer_types": [LINEAR, "indexed_attention", LINEAR, "indexed_attention"],
+    "num_hidden_layers": 4, "hc_count": 3, "hc_lowrank": 7, "indexer_n_heads": 24, "indexer_kv_heads": 1,
+    "indexer_head_dim": 10, "indexer_budget": 12, "indexer_compress_ratio": 3,
+}  # fmt: skip
+SALA = {
+    "vocab_size": VOCABULARY, "hidden_size": 40, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+    "intermediate_size": 52, "num_hidden_layers": 4, "rms_norm_eps": 1e-4, "hidden_act": "silu",
+    "mixer_types": ["minicpm4", "lightning-attn", "minicpm4", "lightning-attn"], "attention_bias": False,
+    "attn_use_rope": False, "attn_use_output_gate": True, "lightning_nh": 4, "lightning_nkv": 4,
+    "lightning_head_dim": 12, "lightning_scale": "1/sqrt(d)", "lightning_use_rope": True, "qk_norm": True,
+    "use_output_gate": True, "use_output_norm": True, "rope_theta": 5000.0, "scale_emb": 3.0, "scale_depth": 1.4,
+    "dim_model_base": 16, "tie_word_embeddings": False,
+    "sparse_config": {
+        "kernel_size": 4, "kernel_stride": 2, "init_blocks": 1, "block_size": 4, "window_size": 8, "topk": 3,
+        "use_nope": False,
+    },
+}  # fmt: skip
 GLM_VISION = {
     "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 40, "intermediate_size": 20,
     "projection_intermediate_size": 24, "image_size": 28,
@@ -215,6 +250,10 @@ CASES = [
     Case(
         "qwen3_next", "dense", "Qwen3NextConfig", "Qwen3NextForCausalLM",
         {**QWEN, **QWEN_EXPERTS, "mlp_only_layers": [0, 1], "intermediate_size": 44, "norm_topk_prob": False},
+    ),
+    Case(
+        "qwen3_next", "without", "Qwen3NextConfig", "Qwen3NextForCausalLM",
+        {**QWEN, "num_experts": 0, "mlp_only_layers": [0, 1, 2], "intermediate_size": 44},
     ),
     Case(
         "gpt_oss", "", "GptOssConfig", "GptOssForCausalLM",
@@ -268,6 +307,18 @@ CASES = [
         {
             **LING_25, "num_hidden_layers": 3, "layer_group_size": 3, "use_qk_norm": False, "linear_silu": True,
             "q_lora_rank": None, "num_shared_experts": 2, "first_k_dense_replace": 2,
+        },
+        module="support.published_ling25",
+    ),
+    Case(
+        "bailing_moe_linear", "", "PublishedConfig", "PublishedLingLinear", LING_LINEAR,
+        module="support.published_ling25",
+    ),
+    Case(
+        "bailing_moe_linear", "other", "PublishedConfig", "PublishedLingLinear",
+        {
+            **LING_LINEAR, "num_hidden_layers": 3, "layer_group_size": 3, "use_qk_norm": False, "linear_silu": True,
+            "num_shared_experts": 2, "first_k_dense_replace": 2, "norm_topk_prob": True,
         },
         module="support.published_ling25",
     ),
@@ -387,7 +438,43 @@ CASES = [
     ),
     Case(
         "glm5_next", "", "Glm5NextConfig", "Glm5NextForConditionalGeneration",
+        {"text_config": GLM_SPARSE, "vision_config": GLM_VISION},
+    ),
+    Case(
+        "glm5_next", "unbounded", "Glm5NextConfig", "Glm5NextForConditionalGeneration",
+        {
+            "text_config": {
+                **GLM_NEXT, "index_topk": 18, "index_kpool": 6, "index_n_heads": 24, "linear_lower_bound": None,
+                "linear_conv_kernel_dim": 3, "n_shared_experts": 1, "norm_topk_prob": False,
+                "tie_word_embeddings": True,
+            },
+            "vision_config": GLM_VISION, "tie_word_embeddings": True,
+        },
+    ),
+    Case(
+        "glm5_next", "dense", "Glm5NextConfig", "Glm5NextForConditionalGeneration",
         {"text_config": GLM_NEXT, "vision_config": GLM_VISION}, sparse="dense",
+    ),
+    Case("qwen4_exp", "", "Qwen4ExpTextConfig", "Qwen4ExpForCausalLM", QWEN_NEXT),
+    Case(
+        "qwen4_exp", "sigmoid", "Qwen4ExpTextConfig", "Qwen4ExpForCausalLM",
+        {
+            **QWEN_NEXT, "layer_types": None, "output_gate_type": "sigmoid", "tie_word_embeddings": True,
+            "attention_bias": True, "hc_count": 2, "indexer_compress_ratio": 4, "rms_norm_eps": 1e-4,
+        },
+    ),
+    Case(
+        "qwen4_exp", "dense", "Qwen4ExpTextConfig", "Qwen4ExpForCausalLM",
+        {**QWEN_NEXT, "indexer_budget": 72, "num_experts_per_tok": 5}, sparse="dense",
+    ),
+    Case("minicpm_sala", "", "PublishedConfig", "PublishedSALA", SALA, module="support.published_sala"),
+    Case(
+        "minicpm_sala", "tied", "PublishedConfig", "PublishedSALA",
+        {
+            **SALA, "tie_word_embeddings": True, "qk_norm": False, "lightning_scale": "1/d",
+            "lightning_use_rope": False, "attn_use_output_gate": False, "dim_model_base": 20,
+        },
+        module="support.published_sala",
     ),
     Case(
         "rwkv7", "", "PublishedConfig", "PublishedRWKV7",

@@ -58,7 +58,38 @@ def theirs(name: str, **changes: Any) -> Any:
             "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
         }  # fmt: skip
         return hf.DeepseekV32Config(**{"rope_parameters": rope} | changes)
+    if name == "glm-5.3-flash":
+        # The class's pools are of 16 tokens, the release's of 4.
+        return hf.Glm5NextConfig(text_config={"index_kpool": 4} | changes, vision_config={"depth": 0})
+    if name == "qwen3.8-flash-next":
+        rope = {"rope_type": "default", "rope_theta": 10_000_000.0, "partial_rotary_factor": 0.25}
+        values = {
+            "vocab_size": 248320, "hidden_size": 2560, "num_hidden_layers": 48, "num_attention_heads": 24,
+            "num_key_value_heads": 2, "linear_num_value_heads": 48, "moe_intermediate_size": 640,
+            "shared_expert_intermediate_size": 640, "indexer_n_heads": 4, "indexer_kv_heads": 1,
+            "indexer_head_dim": 128, "indexer_budget": 2048, "indexer_compress_ratio": 4, "rope_parameters": rope,
+        }  # fmt: skip
+        return hf.Qwen4ExpTextConfig(**values | changes)
     raise AssertionError(name)
+
+
+SALA: dict[str, Any] = {
+    "vocab_size": 73448, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 2, "head_dim": 128, "intermediate_size": 16384, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "hidden_act": "silu", "attention_bias": False, "attn_use_rope": False, "attn_use_output_gate": True,
+    "qk_norm": True, "use_output_gate": True, "use_output_norm": True, "lightning_nh": 32, "lightning_nkv": 32,
+    "lightning_head_dim": 128, "lightning_scale": "1/sqrt(d)", "lightning_use_rope": True, "scale_emb": 12,
+    "scale_depth": 1.4, "dim_model_base": 256, "mup_denominator": 32, "tie_word_embeddings": False,
+    "max_position_embeddings": 524288, "model_type": "minicpm_sala",
+    "mixer_types": [
+        "minicpm4" if layer in (0, 9, 16, 17, 22, 29, 30, 31) else "lightning-attn" for layer in range(32)
+    ],
+    "sparse_config": {
+        "kernel_size": 32, "kernel_stride": 16, "init_blocks": 1, "block_size": 64, "window_size": 2048, "topk": 64,
+        "use_nope": False, "dense_len": 8192,
+    },
+}  # fmt: skip
+"""MiniCPM-SALA's `config.json`, but for what says nothing of the model."""
 
 
 def shrunk(value: Any, changes: Mapping[str, int]) -> Any:

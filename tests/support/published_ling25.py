@@ -1,5 +1,5 @@
-"""Ling and Ring 2.5 as published: the equations of the code that was released with Ring-2.5-1T
-(`modeling_bailing_moe_v2_5.py`), token by token, over tensors of its names."""
+"""Ling and Ring 2.5 and linear 2.0 as published: the equations of the code that was released with Ring-2.5-1T
+(`modeling_bailing_moe_v2_5.py`) and with Ring-mini-linear-2.0, token by token, over tensors of their names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PublishedLing25(PublishedModel):
         for layer in range(c.num_hidden_layers):
             w = under(weights, f"model.layers.{layer}.")
             h = rms_norm(x, w["input_layernorm.weight"], c.rms_norm_eps)
-            mixer = _latent_attention if _is_full(c, layer) else _lightning
+            mixer = self.full_attention if _is_full(c, layer) else _lightning
             x = x + mixer(h, under(w, "attention."), c, layer)
             h = rms_norm(x, w["post_attention_layernorm.weight"], c.rms_norm_eps)
             mlp = under(w, "mlp.")
@@ -43,7 +43,17 @@ class PublishedLing25(PublishedModel):
         return linear(x, weights["lm_head.weight"])
 
     @staticmethod
-    def tensors(c: Any) -> Iterator[tuple[str, Tensor]]:
+    def full_attention(x: Tensor, w: Weights, c: Any, layer: int) -> Tensor:
+        """The layer where a group ends."""
+        return _latent_attention(x, w, c, layer)
+
+    @staticmethod
+    def full_tensors(part: str, c: Any) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors."""
+        yield from _latent_tensors(part, c)
+
+    @classmethod
+    def tensors(cls, c: Any) -> Iterator[tuple[str, Tensor]]:
         D, H, K = c.hidden_size, c.num_attention_heads, c.head_dim
         ones, zeros = torch.ones, torch.zeros
         yield "model.word_embeddings.weight", zeros(c.vocab_size, D)
@@ -55,20 +65,7 @@ class PublishedLing25(PublishedModel):
             yield f"{here}post_attention_layernorm.weight", ones(D)
             part = f"{here}attention."
             if _is_full(c, layer):
-                query = H * (c.qk_nope_head_dim + c.qk_rope_head_dim)
-                if c.q_lora_rank is None:
-                    yield f"{part}q_proj.weight", zeros(query, D)
-                else:
-                    yield f"{part}q_a_proj.weight", zeros(c.q_lora_rank, D)
-                    yield f"{part}q_a_layernorm.weight", ones(c.q_lora_rank)
-                    yield f"{part}q_b_proj.weight", zeros(query, c.q_lora_rank)
-                yield f"{part}kv_a_proj_with_mqa.weight", zeros(c.kv_lora_rank + c.qk_rope_head_dim, D)
-                yield f"{part}kv_a_layernorm.weight", ones(c.kv_lora_rank)
-                yield (
-                    f"{part}kv_b_proj.weight",
-                    zeros(H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
-                )
-                yield f"{part}dense.weight", zeros(D, H * c.v_head_dim)
+                yield from cls.full_tensors(part, c)
             else:
                 yield f"{part}query_key_value.weight", zeros(3 * H * K, D)
                 yield f"{part}g_proj.weight", zeros(H * K, D)
@@ -86,6 +83,49 @@ class PublishedLing25(PublishedModel):
             yield from _swiglu_tensors(f"{part}shared_experts.", D, F * c.num_shared_experts)
             for expert in range(c.num_experts):
                 yield from _swiglu_tensors(f"{part}experts.{expert}.", D, F)
+
+
+class PublishedLingLinear(PublishedLing25):
+    """Linear 2.0: grouped attention where 2.5 has latent attention."""
+
+    model_type, architecture = "bailing_moe_linear", "BailingMoeLinearV2ForCausalLM"
+
+    @staticmethod
+    def full_attention(x: Tensor, w: Weights, c: Any, layer: int) -> Tensor:
+        H, G, K = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        made = linear(x, w["query_key_value.weight"]).unflatten(-1, (H + 2 * G, K))
+        q, k, v = made.split([H, G, G], dim=2)
+        if c.use_qk_norm:
+            q = rms_norm(q, w["query_layernorm.weight"], c.rms_norm_eps)
+            k = rms_norm(k, w["key_layernorm.weight"], c.rms_norm_eps)
+        R = int(K * c.partial_rotary_factor)
+        q, k = (torch.cat([turned(z[..., :R], c.rope_theta, False), z[..., R:]], dim=-1) for z in (q, k))
+        k, v = (z.repeat_interleave(H // G, dim=2) for z in (k, v))
+        return linear(attention(q, k, v).flatten(-2), w["dense.weight"])
+
+    @staticmethod
+    def full_tensors(part: str, c: Any) -> Iterator[tuple[str, Tensor]]:
+        D, H, G, K = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        yield f"{part}query_key_value.weight", torch.zeros((H + 2 * G) * K, D)
+        yield f"{part}dense.weight", torch.zeros(D, H * K)
+        if c.use_qk_norm:
+            yield f"{part}query_layernorm.weight", torch.ones(K)
+            yield f"{part}key_layernorm.weight", torch.ones(K)
+
+
+def _latent_tensors(part: str, c: Any) -> Iterator[tuple[str, Tensor]]:
+    D, H, ones, zeros = c.hidden_size, c.num_attention_heads, torch.ones, torch.zeros
+    query = H * (c.qk_nope_head_dim + c.qk_rope_head_dim)
+    if c.q_lora_rank is None:
+        yield f"{part}q_proj.weight", zeros(query, D)
+    else:
+        yield f"{part}q_a_proj.weight", zeros(c.q_lora_rank, D)
+        yield f"{part}q_a_layernorm.weight", ones(c.q_lora_rank)
+        yield f"{part}q_b_proj.weight", zeros(query, c.q_lora_rank)
+    yield f"{part}kv_a_proj_with_mqa.weight", zeros(c.kv_lora_rank + c.qk_rope_head_dim, D)
+    yield f"{part}kv_a_layernorm.weight", ones(c.kv_lora_rank)
+    yield f"{part}kv_b_proj.weight", zeros(H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank)
+    yield f"{part}dense.weight", zeros(D, H * c.v_head_dim)
 
 
 def _is_full(c: Any, layer: int) -> bool:

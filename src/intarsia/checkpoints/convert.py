@@ -37,7 +37,7 @@ def convert(
     to: str = "hf",
     dtype: torch.dtype | None = None,
     weights: WeightFormat | None = None,
-    sparse: Sparse = "refuse",
+    sparse: Sparse = "published",
     separator: int | None = None,
 ) -> str:
     """Write the model of a folder or of a cached repository in another format, tokenizer and all.

@@ -46,6 +46,9 @@ class Family:
     unties: bool = False
     """Whether transformers' class does not tie its head to the embedding, whatever its options say: what is tied here
     is written as two that are equal."""
+    around: Mapping[str, Any] | None = None
+    """Of a text model that transformers has only inside a multimodal one: what `config.json` says beside its options,
+    which stand in `text_config`. Names that begin with `model.` are written with `model.language_model.`."""
     missing: str = ""
     """For the documentation: what is not built yet."""
     oracle: str = "transformers"
@@ -104,7 +107,12 @@ def written(family: Family, config: ModelConfig) -> dict[str, Any]:
         raise OtherFamilyError(message, (0, len(differing)))
     # Nothing is said of tokens, which else would be those of the family's best-known model.
     silent = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return {"architectures": [family.architecture], **silent, **values, "model_type": family.name}
+    values = {"architectures": [family.architecture], **silent, **values, "model_type": family.name}
+    if family.around is None:
+        return values
+    inside = {name: value for name, value in values.items() if name != "architectures"}
+    outer = {name: values[name] for name in ("architectures", "tie_word_embeddings")}
+    return {**outer, **family.around, "text_config": inside}
 
 
 def told(config: ModelConfig) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def load(
     weights: None = None,
     *,
     group: int | None = None,
-    sparse: Sparse = "refuse",
+    sparse: Sparse = "published",
     ignore: Iterable[str] = (),
 ) -> LanguageModel: ...
 
@@ -56,7 +56,7 @@ def load(
     *,
     weights: WeightFormat,
     group: int | None = None,
-    sparse: Sparse = "refuse",
+    sparse: Sparse = "published",
     ignore: Iterable[str] = (),
 ) -> InferenceModel: ...
 
@@ -68,7 +68,7 @@ def load(
     weights: WeightFormat | None = None,
     *,
     group: int | None = None,
-    sparse: Sparse = "refuse",
+    sparse: Sparse = "published",
     ignore: Iterable[str] = (),
 ) -> LanguageModel | InferenceModel:
     """Open a model: of this package, or of a published family.
@@ -83,8 +83,8 @@ def load(
             evaluation mode; but of a folder whose weights are packed (`intarsia convert --weights`) the
             `InferenceModel` that they are.
         group: how many numbers share a scale, as in `pack_weights`.
-        sparse: layers that choose what they attend to are refused where they are not built, or computed as if they
-            chose everything (`"dense"`), which is another model for texts longer than what they choose.
+        sparse: layers that choose what they attend to are computed as they were published, or as if they chose
+            everything (`"dense"`), which is another model for texts longer than what they choose.
         ignore: options of `config.json` to pass over though nobody knows what they mean.
 
     Raises:
@@ -137,7 +137,7 @@ def _checked(
 
 
 def opened(
-    folder: Path, dtype: torch.dtype | None = None, sparse: Sparse = "refuse", ignore: Iterable[str] = ()
+    folder: Path, dtype: torch.dtype | None = None, sparse: Sparse = "published", ignore: Iterable[str] = ()
 ) -> tuple[LanguageModel, Reader]:
     """A model on the meta device, in evaluation mode, and what reads its tensors, which have been checked. Arguments
     and errors are those of `load`."""
@@ -159,7 +159,7 @@ def opened(
 
 
 def load_config(
-    path_or_repo: PathOrRepo, *, sparse: Sparse = "refuse", ignore: Iterable[str] = ()
+    path_or_repo: PathOrRepo, *, sparse: Sparse = "published", ignore: Iterable[str] = ()
 ) -> ModelConfig:
     """The configuration of a model that `load` would open. Arguments and errors are those of `load`."""
     folder = find_folder(path_or_repo)
@@ -235,7 +235,13 @@ def _translated(
     of eight bits."""
     where, left = str(folder / CONFIG), []
     if isinstance(text := values.get("text_config"), Mapping):
-        left = [name.removesuffix("_config") for name in values if name.endswith("_config") and values[name]]
+        parts = {name.removesuffix("_config"): of for name, of in values.items() if name.endswith("_config")}
+        # A part of no layers is that of a text model which was written alone.
+        left = [
+            name
+            for name, of in parts.items()
+            if of and not (isinstance(of, Mapping) and of.get("depth") == 0)
+        ]
         left = [name for name in left if name not in ("text", "quantization")]
         outer = (
             {"tie_word_embeddings": values["tie_word_embeddings"]} if "tie_word_embeddings" in values else {}

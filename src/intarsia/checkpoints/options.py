@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from intarsia.errors import CheckpointError, UnsupportedError
 
 T = TypeVar("T")
-Sparse = Literal["refuse", "dense"]
+Sparse = Literal["published", "dense"]
 
 # What says nothing of what the model computes in inference.
 _NAMES = """
@@ -38,7 +38,7 @@ class Options:
         values: of `config.json`, or of its part for the text model.
         where: the file, for messages.
         ignored: names that the caller says to pass over.
-        sparse: what becomes of layers that choose what they attend to: `"refuse"` or `"dense"`.
+        sparse: what becomes of layers that choose what they attend to: `"published"` or `"dense"`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Options:
         values: Mapping[str, Any],
         where: str,
         ignored: frozenset[str] = frozenset(),
-        sparse: Sparse = "refuse",
+        sparse: Sparse = "published",
     ) -> None:
         self.values, self.where, self.sparse = dict(values), where, sparse
         self._read = set(HARMLESS | ignored)
@@ -116,23 +116,17 @@ class Options:
         """The error of a part that is missing."""
         return UnsupportedError(f"{self.where}: {what}")
 
-    def chooses(self, count: int, how: str = "DeepSeek sparse attention") -> None:
-        """Its layers attend to `count` tokens that they choose.
-
-        Raises:
-            UnsupportedError: nobody has said that they shall be computed as if they chose everything.
-        """
-        if self.sparse == "refuse":
-            raise self.unsupported(
-                f"its layers attend to {count} tokens that an indexer chooses ({how}), which is not "
-                "built here. With sparse='dense' (on the command line: --sparse dense) they attend to all: that is "
-                f"the same model up to {count} tokens, and another one for longer texts"
-            )
+    def attends_to_all(self, count: int) -> bool:
+        """Whether layers that attend to `count` tokens which they choose shall attend to all, as the caller has said.
+        A warning says what that means."""
+        if self.sparse == "published":
+            return False
         warnings.warn(
             f"{self.where}: loaded as if its layers attended to all tokens, and not to {count} that an indexer "
             f"chooses: for texts of more than {count} tokens this is not the published model",
             stacklevel=2,
         )
+        return True
 
     def finish(self) -> None:
         """Raise UnsupportedError for an option that nobody has read and that is not empty."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ def _all_written(family: Family, model: LanguageModel, ours: Mapping[str, Tensor
     found: dict[str, list[Row]] = {}
     sizes: dict[str, int] = {}
     for row in chosen(family.rows(model.config)):
+        if family.around is not None:
+            row = replace(row, theirs=tuple(map(_inside, row.theirs)))
         theirs = _saved(row, meta)
         if not row.theirs:
             _saved(row, ours)  # which checks that what the family does not have is nothing
@@ -100,6 +102,12 @@ def _all_written(family: Family, model: LanguageModel, ours: Mapping[str, Tensor
             found.setdefault(base, []).append(row)
             sizes[base] = sizes.get(base, 0) + tensor.nbytes
     return [Written(name, tuple(rows), sizes[name]) for name, rows in found.items()]
+
+
+def _inside(name: str) -> str:
+    """The name of a tensor of a text model that is a part of another."""
+    alone = name.removeprefix("model.")
+    return name if alone == name else f"model.language_model.{alone}"
 
 
 def _shards(tensors: list[Written], limit: int) -> Iterator[list[Written]]:

@@ -210,7 +210,7 @@ def checked_sparse(value: str) -> Sparse:
         raise ConfigError(
             f"--sparse was given {value!r}: it can be dense, or is left out for layers as the model says"
         )
-    return "dense" if value == "dense" else "refuse"
+    return "dense" if value == "dense" else "published"
 
 
 def packed_weights(target: str) -> tuple[str, int] | None:

@@ -24,22 +24,23 @@ KINDS = {"full": "dsa", "shared": "shared"}
 
 def as_dense(options: Options, count: int) -> bool:
     """Whether layers shall attend to all tokens; what is said of their indexers is passed over then."""
-    if options.sparse != "dense":
+    if not options.attends_to_all(count):
         return False
-    options.chooses(count)
     for name in options.values:
         if name.startswith("index"):
             options.maybe(name, object)
     return True
 
 
-def indexer_options(options: Options, latent: MLAConfig, heads: int) -> DSAConfig:
-    """Latent attention with an indexer; so many `heads` where the file says nothing."""
+def indexer_options(options: Options, latent: MLAConfig, heads: int, pool: int = 1) -> DSAConfig:
+    """Latent attention with an indexer, which looks at `pool` tokens at once; so many `heads` where the file says
+    nothing."""
     return DSAConfig(
         **{field.name: getattr(latent, field.name) for field in dataclasses.fields(latent)},
         top_k=options.get("index_topk", int, 2048),
         index_heads=options.get("index_n_heads", int, heads),
         index_dim=options.get("index_head_dim", int, 128),
+        index_pool=pool,
     )
 
 
@@ -63,16 +64,16 @@ def read(options: Options) -> ModelConfig:
     return with_indexers(config, dsa, ["full"] * depth)
 
 
-def written(config: ModelConfig, dsa: DSAConfig) -> dict[str, Any]:
-    """All but which layers share."""
+def indexer_written(dsa: DSAConfig) -> dict[str, Any]:
+    """`indexer_options` the other way round."""
     if not dsa.index_relu or dsa.index_norm_eps != 1e-6:
         raise UnsupportedError("the family's indexers have a ReLU, and norms with an epsilon of 1e-6")
-    return {
-        **deepseek_v3.written(config, dsa),
-        "index_topk": dsa.top_k,
-        "index_n_heads": dsa.index_heads,
-        "index_head_dim": dsa.index_dim,
-    }
+    return {"index_topk": dsa.top_k, "index_n_heads": dsa.index_heads, "index_head_dim": dsa.index_dim}
+
+
+def written(config: ModelConfig, dsa: DSAConfig) -> dict[str, Any]:
+    """All but which layers share."""
+    return {**deepseek_v3.written(config, dsa), **indexer_written(dsa)}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -92,6 +93,9 @@ def indexer(config: DSAConfig, pairs: bool) -> Iterator[Row]:
         else:
             yield row(ours, theirs)
     yield from weights({"head_weights": "weights_proj"})
+    if config.index_pool > 1:
+        yield row("pool_gate.weight", "index_kpool_compress_gate")
+        yield row("pool_places", "index_kpool_compress_ape")
 
 
 def rows_of(config: ModelConfig, pairs: bool) -> Iterator[Row | Either]:

@@ -17,9 +17,9 @@ from intarsia.mixers.mla import MLAConfig
 from intarsia.model.config import ModelConfig
 
 
-def indexer_kinds(options: Options, depth: int) -> list[str]:
+def indexer_kinds(options: Options, depth: int, first: int = 0) -> list[str]:
     """Which of so many layers have an indexer (`full`), and which read what an earlier one picked (`shared`): said one
-    by one, by a pattern of letters, or by how many layers read one choice."""
+    by one, by a pattern of letters, or by how many layers read one choice. `first` is the first that chooses."""
     every, offset = options.get("index_topk_freq", int, 1), options.get("index_skip_topk_offset", int, 2)
     kinds = ["shared" if max(layer - offset + 1, 0) % max(every, 1) else "full" for layer in range(depth)]
     pattern = options.maybe("index_topk_pattern", object)
@@ -28,9 +28,10 @@ def indexer_kinds(options: Options, depth: int) -> list[str]:
     elif pattern is not None:
         kinds = options.get("index_topk_pattern", list)
     kinds = options.get("indexer_types", list, kinds)
-    if len(kinds) != depth or not set(kinds) <= set(KINDS) or kinds[0] != "full":
+    if len(kinds) != depth or not set(kinds) <= set(KINDS) or kinds[first] != "full":
+        which = "the first" if first == 0 else f"layer {first}, the first that chooses,"
         raise options.unsupported(
-            f"its {depth} layers must each be 'full' or 'shared', and the first has an indexer; got {kinds}"
+            f"its {depth} layers must each be 'full' or 'shared', and {which} has an indexer; got {kinds}"
         )
     return kinds
 

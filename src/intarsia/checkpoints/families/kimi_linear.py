@@ -235,16 +235,18 @@ def _narrowed(heads: int) -> Transform:
     return Transform("narrowed", load, lambda ours: ours)
 
 
-def delta_attention(config: KDAConfig) -> Iterator[Row | Either]:
-    """What decides of forgetting stands by itself in the release, and in a module of its own in transformers."""
+def delta_attention(config: KDAConfig, flat: bool = False) -> Iterator[Row | Either]:
+    """What decides of forgetting stands by itself in the release, and in a module of its own in transformers. `flat`
+    says that `A_log` has one dimension there."""
     H, wide = config.num_heads, config.num_heads * config.head_dim
     full = config.output_gate_rank is None
+    rates = _narrowed(H) if full else reshaped((H,), (H,) if flat else (1, 1, H, 1))
     yield from weights({**QKVO, **(FULL_GATE if full else GATES)})
     yield convolution(wide, wide, wide)
     forgetting = [
         row("decay_proj.0.weight", "f_a_proj.weight"),
         row("decay_proj.1.weight", "f_b_proj.weight"),
-        row("decay.A_log", "A_log", _narrowed(H) if full else reshaped((H,), (1, 1, H, 1))),
+        row("decay.A_log", "A_log", rates),
         row("decay.dt_bias", "dt_bias"),
     ]
     yield either(forgetting, [each.under("", "forget_gate.") for each in forgetting])

@@ -16,6 +16,7 @@ from intarsia.checkpoints.families.deepseek_v3 import (
     latent_options,
     latent_written,
     rotated_written,
+    stretched,
 )
 from intarsia.checkpoints.families.parts import FULL, LINEAR, share_of, sizes_of, the_experts
 from intarsia.checkpoints.family import names_of, only_mixer
@@ -35,6 +36,51 @@ def kinds_of(depth: int, group: int) -> list[str]:
     return [LINEAR if (layer + 1) % group and layer < whole else FULL for layer in range(depth)]
 
 
+def group_of(kinds: list[str]) -> int:
+    """The `layer_group_size` of such layers.
+
+    Raises:
+        UnsupportedError: they have none.
+    """
+    group = kinds.index(FULL) + 1 if FULL in kinds else 0
+    if not group or kinds_of(len(kinds), group) != kinds:
+        raise UnsupportedError("the last layer of each group is full attention, all groups being of one size")
+    return group
+
+
+def lightning_options(options: Options, rotation: Rotation) -> LightningConfig:
+    """The linear layers, of which `rotation` turns a part of the channels."""
+    options.only("linear_rope", True, part="linear layers without positions in this family")
+    heads, head_dim = options.get("num_attention_heads", int), options.get("head_dim", int, 128)
+    if heads & (heads - 1):
+        raise options.unsupported(
+            f"it has {heads} heads, and of a number that is no power of 2 its decays are others than built here"
+        )
+    return LightningConfig(
+        num_heads=heads,
+        head_dim=head_dim,
+        decay_from=1,
+        silu=options.get("linear_silu", bool, False, "use_linear_silu"),
+        qk_norm=options.get("use_qk_norm", bool, True),
+        rope=int(head_dim * rotation.share) / head_dim,
+        rope_theta=rotation.theta or 10000.0,
+        yarn=stretched(rotation)[0],
+        scale=head_dim**-0.5,
+        norm_groups=options.get("group_norm_size", int, 4),
+    )
+
+
+def lightning_written(lightning: LightningConfig) -> dict[str, Any]:
+    """`lightning_options` the other way round, without the rotation's base and stretching."""
+    return {
+        "partial_rotary_factor": share_of(lightning.rotated, lightning.head_dim),
+        "head_dim": lightning.head_dim,
+        "group_norm_size": lightning.norm_groups,
+        "linear_silu": lightning.silu,
+        "use_qk_norm": lightning.qk_norm,
+    }
+
+
 def read_mixers(options: Options, depth: int) -> tuple[str, dict[str, LightningConfig | MLAConfig]]:
     """The layout and the mixers."""
     options.presume(
@@ -42,35 +88,14 @@ def read_mixers(options: Options, depth: int) -> tuple[str, dict[str, LightningC
         topk_group=4, moe_intermediate_size=512, first_k_dense_replace=1, routed_scaling_factor=1.0,
         intermediate_size=5120,
     )  # fmt: skip
-    options.only("linear_rope", True, part="linear layers without positions in this family")
     options.only("scoring_func", "sigmoid", part="router of that kind in this family")
     options.only("topk_method", "noaux_tc", part="choice of experts of that kind")
     options.only("rope_interleave", True, part="order of rotated channels other than DeepSeek's here")
     options.maybe("max_window_layers", int)  # of no meaning here
-    heads = options.get("num_attention_heads", int)
-    if heads & (heads - 1):
-        raise options.unsupported(
-            f"it has {heads} heads, and of a number that is no power of 2 its decays are others than built here"
-        )
     rotation = Rotation(options)
-    share, rotation.share = (
-        rotation.share,
-        1.0,
-    )  # of linear layers; latent attention rotates its shared channels
+    lightning = lightning_options(options, rotation)
+    rotation.share = 1.0  # latent attention rotates all of its shared channels
     mla = latent_options(options, None, rotation)
-    head_dim = options.get("head_dim", int, 128)
-    lightning = LightningConfig(
-        num_heads=heads,
-        head_dim=head_dim,
-        decay_from=1,
-        silu=options.get("linear_silu", bool, False, "use_linear_silu"),
-        qk_norm=options.get("use_qk_norm", bool, True),
-        rope=int(head_dim * share) / head_dim,
-        rope_theta=mla.rope_theta,
-        yarn=mla.yarn,
-        scale=head_dim**-0.5,
-        norm_groups=options.get("group_norm_size", int, 4),
-    )
     kinds = kinds_of(depth, options.get("layer_group_size", int, 5))
     return " ".join(NAMES[kind] for kind in kinds), {"lightning": lightning, "mla": mla}
 
@@ -82,22 +107,16 @@ def write(config: ModelConfig) -> dict[str, Any]:
         the_experts(config),
     )
     kinds = names_of(config, KINDS)
-    group = kinds.index(FULL) + 1
-    if kinds_of(config.depth, group) != kinds:
-        raise UnsupportedError("the last layer of each group is 'mla', all groups being of one size")
-    stretched = {name: value for name, value in rotated_written(mla).items() if name != "rope_theta"}
+    group = group_of(kinds)
+    stretching = {name: value for name, value in rotated_written(mla).items() if name != "rope_theta"}
     return {
         "architectures": ["BailingMoeV2_5ForCausalLM"],
         **sizes_of(config),
         **latent_written(mla),
         "rope_theta": mla.rope_theta,
-        "rope_scaling": None if mla.yarn is None else stretched,
-        "partial_rotary_factor": share_of(lightning.rotated, lightning.head_dim),
+        "rope_scaling": None if mla.yarn is None else stretching,
+        **lightning_written(lightning),
         "layer_group_size": group,
-        "head_dim": lightning.head_dim,
-        "group_norm_size": lightning.norm_groups,
-        "linear_silu": lightning.silu,
-        "use_qk_norm": lightning.qk_norm,
         "intermediate_size": config.feed_forward.d_hidden,
         "first_k_dense_replace": config.dense_layers,
         "num_experts": of.num_experts,

@@ -89,9 +89,8 @@ def read(options: Options) -> ModelConfig:
     with_experts: list[str] = options.get("mlp_layer_types", list, presumed)
     head_dim = options.get("head_dim", int, 128)
     attention = attention_options(options, THETA, head_dim, qk_norm="head", zero_centered_qk_norm=True)
-    if SPARSE in kinds and options.sparse == "dense":
-        blocks, size = indexers["index_topk_blocks"], indexers["index_block_size"]
-        options.chooses(blocks * size, f"MiniMax sparse attention, in {blocks} blocks of {size}")
+    read = indexers["index_topk_blocks"] * indexers["index_block_size"]
+    if SPARSE in kinds and options.attends_to_all(read):
         kinds = [FULL] * depth
     mixers: dict[str, AttentionConfig] = {"attention": attention}
     if SPARSE in kinds:

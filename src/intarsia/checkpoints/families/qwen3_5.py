@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from intarsia.checkpoints.families.parts import (
@@ -22,10 +22,10 @@ from intarsia.checkpoints.families.parts import (
 from intarsia.checkpoints.family import Family, layout_of, names_of, only_mixer
 from intarsia.checkpoints.options import Options, Rotation
 from intarsia.checkpoints.rows import CONVOLUTION, Either, Row, grouped, row, same, split, under, weights
-from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig
+from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, MixerConfig
 from intarsia.model.config import FeedForwardConfig, ModelConfig
 
-KINDS = {GatedDeltaNetConfig: LINEAR, AttentionConfig: FULL}
+KINDS: Mapping[type[MixerConfig], str] = {GatedDeltaNetConfig: LINEAR, AttentionConfig: FULL}
 
 
 def linear_options(options: Options, key_heads: int = 16, value_heads: int = 32) -> GatedDeltaNetConfig:
@@ -84,12 +84,16 @@ def read(options: Options) -> ModelConfig:
     )
 
 
-def common_written(config: ModelConfig) -> dict[str, Any]:
-    """`common` the other way round."""
-    gdn, attention = only_mixer(config, GatedDeltaNetConfig), only_mixer(config, AttentionConfig)
+def common_written(config: ModelConfig, kinds: Mapping[type[MixerConfig], str] = KINDS) -> dict[str, Any]:
+    """`common` the other way round; `kinds` are the two of layers."""
+    linear, full = kinds
+    names = names_of(config, kinds)
+    gdn, attention = only_mixer(config, linear), only_mixer(config, full)
+    assert isinstance(gdn, GatedDeltaNetConfig)
+    assert isinstance(attention, AttentionConfig)
     return {
         **sizes_of(config),
-        "layer_types": names_of(config, KINDS),
+        "layer_types": names,
         **gated_delta_written(gdn),
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.kv_heads,
@@ -135,10 +139,11 @@ def mixers(
     config: ModelConfig,
     layer: int,
     delta: Callable[[GatedDeltaNetConfig], Iterator[Row]] = gated_delta_net,
+    norms: Mapping[str, str] = PRE_NORMS,
 ) -> Iterator[Row | Either]:
     """Norms and mixer of a layer; `delta` has the names of Gated DeltaNet."""
     ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-    yield from under(ours, theirs, weights(PRE_NORMS))
+    yield from under(ours, theirs, weights(norms))
     options = config.mixers[config.layers[layer]]
     if isinstance(options, AttentionConfig):
         yield from under(ours + "mixer.", theirs + "self_attn.", gated_attention(options))

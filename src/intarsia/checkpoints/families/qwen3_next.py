@@ -1,4 +1,5 @@
-"""Qwen3-Next: as Qwen3.5 with experts, but the projections of Gated DeltaNet lie together, grouped by key head."""
+"""Qwen3-Next: as Qwen3.5 with experts, but the projections of Gated DeltaNet lie together, grouped by key head. Models
+without experts are of the family too, as transformers and vLLM read it."""
 
 from __future__ import annotations
 
@@ -14,6 +15,11 @@ from intarsia.checkpoints.rows import Either, Row, grouped, row, under, weights
 from intarsia.mixers import GatedDeltaNetConfig
 from intarsia.model.config import FeedForwardConfig, ModelConfig
 
+EXPERTS = (
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "norm_topk_prob",
+)  # fmt: skip
+
 
 def read(options: Options) -> ModelConfig:
     options.only("decoder_sparse_step", 1, part="choice of layers with experts")
@@ -22,22 +28,30 @@ def read(options: Options) -> ModelConfig:
         raise options.unsupported(
             f"mlp_only_layers is {dense}: layers without experts must be the first ones"
         )
+    values = common(options)
+    experts = None
+    if len(dense) == values["depth"] or options.get("num_experts", int, 512) == 0:
+        for name in EXPERTS:
+            options.maybe(name, object)  # of no layer
+    else:
+        experts = expert_options(options, 512, 10, normalize=options.get("norm_topk_prob", bool, True))
     return ModelConfig(
-        **common(options),
+        **values,
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 5632)),
-        experts=expert_options(options, 512, 10, normalize=options.get("norm_topk_prob", bool, True)),
+        experts=experts,
         dense_layers=len(dense),
     )
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
+    of = config.experts
+    experts = {"num_experts": 0} if of is None else experts_written(config) | {"norm_topk_prob": of.normalize}
     return {
         **common_written(config),
-        **experts_written(config),
-        "norm_topk_prob": the_experts(config).normalize,
+        **experts,
         "intermediate_size": config.feed_forward.d_hidden,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": list(range(config.dense_layers)),
+        "mlp_only_layers": list(range(config.depth if of is None else config.dense_layers)),
     }
 
 
