@@ -14,12 +14,17 @@ the feed-forward of the others is changed until they have as many parameters as 
 | `olmo-hybrid` | Gated DeltaNet 3 : attention 1, norms after attention | RoPE |
 | `gpt-oss` | window 1 : attention 1, with sinks | RoPE |
 | `minimax-01` | Lightning 7 : attention 1, norms in the stream; not in the two sizes with 4 layers | RoPE on half |
+| `deepseek-v3.2` | MLA everywhere, to 256 tokens that an indexer picks | RoPE |
+| `glm-5.3-flash` | KDA 3 : MLA 1, to 256 tokens in pools of 4; four residual streams | none in MLA |
+| `qwen3.8-flash-next` | Gated DeltaNet 3 : gated attention 1, as before; four gated streams | RoPE on a quarter |
+| `minicpm-sala` | Lightning 3 : attention 1, to 8 blocks of 32 tokens | RoPE in Lightning |
 
 The same names without a size are the published shapes, in `published.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +32,16 @@ from typing import Any
 
 from intarsia.errors import ConfigError, OptionError
 from intarsia.mixers import AttentionConfig, GatedDeltaNetConfig, KDAConfig, LightningConfig, MLAConfig
-from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig, unknown
+from intarsia.mixers.dsa import DSAConfig
+from intarsia.mixers.infllm2 import InfLLM2Config
+from intarsia.mixers.qsa import QSAConfig
+from intarsia.model.config import (
+    ExpertsConfig,
+    FeedForwardConfig,
+    HyperConnectionsConfig,
+    ModelConfig,
+    unknown,
+)
 from intarsia.model.language_model import cost_of
 from intarsia.model.matching import match_parameters
 from intarsia.model.published import PUBLISHED, with_window
@@ -131,6 +145,62 @@ def minimax_01(size: Size, vocab_size: int | None = None) -> ModelConfig:
     return _matched(size, _model(size, vocab_size, layout="lightning*7 attention", **layers))
 
 
+def deepseek_v32(size: Size, vocab_size: int | None = None) -> ModelConfig:
+    """DeepSeek-V3.2's layers, dense."""
+    dsa = _dsa(size, rotate=True)
+    return _matched(size, _model(size, vocab_size, layout="dsa", mixers={"dsa": dsa}, norm_eps=1e-6))
+
+
+def glm_53_flash(size: Size, vocab_size: int | None = None) -> ModelConfig:
+    """GLM-5.3-Flash's layers, dense."""
+    kda = KDAConfig(size.num_heads, size.head_dim, gate="bounded", gate_lower_bound=-5.0)
+    mixers = {"kda": kda, "dsa": _dsa(size, rotate=False, index_pool=4)}
+    streams = HyperConnectionsConfig(streams=4)
+    layers = {"layout": "kda kda kda dsa", "mixers": mixers, "hyper_connections": streams}
+    return _matched(size, _model(size, vocab_size, **layers))
+
+
+def qwen38_flash_next(size: Size, vocab_size: int | None = None) -> ModelConfig:
+    """Qwen3.8-Flash-Next's layers, dense, without its embedding of n-grams."""
+    H, K = size.num_heads, size.head_dim
+    qsa = QSAConfig(
+        max(1, H // 2), 2 * K, num_kv_heads=1, rope=0.25, qk_norm="head", zero_centered_qk_norm=True,
+        output_gate=True, index_heads=4, index_dim=K, index_budget=256, index_ratio=4,
+    )  # fmt: skip
+    mixers = {"gdn": GatedDeltaNetConfig(max(1, H // 2), K, num_v_heads=H), "qsa": qsa}
+    streams = HyperConnectionsConfig(streams=4, rank=size.d_model // 8)
+    layers = {
+        "layout": "gdn gdn gdn qsa",
+        "mixers": mixers,
+        "zero_centered_norms": True,
+        "norm_eps": 1e-6,
+        "hyper_connections": streams,
+    }
+    return _matched(size, _model(size, vocab_size, **layers))
+
+
+def minicpm_sala(size: Size, vocab_size: int | None = None) -> ModelConfig:
+    """MiniCPM-SALA's layers in periods of four, without its factors."""
+    H, K = size.num_heads, size.head_dim
+    mixers = {
+        "lightning": LightningConfig(
+            H, K, decay_factor=1.0, silu=False, qk_norm=True, rope=1.0, scale=K**-0.5
+        ),
+        "infllm2": InfLLM2Config(
+            H,
+            K,
+            num_kv_heads=max(1, H // 8),
+            rope=0.0,
+            output_gate=True,
+            block_size=32,
+            window_size=128,
+            topk=8,
+        ),
+    }
+    layers = {"layout": "lightning*3 infllm2", "mixers": mixers, "norm_eps": 1e-6}
+    return _matched(size, _model(size, vocab_size, **layers))
+
+
 def _published(function: Callable[..., ModelConfig], vocab_size: int | None) -> ModelConfig:
     return function() if vocab_size is None else function(vocab_size)
 
@@ -153,6 +223,10 @@ FAMILIES: dict[str, Callable[[Size, int | None], ModelConfig]] = {
     "olmo-hybrid": olmo_hybrid,
     "gpt-oss": gpt_oss,
     "minimax-01": minimax_01,
+    "deepseek-v3.2": deepseek_v32,
+    "glm-5.3-flash": glm_53_flash,
+    "qwen3.8-flash-next": qwen38_flash_next,
+    "minicpm-sala": minicpm_sala,
 }
 
 PERIODS = {"minimax-01": 8}
@@ -218,6 +292,19 @@ def _mla(size: Size, rotate: bool) -> MLAConfig:
         rope_dim=size.rope_dim,
         v_dim=size.head_dim,
         rotate=rotate,
+    )
+
+
+def _dsa(size: Size, rotate: bool, **options: Any) -> DSAConfig:
+    """As `_mla`, to 256 tokens. 16 index heads: of fewer, all products may be negative, and then nothing is chosen by
+    them."""
+    mla = _mla(size, rotate)
+    return DSAConfig(
+        **{field.name: getattr(mla, field.name) for field in dataclasses.fields(mla)},
+        top_k=256,
+        index_heads=16,
+        index_dim=max(32, size.rope_dim),
+        **options,
     )
 
 

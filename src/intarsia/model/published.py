@@ -8,6 +8,7 @@ several tokens) is left out.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from intarsia.layers.rope import Yarn
 from intarsia.mixers import (
@@ -19,7 +20,9 @@ from intarsia.mixers import (
     SlidingWindowConfig,
 )
 from intarsia.mixers.dsa import DSAConfig
-from intarsia.model.config import ExpertsConfig, FeedForwardConfig, ModelConfig
+from intarsia.mixers.infllm2 import InfLLM2Config
+from intarsia.mixers.qsa import QSAConfig
+from intarsia.model.config import ExpertsConfig, FeedForwardConfig, HyperConnectionsConfig, ModelConfig
 
 
 def kimi_linear_48b_a3b(vocab_size: int = 163840) -> ModelConfig:
@@ -91,6 +94,84 @@ def deepseek_v32(vocab_size: int = 129280) -> ModelConfig:
         tie_embeddings=False,
         norm_eps=1e-6,
     )  # fmt: skip
+
+
+def glm_53_flash(vocab_size: int = 154880) -> ModelConfig:
+    """GLM-5.3-Flash's text model: KDA 3 : latent attention without positions 1, to 2048 tokens in pools of 4 that an
+    indexer picks; four residual streams; 313.3 B parameters."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=4096,
+        depth=45,
+        layout="kda kda kda dsa",
+        mixers={
+            "kda": KDAConfig(64, 128, gate="bounded", gate_lower_bound=-5.0),
+            "dsa": DSAConfig(
+                64, 512, 256, 0, 256, q_rank=1536, rotate=False, latent_norm_eps=1e-5, index_heads=32,
+                index_dim=128, top_k=2048, index_pool=4,
+            ),
+        },
+        feed_forward=FeedForwardConfig(d_hidden=12288, limit=10.0),
+        experts=ExpertsConfig(
+            num_experts=288, d_hidden=2048, num_active=8, routed_scaling_factor=2.5, limit=10.0
+        ),
+        dense_layers=3,
+        tie_embeddings=False,
+        hyper_connections=HyperConnectionsConfig(streams=4),
+    )  # fmt: skip
+
+
+def qwen38_flash_next(vocab_size: int = 248320) -> ModelConfig:
+    """Qwen3.8-Flash-Next's text model without its embedding of n-grams (51 B parameters in one layer): Gated DeltaNet
+    3 : attention 1, to 2048 tokens in pools of 4 that an indexer picks; four residual streams, read through gates;
+    125.7 B parameters."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=2560,
+        depth=48,
+        layout="gdn*3 qsa",
+        mixers={
+            "gdn": GatedDeltaNetConfig(num_heads=16, head_dim=128, num_v_heads=48),
+            "qsa": QSAConfig(
+                24, 256, num_kv_heads=2, rope=0.25, rope_theta=10_000_000.0, qk_norm="head",
+                zero_centered_qk_norm=True, output_gate=True, index_heads=4, index_dim=128, index_budget=2048,
+                index_ratio=4,
+            ),
+        },
+        feed_forward=FeedForwardConfig(d_hidden=640),
+        experts=ExpertsConfig(
+            num_experts=512, d_hidden=640, num_active=10, scores="softmax", shared_gate=True, bias_update_rate=0
+        ),
+        dense_layers=0,
+        tie_embeddings=False,
+        norm_eps=1e-6,
+        zero_centered_norms=True,
+        hyper_connections=HyperConnectionsConfig(streams=4, rank=320),
+    )  # fmt: skip
+
+
+def minicpm_sala(vocab_size: int = 73448) -> ModelConfig:
+    """MiniCPM-SALA (arXiv:2602.11761): Lightning with RoPE 24 : InfLLM-v2 without positions 8, 9.5 B parameters. Of the
+    blocks that a token reads 64 are chosen beside those of its window."""
+    sparse = {0, 9, 16, 17, 22, 29, 30, 31}
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=4096,
+        depth=32,
+        layout=" ".join("infllm2" if layer in sparse else "lightning" for layer in range(32)),
+        mixers={
+            "infllm2": InfLLM2Config(32, 128, num_kv_heads=2, rope=0.0, output_gate=True, topk=64 + 32),
+            "lightning": LightningConfig(
+                32, 128, decay_factor=1.0, silu=False, qk_norm=True, rope=1.0, scale=128**-0.5
+            ),
+        },
+        feed_forward=FeedForwardConfig(d_hidden=16384),
+        tie_embeddings=False,
+        norm_eps=1e-6,
+        embed_scale=12.0,
+        branch_scale=1.4 / math.sqrt(32),
+        head_scale=256 / 4096,
+    )
 
 
 def minimax_text_01(vocab_size: int = 200064) -> ModelConfig:
@@ -204,6 +285,9 @@ PUBLISHED = {
     "kimi-linear-rope": kimi_linear_48b_a3b_rope,
     "moonlight": moonlight_16b_a3b,
     "deepseek-v3.2": deepseek_v32,
+    "glm-5.3-flash": glm_53_flash,
+    "qwen3.8-flash-next": qwen38_flash_next,
+    "minicpm-sala": minicpm_sala,
     "minimax-01": minimax_text_01,
     "qwen3-next": qwen3_next_80b_a3b,
     "gpt-oss": gpt_oss_120b,
