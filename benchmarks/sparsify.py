@@ -13,6 +13,7 @@ teacher have intervals of 95 % over seeds (Student's t).
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -48,31 +49,32 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=600)
     parser.add_argument("--warm-up-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--examples", type=int, default=256)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = make_task("mqar", {"length": options.length, "pairs": options.pairs})
     rows: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        teachers: dict[str, tuple[LanguageModel, float, int]] = {}
-        for name in options.kinds.split(","):
-            kind, own = KINDS[name]
-            dense = "mla" if kind == "dsa" else "attention"
-            if dense not in teachers:
-                teachers[dense] = _teacher(dense, task, seed, options)
-            rows.append(
-                {"seed": seed, "kind": name, **_one(kind, own, *teachers[dense], task, seed, options)}
-            )
-            print(
-                {key: round(x, 4) if isinstance(x, float) else x for key, x in rows[-1].items()}, flush=True
-            )
-    summary = [
-        _summary(name, [row for row in rows if row["kind"] == name]) for name in options.kinds.split(",")
-    ]
-    table(summary)
-    if options.out:
-        results = {"machine": machine(), "options": vars(options), "runs": rows, "summary": summary}
-        write_results(options.out, results)
+    teachers: dict[tuple[str, int], tuple[LanguageModel, float, int]] = {}
+    for name in options.kinds.split(","):
+        kind, own = KINDS[name]
+        dense = "mla" if kind == "dsa" else "attention"
+        for seed in range(options.seeds):
+            if (dense, seed) not in teachers:
+                teachers[dense, seed] = _teacher(dense, task, seed, options)
+            row = _one(kind, own, *teachers[dense, seed], task, seed, options)
+            rows.append({"seed": seed, "kind": name, **row})
+            shown = {key: round(x, 4) if isinstance(x, float) else x for key, x in rows[-1].items()}
+            print(shown, flush=True)
+        if options.out:
+            command = f"python benchmarks/sparsify.py {' '.join(sys.argv[1:])}"
+            results = {"command": command, "machine": machine(), "options": vars(options)}
+            write_results(options.out, {**results, "runs": rows, "summary": _summaries(rows)})
+    table(_summaries(rows))
+
+
+def _summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return [_summary(name, [row for row in rows if row["kind"] == name]) for name in kinds]
 
 
 def _config(dense: str, vocabulary: int) -> ModelConfig:

@@ -25,7 +25,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill
 """
 WIDTH, TOP, WIDE, HIGH, GAP = 960.0, 64.0, 250.0, 92.0, 70.0
 BOXES = (
-    ("indexer", ("scores each token, or one entry of several,", "with a few small heads and one key")),
+    ("indexer", ("scores each token, or each few:", "some small heads, and one key for all")),
     ("selector", ("the best, of equal ones the earlier:", "numbers of tokens, pools or blocks")),
     ("attention", ("softmax over what was picked:", "nothing else is read")),
 )
@@ -65,7 +65,7 @@ def figure() -> Markup:
     ]
     parts.append(tag("g", learned, class_="learns"))
     parts.append(down(last + 60, bottom, below))
-    parts.append(text("the model's loss trains all but the indexer", last - 92, below + 18))
+    parts.append(text("the model's loss trains all but the indexer", last - 120, below + 18))
     return tag(
         "svg",
         tag("style", Markup(STYLE)),

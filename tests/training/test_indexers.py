@@ -121,6 +121,24 @@ def test_dense_layers_attend_to_everything(model_config, train_config, dataset):
         assert torch.equal(got, expected) == same
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_blocks_tell_the_same(model_config, train_config, dataset, kind):
+    batch = BatchLoader(dataset.train, rows=4, length=48, seed=0).next()
+    found = []
+    for compiled in (False, True):
+        model = learner_of(model_config.replace(init_std=0.4), train_config, kind, index_loss=1.0).model
+        if compiled:
+            torch._dynamo.reset()
+            model.compile_blocks("aot_eager")
+        side = model(batch.tokens, batch.targets, seqs=batch.seqs, side=("loss", "divergence", "picked")).side
+        told = next(each for each in side if each.loss is not None)
+        gradients = torch.autograd.grad(told.loss, list(indexer_parameters(model).values()))
+        found.append((told.loss, told.divergence, told.picked, *gradients))
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
 def test_nothing_to_train_is_told(model_config, train_config):
     config = train_config.replace(trains="indexers", qk_clip=None)
     with pytest.raises(ConfigError, match="whose indexer learns"):
