@@ -209,23 +209,28 @@ def _facts(result: Sparsified) -> dict[str, Any]:
     }
 
 
-def _lost(result: Sparsified) -> dict[str, dict[str, float]]:
-    """By how many bits per byte the model is worse than before, with intervals of 95 % over documents."""
+def _lost(result: Sparsified) -> dict[str, dict[str, float | None]]:
+    """By how many bits per byte the model is worse than before, with intervals of 95 % over documents if there are
+    several."""
     import numpy as np
 
     from intarsia.ladder.statistics import estimate
 
-    before, found = result.before, {}
+    before = result.before
+    found: dict[str, dict[str, float | None]] = {}
     later = {
         "warmed_up": result.warmed_up,
         "sparse": None if result.sparse is None else result.sparse.evaluation,
     }
     for name, score in later.items():
-        if score is None or before is None or len(score.documents) < 2:
+        if score is None or before is None:
+            continue
+        found[name] = {"value": score.bits_per_byte - before.bits_per_byte, "low": None, "high": None}
+        if len(score.documents) < 2:
             continue
         bits = (score.nll - before.nll)[None] / np.log(2)
         (told,) = estimate([bits], before.text_bytes)
-        found[name] = {"value": told.value, "low": told.interval.low, "high": told.interval.high}
+        found[name] |= {"low": told.interval.low, "high": told.interval.high}
     return found
 
 
@@ -238,11 +243,10 @@ def _print(result: Sparsified) -> None:
     for label, (_, score), share in zip(STAGES, facts["heldout"].items(), shares, strict=True):
         if score is None:
             continue
-        lost = score["lost"]
-        told = (
-            ("", "")
-            if lost is None
-            else (f"{lost['value']:+.4f}", f"{lost['low']:+.4f} to {lost['high']:+.4f}")
-        )
+        lost, told = score["lost"], ["", ""]
+        if lost is not None:
+            told[0] = f"{lost['value']:+.4f}"
+        if lost is not None and lost["low"] is not None:
+            told[1] = f"{lost['low']:+.4f} to {lost['high']:+.4f}"
         made.add_row(label, f"{score['bits_per_byte']:.4f}", *told, "" if share is None else f"{share:.1%}")
     show(made, f'Let it write: intarsia generate {result.directory.path} "def "')
