@@ -29,6 +29,9 @@ def made(preset: str) -> LanguageModel:
         ("qwen3-next-nano", "qwen3_next", "Qwen3NextForCausalLM"),
         ("qwen3-next-nano", None, "Qwen3_5ForCausalLM"),
         ("olmo-hybrid-nano", None, "OlmoHybridForCausalLM"),
+        ("full-nano", None, "DeepseekV3ForCausalLM"),
+        ("deepseek-v3.2-nano", None, "DeepseekV32ForCausalLM"),
+        ("glm-5.3-flash-nano", None, "Glm5NextForConditionalGeneration"),
     ],
 )
 def test_a_preset_is_read_by_transformers(
@@ -36,7 +39,7 @@ def test_a_preset_is_read_by_transformers(
 ) -> None:
     import transformers
 
-    model, x = made(preset), tokens(70)
+    model, x = made(preset), tokens(300)  # more than sparse layers read
     intarsia.save(model, tmp_path, family)
     reader: Any = getattr(transformers, theirs)
     there = reader.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32).eval()
@@ -47,6 +50,15 @@ def test_a_preset_is_read_by_transformers(
     read = intarsia.load(tmp_path).config
     assert read.layers == model.config.layers
     assert read.experts is None
+
+
+def test_a_hybrid_of_blocks_and_fixed_decays_is_read_again(tmp_path: Path) -> None:
+    model, x = made("minicpm-sala-nano"), tokens(300)
+    intarsia.save(model, tmp_path)
+    again = intarsia.load(tmp_path)
+    assert again.config.embed_scale == again.config.branch_scale == again.config.head_scale == 1
+    with torch.no_grad():
+        assert torch.equal(again(x).logits, model(x).logits)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5"])

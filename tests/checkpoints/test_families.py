@@ -87,6 +87,19 @@ def test_gives_their_logits(case: Case, runtime: bool, tmp_path: Path) -> None:
     close(in_pieces(model, x[:, :12], [1] * 12), expected[:, :12])
 
 
+CHOOSING = ("deepseek_v32", "glm_moe_dsa", "glm5_next", "qwen4_exp", "minimax_m3", "minicpm_sala")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.family in CHOOSING and case.sparse == "published"], ids=str
+)
+def test_token_by_token_they_choose_as_in_one(case: Case, tmp_path: Path) -> None:
+    """Behind more tokens than any of them reads: 20 at most."""
+    model, x = load(case, their_folder(case, tmp_path)), tokens(52)
+    expected = their_logits(their_model(case), x)
+    close(in_pieces(model, x, [30, *[1] * 22]), expected)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case not in WRITTEN], ids=str)
 def test_what_is_only_read_is_saved_as_what_it_became(case: Case, tmp_path: Path) -> None:
     model, x = load(case, their_folder(case, tmp_path / "theirs")), tokens(9)

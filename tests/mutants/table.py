@@ -814,6 +814,20 @@ CHECKPOINTS = _in(
         "tests/checkpoints/test_ling.py",
     ),
     (
+        "a window that is not counted beside the chosen blocks",
+        "families/minicpm_sala.py",
+        'chosen = inside.get("topk", int, 64) + window // block',
+        'chosen = inside.get("topk", int, 64)',
+        "tests/checkpoints/test_sala.py",
+    ),
+    (
+        "pools of another size than the file says",
+        "families/glm5_next.py",
+        'options.get("index_kpool", int, 16)',
+        "16",
+        "tests/checkpoints/test_sparse.py",
+    ),
+    (
         "sparse layers that are dense unasked",
         "options.py",
         'if self.sparse == "published":',

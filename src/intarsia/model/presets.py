@@ -147,17 +147,19 @@ def minimax_01(size: Size, vocab_size: int | None = None) -> ModelConfig:
 
 def deepseek_v32(size: Size, vocab_size: int | None = None) -> ModelConfig:
     """DeepSeek-V3.2's layers, dense."""
-    dsa = _dsa(size, rotate=True)
+    dsa = _dsa(size, rotate=True, q_rank=2 * size.kv_rank)
     return _matched(size, _model(size, vocab_size, layout="dsa", mixers={"dsa": dsa}, norm_eps=1e-6))
 
 
 def glm_53_flash(size: Size, vocab_size: int | None = None) -> ModelConfig:
     """GLM-5.3-Flash's layers, dense."""
     kda = KDAConfig(size.num_heads, size.head_dim, gate="bounded", gate_lower_bound=-5.0)
-    mixers = {"kda": kda, "dsa": _dsa(size, rotate=False, index_pool=4)}
+    latent = {"rope_dim": 0, "q_rank": 2 * size.kv_rank, "latent_norm_eps": 1e-5, "index_pool": 4}
+    mixers = {"kda": kda, "dsa": _dsa(size, rotate=False, **latent)}
     streams = HyperConnectionsConfig(streams=4)
     layers = {"layout": "kda kda kda dsa", "mixers": mixers, "hyper_connections": streams}
-    return _matched(size, _model(size, vocab_size, **layers))
+    config = _model(size, vocab_size, **layers)
+    return _matched(size, config.replace(feed_forward=FeedForwardConfig(size.d_hidden, limit=10.0)))
 
 
 def qwen38_flash_next(size: Size, vocab_size: int | None = None) -> ModelConfig:
@@ -299,13 +301,9 @@ def _dsa(size: Size, rotate: bool, **options: Any) -> DSAConfig:
     """As `_mla`, to 256 tokens. 16 index heads: of fewer, all products may be negative, and then nothing is chosen by
     them."""
     mla = _mla(size, rotate)
-    return DSAConfig(
-        **{field.name: getattr(mla, field.name) for field in dataclasses.fields(mla)},
-        top_k=256,
-        index_heads=16,
-        index_dim=max(32, size.rope_dim),
-        **options,
-    )
+    latent = {field.name: getattr(mla, field.name) for field in dataclasses.fields(mla)}
+    indexer = {"top_k": 256, "index_heads": 16, "index_dim": max(32, size.rope_dim)}
+    return DSAConfig(**{**latent, **indexer, **options})
 
 
 def _model(size: Size, vocab_size: int | None, **layers: Any) -> ModelConfig:

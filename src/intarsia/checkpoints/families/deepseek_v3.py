@@ -155,6 +155,7 @@ def read(options: Options) -> ModelConfig:
     )
     depth = options.get("num_hidden_layers", int)
     shared = options.get("n_shared_experts", int, 0 if "n_shared_experts" in options.values else 1)
+    dense, experts = dense_layers(options, depth, 3), expert_options(options, shared)
     return ModelConfig(
         vocab_size=options.get("vocab_size", int),
         d_model=options.get("hidden_size", int),
@@ -162,8 +163,8 @@ def read(options: Options) -> ModelConfig:
         layout="mla",
         mixers={"mla": latent_options(options, 1536, Rotation(options))},
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 18432)),
-        experts=expert_options(options, shared),
-        dense_layers=dense_layers(options, depth, 3),
+        experts=experts if dense < depth else None,
+        dense_layers=dense,
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=options.get("rms_norm_eps", float, 1e-6),
     )
@@ -176,17 +177,26 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def written(config: ModelConfig, mla: MLAConfig) -> dict[str, Any]:
     """The options of a model whose layers have this latent attention."""
-    of = the_experts(config)
     return {
         **sizes_of(config),
         **latent_written(mla),
         "rope_parameters": rotated_written(mla),
         "rope_interleave": True,
         "intermediate_size": config.feed_forward.d_hidden,
-        "first_k_dense_replace": config.dense_layers,
         "moe_layer_freq": 1,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
+        **which_experts(config),
+    }
+
+
+def which_experts(config: ModelConfig) -> dict[str, Any]:
+    """The experts of a model, and which layers have none: all, where there are none."""
+    of = config.experts
+    if of is None:
+        return {"first_k_dense_replace": config.depth}
+    return {
+        "first_k_dense_replace": config.dense_layers,
         "n_routed_experts": of.num_experts,
         "n_shared_experts": of.num_shared,
         **experts_written(of),

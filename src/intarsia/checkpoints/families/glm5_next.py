@@ -9,11 +9,11 @@ from typing import Any
 
 from intarsia.checkpoints.families.deepseek_v3 import (
     expert_options,
-    experts_written,
     feed_forward,
     latent_attention,
     latent_options,
     latent_written,
+    which_experts,
 )
 from intarsia.checkpoints.families.deepseek_v32 import (
     INDEXER,
@@ -32,7 +32,6 @@ from intarsia.checkpoints.families.parts import (
     listed_layers,
     outside,
     sizes_of,
-    the_experts,
 )
 from intarsia.checkpoints.family import Family, names_of, only_mixer
 from intarsia.checkpoints.options import Options
@@ -110,6 +109,10 @@ def read(options: Options) -> ModelConfig:
     options.only("qk_rope_head_dim", 0, part="latent attention with positions in this family")
     kda = kda_options(options)
     mixers = {name_of(latent.get(layer)): latent.get(layer, kda) for layer in range(depth)}
+    dense = dense_layers(options, depth, 3)
+    experts = expert_options(
+        options, options.get("n_shared_experts", int, 1), number=288, groups=(1, 1), limit=limit
+    )
     return ModelConfig(
         vocab_size=options.get("vocab_size", int, 154880),
         d_model=options.get("hidden_size", int, 4096),
@@ -117,10 +120,8 @@ def read(options: Options) -> ModelConfig:
         layout=" ".join(name_of(latent.get(layer)) for layer in range(depth)),
         mixers=mixers,
         feed_forward=FeedForwardConfig(options.get("intermediate_size", int, 12288), limit),
-        experts=expert_options(
-            options, options.get("n_shared_experts", int, 1), number=288, groups=(1, 1), limit=limit
-        ),
-        dense_layers=dense_layers(options, depth, 3),
+        experts=experts if dense < depth else None,
+        dense_layers=dense,
         tie_embeddings=options.get("tie_word_embeddings", bool, False),
         norm_eps=eps,
         hyper_connections=HyperConnectionsConfig(
@@ -133,8 +134,9 @@ def read(options: Options) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     kinds = names_of(config, {KDAConfig: LINEAR, DSAConfig: INDEXED})
-    of, hyper, kda = the_experts(config), config.hyper_connections, only_mixer(config, KDAConfig)
-    if hyper is None or of.limit is None:
+    hyper, kda = config.hyper_connections, only_mixer(config, KDAConfig)
+    limit = config.feed_forward.limit if config.experts is None else config.experts.limit
+    if hyper is None or limit is None:
         raise UnsupportedError("the family has several residual streams, and a limit of activations")
     latent = {
         layer: mixer
@@ -147,7 +149,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     shared = [
         "shared" if layer in latent and latent[layer].shares else "full" for layer in range(config.depth)
     ]
-    dense = config.dense_layers
+    dense = config.depth if config.experts is None else config.dense_layers
     return {
         **sizes_of(config),
         **latent_written(dsa),
@@ -160,11 +162,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "linear_conv_kernel_dim": kda.conv_size,
         "linear_lower_bound": kda.gate_lower_bound if kda.gate == "bounded" else None,
         "intermediate_size": config.feed_forward.d_hidden,
-        "swiglu_limit": of.limit,
+        "swiglu_limit": limit,
         "mlp_layer_types": ["dense"] * dense + ["sparse"] * (config.depth - dense),
-        "n_routed_experts": of.num_experts,
-        "n_shared_experts": of.num_shared,
-        **experts_written(of),
+        **which_experts(config),
         "hc_mult": hyper.streams,
         "hc_sinkhorn_iters": hyper.iterations,
         "hc_eps": hyper.eps,
