@@ -91,7 +91,12 @@ tasks: st.SearchStrategy[Task] = st.one_of(
     st.builds(Regression, st.integers(16, 80), dimensions=st.integers(1, 6), largest=st.integers(1, 3)),
     st.builds(Parity, st.integers(1, 60)),
     st.builds(ModularCounting, st.integers(1, 60)),
-    st.builds(WordProblem, st.integers(1, 60), group=st.sampled_from(get_args(GroupName))),
+    st.builds(
+        WordProblem,
+        st.integers(1, 60),
+        group=st.sampled_from(get_args(GroupName)),
+        generators=st.booleans(),
+    ),
     st.builds(KHop, st.integers(2, 60), hops=st.none() | st.integers(0, 5), letters=st.integers(2, 5)),
     _facts(Chains),
     _facts(Variables),

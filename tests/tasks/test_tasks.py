@@ -275,6 +275,14 @@ def test_groups_are_groups() -> None:
         assert make_task("word-problem", {"length": 1, "group": group}).vocab_size == size
 
 
+@pytest.mark.parametrize("group", ["s3", "s4", "s5", "a4", "a5"])
+def test_two_elements_generate_each_group(group: str) -> None:
+    it = make_task("word-problem", {"length": 40, "group": group, "generators": True})
+    inputs, targets = it.examples(0, 200)
+    assert len(inputs.unique()) == 2
+    assert len(targets.unique()) == it.vocab_size
+
+
 def test_depth_is_where_the_needle_stands() -> None:
     for depth, place in ((0, 0), (50, 12), (100, 25)):
         it = make_task("needle", {"length": 30, "depth": depth})

@@ -12,6 +12,7 @@ from intarsia.cli.output import note, print_json, show, table
 from intarsia.errors import ConfigError
 
 if TYPE_CHECKING:
+    from intarsia.inference.harness import StandardTask
     from intarsia.tasks import Task
     from intarsia.tasks.text import TextTask
 
@@ -30,7 +31,8 @@ def command(
         typer.Option(
             "--tasks",
             help="Tasks with their options, `NAME:length=64,option=value`, or `value|value` for one after the other; "
-            "several tasks with spaces between, or by more --tasks. By default what the model learned in a comparison.",
+            "several tasks with spaces between, or by more --tasks. `lm_eval:NAME,fewshot=5,limit=100` is one of "
+            "lm-eval-harness's. By default what the model learned in a comparison.",
         ),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 256,
@@ -68,8 +70,10 @@ def command(
       intarsia exam runs/mine --tasks "mqar:length=128 palindrome:length=64,symbols=32"
       intarsia exam runs/mine --tasks stack:length=64,stacks=16 --show 2
       intarsia exam runs/mine --tasks "chains:length=64,hops=1|2|3,distance=0|4|8" --out hops.json
+      intarsia exam moonshotai/Kimi-Linear-48B-A3B-Base --tasks "lm_eval:arc_easy lm_eval:hellaswag,limit=500"
     """
     from intarsia.checkpoints.opening import load, load_config
+    from intarsia.cli.exam_standard import asked_of_harness, open_missing, show_standard, standard_entry
     from intarsia.cli.places import find_device, model_place, told_plugins
     from intarsia.mixers.registry import use_plugins
     from intarsia.tasks import examine
@@ -81,7 +85,9 @@ def command(
     learned = _learned(place)
     if seed is None:
         seed = learned["seed"] if learned else 0
-    said = _chosen(tasks, run, learned)
+    said, standard = _chosen(tasks, run, learned)
+    if standard and split != "test":
+        raise ConfigError(f"lm-eval's tasks say themselves what they ask; leave --split {split} out")
     sheet = Sheet(_identity(place), out)
     with told_plugins(Path(run)):
         vocab_size = load_config(place).vocab_size
@@ -90,10 +96,12 @@ def command(
             check_vocabulary(task, vocab_size)
             task.examples(seed, 1, _split(split))
         missing = [asked for asked, _ in chosen if sheet.find(asked) is None]
+        opened = open_missing(standard, seed, sheet)
         on = find_device(device)
-        model = load(place, device=on) if missing or show_examples else None
-    if out and len(missing) < len(chosen):
-        note(f"{len(chosen) - len(missing)} of {len(chosen)} were in {out}")
+        model = load(place, device=on) if missing or opened or (show_examples and chosen) else None
+    there, asked_for = len(missing) + len(opened), len(chosen) + len(standard)
+    if out and there < asked_for:
+        note(f"{asked_for - there} of {asked_for} were in {out}")
     entries = []
     for asked, task in chosen:
         entry = sheet.find(asked)
@@ -107,12 +115,25 @@ def command(
             _show_examples(
                 model, asked["task"], task, seed, min(show_examples, examples), split, to_stderr=json
             )
+    for asked, data in opened:
+        assert model is not None, "the weights are read where anything is missing"
+        sheet.add(standard_entry(model, place, asked, data))
+    of_harness = [sheet.find(asked_of_harness(task, seed)) for task in standard]
     if json:
         print_json(
-            {"model": str(place), "seed": seed, "split": split, "examples": examples, "exams": entries}
+            {
+                "model": str(place),
+                "seed": seed,
+                "split": split,
+                "examples": examples,
+                "exams": [*entries, *of_harness],
+            }
         )
         return
-    _show(entries)
+    if entries:
+        _show(entries)
+    if standard:
+        show_standard(of_harness)
 
 
 def _show(entries: list[dict[str, Any]]) -> None:
@@ -152,21 +173,26 @@ def _bound(task: Task | TextTask, place: Path) -> Task:
     return task.bound(load_tokenizer(place)) if isinstance(task, TextTask) else task
 
 
-def _chosen(texts: list[str] | None, run: str, learned: dict[str, Any] | None) -> list[Task | TextTask]:
-    """The tasks that are asked for, or the one that the model learned in a comparison."""
+def _chosen(
+    texts: list[str] | None, run: str, learned: dict[str, Any] | None
+) -> tuple[list[Task | TextTask], list[StandardTask]]:
+    """The tasks that are asked for, or the one that the model learned in a comparison; and those of lm-eval."""
+    from intarsia.inference.harness import PREFIX, StandardTask
     from intarsia.tasks import make_task
     from intarsia.tasks.registry import names, text_names
     from intarsia.tasks.written import read_tasks
 
-    chosen = [task for group in texts or () for text in group.split() for task in read_tasks(text, _make)]
-    if chosen:
-        return chosen
+    words = [text for group in texts or () for text in group.split()]
+    standard = [StandardTask.read(text) for text in words if text.startswith(PREFIX)]
+    chosen = [task for text in words if not text.startswith(PREFIX) for task in read_tasks(text, _make)]
+    if words:
+        return chosen, standard
     if learned is None:
         raise ConfigError(
             f"the model in {run} did not learn a task: say what to examine it on, for instance --tasks "
             f"mqar:length=64 (there are {', '.join(names() + text_names())})"
         )
-    return [make_task(learned["task"], learned["options"])]
+    return [make_task(learned["task"], learned["options"])], []
 
 
 def _make(name: str, options: Any) -> Task | TextTask:

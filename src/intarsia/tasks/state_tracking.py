@@ -91,7 +91,9 @@ class WordProblem(Task):
 
     `p102` maps 0 to 1, 1 to 0 and 2 to 2. Groups: `s3`, `s4` and `s5`, all permutations of so many things, and `a4` and
     `a5`, the even ones. S5 and A5 are not solvable: their word problem is complete for NC1, out of reach of
-    transformers and diagonal recurrences of a fixed depth (arXiv:2404.08819).
+    transformers and diagonal recurrences of a fixed depth (arXiv:2404.08819). With `generators` an example has two
+    elements alone, of which all are products: a cycle of all things (or all but one), and a swap of two, or a cycle of
+    three where swaps are odd. That is as hard to track, and there is less to learn by heart (arXiv:2411.12537).
     """
 
     type: ClassVar[str] = "word-problem"
@@ -99,6 +101,7 @@ class WordProblem(Task):
     source: ClassVar[str] = "arXiv:2404.08819"
     group: GroupName = "s3"
     asked_from: int = 0
+    generators: bool = False
 
     def __post_init__(self) -> None:
         _check(self.length, self.asked_from)
@@ -117,7 +120,10 @@ class WordProblem(Task):
         return self.length
 
     def _make(self, random: NDArray[np.uint64]) -> tuple[Integers, Integers]:
-        inputs = below(self.vocab_size, random)
+        if self.generators:
+            inputs = np.array(_generators(self.group))[below(2, random)]
+        else:
+            inputs = below(self.vocab_size, random)
         product, products = _table(self.group), np.empty_like(inputs)
         state = np.zeros(len(inputs), dtype=np.int64)  # the identity comes first
         for step in range(self.length):
@@ -145,6 +151,17 @@ def _elements(group: GroupName) -> tuple[tuple[int, ...], ...]:
     """The permutations of a group in the order of their images: the identity first."""
     every = permutations(range(int(group[1])))
     return tuple(element for element in every if group[0] == "s" or _is_even(element))
+
+
+def _generators(group: GroupName) -> tuple[int, int]:
+    """The numbers of two elements that generate a group."""
+    size = int(group[1])
+    even = group[0] == "a"
+    first = 1 if even and size % 2 == 0 else 0  # a cycle is even if its length is odd
+    cycle = (*range(first), *range(first + 1, size), first)
+    short = ((1, 2, 0) if even else (1, 0)) + tuple(range(3 if even else 2, size))
+    elements = _elements(group)
+    return elements.index(cycle), elements.index(short)
 
 
 def _is_even(element: tuple[int, ...]) -> bool:
