@@ -16,6 +16,7 @@ from rich.console import Console
 from intarsia.ladder import LadderPlan, PlanError, climb
 from intarsia.ladder.run_folder import RunFolder
 from intarsia.ladder.run_spec import RunSpec
+from support.small_corpus import texts
 
 PLAN: dict[str, Any] = {
     "name": "small",
@@ -24,13 +25,7 @@ PLAN: dict[str, Any] = {
     "training": {"rows": 2, "length": 64, "decay_fraction": 0.5, "log_every": 2},
     "tuning": {"learning_rates": [5e-3], "documents": 6},
     "evaluation": {"documents": 12, "tokens_per_document": 100, "resamples": 1000},
-    "figures": {
-        "contexts": [16],
-        "decode_tokens": 2,
-        "repeats": 1,
-        "throughput_steps": 0,
-        "sample_tokens": 0,
-    },
+    "figures": {"contexts": [], "throughput_steps": 0, "sample_tokens": 0},
     "model": {
         "d_model": 16,
         "mixers": {
@@ -41,11 +36,17 @@ PLAN: dict[str, Any] = {
     },
     "matching": {"tolerance": 0.02},
     "baselines": "none",
-    "gates": {"baseline": "full", "margin": 0.3},
-    "sizes": [
-        {"name": "flat", "steps": [8, 16], "model": {"depth": 1}},
-        {"name": "deep", "steps": [8], "model": {"depth": 2}},
+    "gates": {"baseline": "full", "margin": 8.0},
+    "sizes": [{"name": "flat", "steps": [8, 16], "model": {"depth": 1}}],
+    "arms": [
+        {"name": "linear", "preset": "kimi-linear-nano", "model": {"layout": "kda"}},
+        {"name": "full", "preset": "full-nano"},
     ],
+}
+WHOLE: dict[str, Any] = {
+    **PLAN,
+    "gates": {"baseline": "full", "margin": 0.3},
+    "sizes": [*PLAN["sizes"], {"name": "deep", "steps": [8], "model": {"depth": 2}}],
     "arms": [
         # It learns nothing at such a rate.
         {"name": "slow", "preset": "kimi-linear-nano", "model": {"layout": "kda"}, "learning_rates": [1e-8]},
@@ -61,15 +62,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plan(place: Path) -> dict[str, Any]:
-    texts = place / "texts"
-    texts.mkdir()
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(20)]
-    for index in range(60):
-        chosen = np.cumsum(rng.integers(1, 3, rng.integers(40, 120))) % len(words)
-        (texts / f"{index:02}.txt").write_text(" ".join(words[word] for word in chosen))
-    return {**PLAN, "corpus": {**PLAN["corpus"], "source": str(texts / "*.txt")}}
+def corpus(place: Path) -> dict[str, Any]:
+    return {**PLAN["corpus"], "source": texts(place / "texts")}
+
+
+@pytest.fixture(scope="module")
+def plan(corpus: dict[str, Any]) -> dict[str, Any]:
+    """One size, two arms and nothing that stops them."""
+    return {**PLAN, "corpus": corpus}
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Two sizes, and an arm that a gate stops."""
+    return {**WHOLE, "corpus": corpus}
 
 
 def run(plan: dict[str, Any], directory: Path) -> tuple[dict[str, Any], str]:
@@ -80,15 +86,57 @@ def run(plan: dict[str, Any], directory: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.fixture(scope="module")
-def done(place: Path, plan: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """verdict.json of an undisturbed climb, and what was printed."""
-    return run(plan, place / "out")
+def small(place: Path, plan: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """verdict.json of the small climb, and what was printed."""
+    return run(plan, place / "small")
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, whole: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """verdict.json of an undisturbed climb of the whole ladder, and what was printed."""
+    return run(whole, place / "out")
 
 
 def arms(found: dict[str, Any], rung: int) -> dict[str, Any]:
     return {arm["name"]: arm for arm in found["rungs"][rung]["arms"]}
 
 
+def test_every_arm_climbs_that_is_not_shown_to_be_worse(
+    small: tuple[dict[str, Any], str], place: Path
+) -> None:
+    found, _ = small
+    assert [rung["name"] for rung in found["rungs"]] == ["flat-8steps", "flat-16steps"]
+    for rung in range(2):
+        assert list(arms(found, rung)) == ["linear", "full"]
+        assert all(arm["gate"]["climbs"] for arm in arms(found, rung).values())
+    assert found["stopped"] == {}
+    assert arms(found, 1)["full"]["bits_per_byte"]["value"] < arms(found, 0)["full"]["bits_per_byte"]["value"]
+
+
+def test_a_larger_budget_goes_on_from_the_stable_phase(
+    small: tuple[dict[str, Any], str], place: Path
+) -> None:
+    for path in (place / "small" / "rungs" / "flat-16steps" / "runs").iterdir():
+        spec = RunSpec.load(path)
+        assert spec.branches_from is not None
+        assert spec.branches_from.endswith("@4"), "half of eight steps have a falling rate"
+        lineage = json.loads((path / "train" / "config.json").read_text())["lineage"]
+        assert lineage["step"] == 4
+        assert "flat-8steps" in lineage["run"]
+        # Only the checkpoint for longer runs is kept.
+        assert [each.name for each in (path / "train" / "checkpoints").iterdir()] == ["step-000008"]
+
+
+def test_the_report_has_all_rungs(small: tuple[dict[str, Any], str], place: Path) -> None:
+    text = (place / "small" / "report.html").read_text()
+    for rung in small[0]["rungs"]:
+        assert f'href="{rung["directory"]}/report.html"' in text
+        assert (place / "small" / rung["directory"] / "report.html").is_file()
+    assert "needs at least 6 runs" in text or "at least 3 different sizes" in text, "why there is no law"
+    assert small[0]["laws"]["full"]["why_not"]
+
+
+@pytest.mark.slow
 def test_an_arm_that_is_shown_to_be_worse_stops(done: tuple[dict[str, Any], str], place: Path) -> None:
     found, printed = done
     assert [rung["name"] for rung in found["rungs"]] == ["flat-8steps", "flat-16steps", "deep-8steps"]
@@ -107,6 +155,7 @@ def test_an_arm_that_is_shown_to_be_worse_stops(done: tuple[dict[str, Any], str]
     assert "slow stops. With one seed" in printed
 
 
+@pytest.mark.slow
 def test_arms_that_are_the_same_get_the_same(done: tuple[dict[str, Any], str]) -> None:
     for rung in range(3):
         full, twin = (arms(done[0], rung)[name] for name in ("full", "twin"))
@@ -114,18 +163,15 @@ def test_arms_that_are_the_same_get_the_same(done: tuple[dict[str, Any], str]) -
         assert twin["gate"]["difference"] == 0
 
 
-def test_a_larger_budget_goes_on_from_the_stable_phase(
+@pytest.mark.slow
+def test_what_goes_on_has_the_numbers_of_a_run_from_the_start(
     done: tuple[dict[str, Any], str], place: Path, tmp_path: Path
 ) -> None:
-    """And its numbers are those of a run from the start, to the bit."""
+    """To the bit."""
     rung = place / "out" / "rungs" / "flat-16steps"
     folder = RunFolder(next(rung.glob("runs/full-*seed1-*")))
     spec = RunSpec.load(folder.path)
     assert spec.branches_from is not None
-    assert spec.branches_from.endswith("@4"), "half of eight steps have a falling rate"
-    lineage = json.loads((folder.train / "config.json").read_text())["lineage"]
-    assert lineage["step"] == 4
-    assert "flat-8steps" in lineage["run"]
     alone = RunFolder(tmp_path / folder.path.name)
     alone.claim(replace(spec, branches_from=None))
     subprocess.run([sys.executable, "-m", "intarsia.ladder.worker", str(alone.path)], check=True)
@@ -140,22 +186,9 @@ def test_a_larger_budget_goes_on_from_the_stable_phase(
     assert deep.branches_from is None
 
 
-def test_only_the_checkpoint_for_longer_runs_is_kept(done: tuple[dict[str, Any], str], place: Path) -> None:
-    for path in (place / "out" / "rungs" / "flat-16steps" / "runs").iterdir():
-        assert [each.name for each in (path / "train" / "checkpoints").iterdir()] == ["step-000008"]
-
-
-def test_the_report_has_all_rungs(done: tuple[dict[str, Any], str], place: Path) -> None:
-    text = (place / "out" / "report.html").read_text()
-    for rung in done[0]["rungs"]:
-        assert f'href="{rung["directory"]}/report.html"' in text
-        assert (place / "out" / rung["directory"] / "report.html").is_file()
-    assert "needs at least 6 runs" in text or "at least 3 different sizes" in text, "why there is no law"
-    assert done[0]["laws"]["full"]["why_not"]
-
-
+@pytest.mark.slow
 def test_a_ladder_grows_by_an_arm(
-    done: tuple[dict[str, Any], str], place: Path, plan: dict[str, Any]
+    done: tuple[dict[str, Any], str], place: Path, whole: dict[str, Any]
 ) -> None:
     """What is there is used; what is new is made."""
 
@@ -166,8 +199,8 @@ def test_a_ladder_grows_by_an_arm(
         }
 
     before = outcomes()
-    more = [*plan["arms"], {"name": "new", "preset": "full-nano", "learning_rates": [1e-8]}]
-    found, _ = run({**plan, "arms": more}, place / "out")
+    more = [*whole["arms"], {"name": "new", "preset": "full-nano", "learning_rates": [1e-8]}]
+    found, _ = run({**whole, "arms": more}, place / "out")
     after = outcomes()
     assert {name: after[name] for name in before} == before
     made = sorted(name.split("/")[4] for name in after.keys() - before.keys())
@@ -203,8 +236,8 @@ def test_a_ladder_grows_by_an_arm(
     ],
 )
 def test_ladders_that_cannot_be_climbed(
-    place: Path, plan: dict[str, Any], changes: dict[str, Any], message: str
+    place: Path, whole: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PlanError, match=message):
-        run({**plan, **changes}, place / "impossible")
+        run({**whole, **changes}, place / "impossible")
     assert not (place / "impossible" / "rungs").exists()
