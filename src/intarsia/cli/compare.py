@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Plugins, Ray
 
 
 def command(
@@ -39,6 +40,7 @@ def command(
             help="Let torch.compile compute the blocks; as `training.compile`.",
         ),
     ] = None,
+    ray: Ray = None,
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON on stdout, and nothing else there.")
@@ -60,6 +62,7 @@ def command(
     from rich.console import Console
 
     from intarsia import ladder
+    from intarsia.jobs.ray_cluster import ray_cluster
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
@@ -68,6 +71,7 @@ def command(
         chosen = replace(chosen, training={**chosen.training, "compile": compile_})
     directory = out or Path("runs") / chosen.name
     console = Console(stderr=json)
-    ladder.compare(chosen, directory, jobs=jobs, console=console)
+    with ray_cluster(ray) if ray else nullcontext() as machines:
+        ladder.compare(chosen, directory, jobs=jobs, console=console, machines=machines)
     if json:
         print((directory / "verdict.json").read_text(encoding="utf-8"), end="")

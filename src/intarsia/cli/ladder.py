@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from intarsia.cli.options import Plugins
+from intarsia.cli.options import Plugins, Ray
 
 
 def command(
@@ -21,12 +22,19 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="The plan's small version: shows that all of it works.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="The plan's full size, where it has one: for machines with accelerators."
+        ),
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
             "--jobs", "-j", min=1, help="Training runs side by side; what the machine allows by default."
         ),
     ] = None,
+    ray: Ray = None,
     plugin: Plugins = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON on stdout, and nothing else there.")
@@ -46,11 +54,13 @@ def command(
     from rich.console import Console
 
     from intarsia import ladder
+    from intarsia.jobs.ray_cluster import ray_cluster
     from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
-    chosen = ladder.load_ladder(plan, quick=quick)
+    chosen = ladder.load_ladder(plan, quick=quick, full=full)
     directory = out or Path("runs") / chosen.name
-    ladder.climb(chosen, directory, jobs=jobs, console=Console(stderr=json))
+    with ray_cluster(ray) if ray else nullcontext() as machines:
+        ladder.climb(chosen, directory, jobs=jobs, console=Console(stderr=json), machines=machines)
     if json:
         print((directory / "verdict.json").read_text(encoding="utf-8"), end="")

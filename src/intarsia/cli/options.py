@@ -16,6 +16,15 @@ Plugins = Annotated[
     ),
 ]
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Make the runs on a Ray cluster: HOST:PORT, `auto`, or `local` for one of this machine's cores.",
+    ),
+]
+
 Temperature = Annotated[
     float | None,
     typer.Option(

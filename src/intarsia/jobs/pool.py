@@ -13,11 +13,47 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from intarsia.jobs.child import PARENT
 
 Event = Mapping[str, Any]
+
+
+class Workers(Protocol):
+    """What starts runs and tells what becomes of them: children of this process (`Pool`), or those of other machines
+    (`intarsia.jobs.ray_cluster`)."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any of them is at work."""
+        ...
+
+    def start(self, key: str, module: str, argument: Path, log: Path, threads: int) -> None: ...
+
+    def wait(self, seconds: float) -> tuple[str, Event | int] | None: ...
+
+    def stop(self) -> None: ...
+
+
+class Machines(Protocol):
+    """Where runs are made, if not on this machine."""
+
+    @property
+    def cores(self) -> int:
+        """All together."""
+        ...
+
+    @property
+    def widest(self) -> int:
+        """Cores of the machine that has most."""
+        ...
+
+    def jobs(self, runs: int, bytes_of_run: int) -> int:
+        """How many of so many runs fit at a time, each with so much memory."""
+        ...
+
+    def workers(self) -> Workers: ...
 
 
 @dataclass(frozen=True)
@@ -39,13 +75,21 @@ class Pool:
 
     grace: float = 60.0
     """Seconds that a child has to save its checkpoint when it is asked to stop."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the children beside this process's own."""
     children: dict[str, Child] = field(default_factory=dict)
     _events: queue.SimpleQueue[tuple[str, Event | int]] = field(default_factory=queue.SimpleQueue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any child is left."""
+        return bool(self.children)
 
     def start(self, key: str, module: str, argument: Path, log: Path, threads: int) -> None:
         """Start `python -m MODULE ARGUMENT`. What it prints is appended to `log`."""
         environment = {
             **os.environ,
+            **self.environment,
             PARENT: str(os.getpid()),
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intarsia.errors import ConfigError
 from intarsia.files import write_json
 from intarsia.jobs.machine import available_memory, cores
+from intarsia.jobs.pool import Machines, Pool, Workers
 from intarsia.model import ModelConfig
 from intarsia.training import TrainConfig
 
@@ -24,23 +26,41 @@ class Capacity:
     """Training runs at a time."""
     threads: int
     """Of each run. Kept for the directory's lifetime: another number rounds differently."""
+    machines: Machines | None = None
+    """Where runs are made; None: on this one."""
 
     @classmethod
-    def of(cls, directory: Path, jobs: int | None, possible: int) -> Capacity:
+    def of(
+        cls, directory: Path, jobs: int | None, possible: int, machines: Machines | None = None
+    ) -> Capacity:
         """What is used in a comparison's directory: what it was begun with, as far as that decides numbers.
 
         Args:
             jobs: what was asked for; None for what is `possible`.
             possible: how many runs fit (`possible_jobs`).
+            machines: where runs are made, if not on this one.
+
+        Raises:
+            ConfigError: the directory was begun with more threads than any of the machines has cores.
         """
         state = read_state(directory)
+        there, widest = (cores(), None) if machines is None else (machines.cores, machines.widest)
         if jobs is None:
             jobs = possible
             if "threads" in state:
-                jobs = max(1, min(jobs, cores() // state["threads"]))
-        threads = int(state.get("threads", max(1, cores() // jobs)))
+                jobs = max(1, min(jobs, there // state["threads"]))
+        threads = int(state.get("threads", max(1, min(there // jobs, widest or there))))
+        if widest is not None and threads > widest:
+            raise ConfigError(
+                f"runs in {directory} take {threads} threads, as they began, and no machine of the cluster has more "
+                f"than {widest}: choose another directory, or a larger machine"
+            )
         write_json(directory / FILE, {**state, "threads": threads})
-        return cls(jobs, threads)
+        return cls(jobs, threads, machines)
+
+    def workers(self) -> Workers:
+        """What makes the runs."""
+        return Pool() if self.machines is None else self.machines.workers()
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -57,14 +77,18 @@ def keep_time(directory: Path, seconds: float) -> float:
     return total
 
 
-def possible_jobs(runs: int, bytes_of_runs: Iterable[int]) -> int:
+def possible_jobs(runs: int, bytes_of_runs: Iterable[int], machines: Machines | None = None) -> int:
     """As many runs at a time as there are cores and memory for; one on a GPU.
 
     Args:
         runs: how many there are.
         bytes_of_runs: the memory that each kind of run needs (`run_bytes`).
+        machines: where runs are made, if not on this one.
     """
     import torch
+
+    if machines is not None:
+        return max(1, machines.jobs(runs, max(bytes_of_runs)))
 
     if torch.cuda.is_available():
         return 1

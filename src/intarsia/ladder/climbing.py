@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from intarsia.errors import ConfigError
 from intarsia.files import write_json, write_text
 from intarsia.jobs.locks import locked
+from intarsia.jobs.pool import Machines
 from intarsia.jobs.signals import terminable
 from intarsia.ladder.arms import mixers_of
 from intarsia.ladder.capacity import keep_time
@@ -36,6 +37,7 @@ def climb(
     *,
     jobs: int | None = None,
     console: Console | None = None,
+    machines: Machines | None = None,
 ) -> Ascent:
     """Climb a ladder: make the comparison of each rung with the arms that the gates let through, and find what all
     rungs show together.
@@ -48,6 +50,7 @@ def climb(
         ladder: what to climb.
         jobs: training runs at a time; by default as many as cores and memory allow.
         console: where to show progress and the result; standard output by default.
+        machines: where runs are made (`intarsia.jobs.ray_cluster`); on this one by default.
 
     Raises:
         PlanError: some rung cannot be carried out, or its arms not matched; before anything is trained.
@@ -63,7 +66,7 @@ def climb(
     path = Path(directory)
     busy = ConfigError(f"another ladder is at work in {path}: wait for it, or choose another directory")
     with locked(path / ".lock", busy), terminable():
-        return _Climber(ladder, path, jobs, console).climb()
+        return _Climber(ladder, path, jobs, console, machines).climb()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class _Climber:
     path: Path
     jobs: int | None
     console: Console
+    machines: Machines | None = None
 
     def climb(self) -> Ascent:
         """All rungs, and what they show."""
@@ -105,7 +109,7 @@ class _Climber:
                 break
             if other.size == rung.size and self.ladder.branch:
                 smaller.append(self._directory(other))
-        return Place(self._directory(rung), home=self.path, earlier=tuple(smaller))
+        return Place(self._directory(rung), home=self.path, earlier=tuple(smaller), machines=self.machines)
 
     def _directory(self, rung: Rung) -> Path:
         return self.path / "rungs" / rung.name

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from intarsia.errors import ConfigError
 from intarsia.files import write_json, write_text
 from intarsia.jobs.locks import locked
+from intarsia.jobs.pool import Machines
 from intarsia.jobs.signals import terminable
 from intarsia.ladder.capacity import Capacity, keep_time, possible_jobs
 from intarsia.ladder.environment import environment
@@ -39,6 +40,7 @@ def compare(
     jobs: int | None = None,
     quick: bool = False,
     console: Console | None = None,
+    machines: Machines | None = None,
 ) -> Verdict:
     """Train the arms of a plan, judge them and write the report.
 
@@ -52,6 +54,7 @@ def compare(
         jobs: training runs at a time; by default as many as cores and memory allow. The cores are divided among them.
         quick: run the plan's quick form, which shows that everything works and judges nothing.
         console: where to show progress and the result; standard error and standard output by default.
+        machines: where runs are made (`intarsia.jobs.ray_cluster`); on this one by default.
 
     Returns:
         The verdict, which is also in `verdict.json`.
@@ -71,7 +74,7 @@ def compare(
     path = Path(directory)
     busy = ConfigError(f"another comparison is at work in {path}: wait for it, or choose another directory")
     with locked(path / ".lock", busy), terminable():
-        return carry_out(plan, Place(path, home=path), jobs, console)[1]
+        return carry_out(plan, Place(path, home=path, machines=machines), jobs, console)[1]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Place:
     """Where the data are, and what all comparisons have in common that are made together: threads and speeds."""
     earlier: tuple[Path, ...] = ()
     """Directories of comparisons of the same models with smaller budgets, whose runs these may go on from."""
+    machines: Machines | None = None
+    """Where runs are made; None: on this one."""
 
 
 def carry_out(plan: Plan, place: Place, jobs: int | None, console: Console) -> tuple[Results, Verdict]:
@@ -105,7 +110,8 @@ def prepare_text(plan: Plan, place: Place, jobs: int | None, console: Console) -
     data, speeds = place.home / "data", None
     if plan.budget.seconds is not None:
         rehearsal = TextTrial.prepare(plan, Budget(steps=10**9), data, console)
-        capacity = Capacity.of(place.home, jobs, possible_jobs(rehearsal.runs, rehearsal.bytes_of_runs))
+        possible = possible_jobs(rehearsal.runs, rehearsal.bytes_of_runs, place.machines)
+        capacity = Capacity.of(place.home, jobs, possible, place.machines)
         speeds = training_speeds(rehearsal, place.home, capacity.threads, console)
     earlier = tuple(path / "runs" for path in place.earlier)
     return TextTrial.prepare(plan, plan.budget, data, console, speeds=speeds, earlier=earlier)
@@ -121,8 +127,11 @@ def _results(plan: Plan, place: Place, jobs: int | None, console: Console) -> Re
         place.home,
         jobs,
         possible_jobs(
-            sum(trial.runs for trial in trials), [need for trial in trials for need in trial.bytes_of_runs]
+            sum(trial.runs for trial in trials),
+            [need for trial in trials for need in trial.bytes_of_runs],
+            place.machines,
         ),
+        place.machines,
     )
     introduce(console, plan, text, exams, capacity)
     try:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from intarsia.errors import OptionError
 from intarsia.jobs.board import Board
-from intarsia.jobs.pool import Pool
 from intarsia.ladder.arms import ResolvedArm, resolve
 from intarsia.ladder.capacity import Capacity, run_bytes
 from intarsia.ladder.plan import Plan
@@ -136,7 +135,7 @@ def hold_exams(
     runs = sum(trial.runs for trial in trials)
     steps = sum(trial.runs * trial.config.steps for trial in trials)
     with Board(console, "exams", runs, steps) as board:
-        made = run_all(schedules, directory, jobs=capacity.jobs, board=board, pool=Pool())
+        made = run_all(schedules, directory, jobs=capacity.jobs, board=board, pool=capacity.workers())
     return tuple(trial.result(made) for trial in trials)
 
 

@@ -34,7 +34,7 @@ def load_plan(path: str | Path, *, quick: bool = False, full: bool = False) -> P
     return plan.as_quick() if quick else plan
 
 
-def load_ladder(path: str | Path, *, quick: bool = False) -> LadderPlan:
+def load_ladder(path: str | Path, *, quick: bool = False, full: bool = False) -> LadderPlan:
     """Read the plan of a ladder from a `.toml` or a `.py` file. One without a name takes the file's.
 
     Raises:
@@ -44,6 +44,10 @@ def load_ladder(path: str | Path, *, quick: bool = False) -> LadderPlan:
     ladder = _load(path, "ladder.toml", _load_toml_ladder, _load_python_ladder)
     if "name" not in ladder.base:
         ladder = dataclasses.replace(ladder, base={**ladder.base, "name": path.stem})
+    if quick and full:
+        raise PlanError("a plan is run in its quick form or at its full size, not both")
+    if full:
+        return ladder.as_full()
     return ladder.as_quick() if quick else ladder
 
 
@@ -77,6 +81,10 @@ def _load_toml_ladder(path: Path) -> LadderPlan:
             except PlanError as error:
                 raise ladder.placed(error, index) from None
         ladder.as_quick()
+        if ladder.base.get("full"):
+            for rung in ladder.as_full().rungs:
+                if rung.is_first:
+                    check_models(rung.plan)
     except PlanError as error:
         line = toml.line_of(text, error.path)
         raise error.at(f"{path}:{line}" if line else str(path)) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from intarsia.errors import OptionError, did_you_mean
 from intarsia.ladder.plan import Plan
@@ -181,7 +181,7 @@ class LadderPlan:
             # What does not depend on the budget is measured and examined once.
             changes["figures"] = {"contexts": [], "throughput_steps": 0, "sample_tokens": 0}
             changes["examined_on"] = []
-        shared = {key: value for key, value in self.base.items() if key != "quick"}
+        shared = {key: value for key, value in self.base.items() if key not in ("quick", "full")}
         try:
             plan = Plan.from_dict(merge(shared, changes))
         except PlanError as error:
@@ -234,7 +234,7 @@ class LadderPlan:
         none, the first two sizes with twenty steps each, two seeds and one rate. It shows that everything works and
         judges nothing."""
         values = self.to_dict()
-        changes = values.pop("quick", {})
+        changes, _ = values.pop("quick", {}), values.pop("full", {})
         if not changes:
             rates = sorted(self.rungs[0].plan.tuning.learning_rates)
             sizes = [{**size, **dict.fromkeys(BUDGET_UNITS), "steps": [20]} for size in values["sizes"][:2]]
@@ -247,11 +247,28 @@ class LadderPlan:
                 "figures": {"contexts": [256, 1024], "repeats": 2, "throughput_steps": 1, "sample_tokens": 0},
                 "examined_on": [],
             }
+        return self._with(values, changes, "quick")
+
+    def as_full(self) -> LadderPlan:
+        """The ladder with its `full` changes.
+
+        Raises:
+            PlanError: it has none.
+        """
+        values = self.to_dict()
+        changes, _ = values.pop("full", {}), values.pop("quick", {})
+        if not changes:
+            raise PlanError("is missing: the plan has no other size than its own", ("full",))
+        return self._with(values, changes, "full")
+
+    def _with(
+        self, values: Mapping[str, Any], changes: Mapping[str, Any], size: Literal["quick", "full"]
+    ) -> LadderPlan:
         try:
-            quick = LadderPlan.from_dict(merge(values, changes))
+            changed = LadderPlan.from_dict(merge(values, changes))
         except PlanError as error:
-            raise error.under(("quick",)) from None
-        return dataclasses.replace(quick, base={**quick.base, "name": f"{self.name}-quick"})
+            raise error.under((size,)) from None
+        return dataclasses.replace(changed, base={**changed.base, "name": f"{self.name}-{size}"})
 
 
 def _read(kind: type[Any], table: Any, place: tuple[str | int, ...]) -> Any:

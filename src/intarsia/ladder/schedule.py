@@ -8,7 +8,7 @@ from pathlib import Path
 
 from intarsia.jobs.board import Board
 from intarsia.jobs.child import DONE, INTERRUPTED
-from intarsia.jobs.pool import Event, Pool, describe_exit
+from intarsia.jobs.pool import Event, Workers, describe_exit
 from intarsia.ladder.rate_choice import next_rate
 from intarsia.ladder.results import Failure, RunResult, choose_rate
 from intarsia.ladder.run_folder import RunFolder
@@ -43,7 +43,7 @@ class ArmRuns:
 
 
 def run_all(
-    schedules: Sequence[ArmSchedule], directory: Path, *, jobs: int, board: Board, pool: Pool
+    schedules: Sequence[ArmSchedule], directory: Path, *, jobs: int, board: Board, pool: Workers
 ) -> dict[str, ArmRuns]:
     """Make the runs of all arms, `jobs` at a time, each in a process of its own.
 
@@ -129,6 +129,8 @@ def run_all(
             board.step(key, event["done"], event["loss"], event["speed"])
         elif event.get("event") == "stage":
             board.stage(key, event["stage"])
+        elif event.get("event") == "lost":
+            board.say(f"{running[key].title}: {event['why']}; it goes on elsewhere.")
 
     for schedule in schedules:
         enqueue(schedule.tuning)
@@ -147,7 +149,7 @@ def run_all(
             if event := pool.wait(0.25):
                 happened(*event)
     except BaseException:
-        if pool.children:
+        if pool.busy:
             board.say("Stopping: the running models are being saved. Ctrl-C again stops at once.")
         pool.stop()
         raise

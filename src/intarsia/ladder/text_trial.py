@@ -15,7 +15,6 @@ from intarsia.data import TokenDataset, Tokenizer
 from intarsia.errors import ConfigError
 from intarsia.jobs.board import Board
 from intarsia.jobs.machine import processor
-from intarsia.jobs.pool import Pool
 from intarsia.ladder.arms import ResolvedArm, resolve
 from intarsia.ladder.branches import stable_phase
 from intarsia.ladder.capacity import Capacity, run_bytes
@@ -114,7 +113,7 @@ class TextTrial:
             for item in schedules
         )
         with Board(console, self.plan.name, self.runs, steps) as board:
-            return run_all(schedules, directory, jobs=capacity.jobs, board=board, pool=Pool())
+            return run_all(schedules, directory, jobs=capacity.jobs, board=board, pool=capacity.workers())
 
     def _schedule(self, arm: ResolvedArm, threads: int) -> ArmSchedule:
         plan = self.plan
