@@ -121,10 +121,11 @@ class Attend {
   Block block(const Part& part, int64_t chunk, int number) const {
     const AttendSequence& s = *part.sequence;
     Block found;
-    found.first = chunk * ATTEND_CHUNK + number * ATTEND_BLOCK;
-    const int64_t end = std::min(position(s, part.first + part.count - 1) + 1, s.last);
-    found.count = int(std::clamp<int64_t>(end - found.first, 0, ATTEND_BLOCK));
-    // Before the first one that is held nothing is seen: any address does.
+    const int64_t begin = chunk * ATTEND_CHUNK + number * ATTEND_BLOCK;
+    // Behind a window nothing is seen of what is not held, and any address does. Without one it is left out.
+    found.first = call.form.window ? begin : std::max(begin, s.held);
+    const int64_t end = std::min({position(s, part.first + part.count - 1) + 1, s.last, begin + ATTEND_BLOCK});
+    found.count = int(std::max<int64_t>(end - found.first, 0));
     for (int i = 0; i < found.count; i++) {
       const int64_t entry = std::max(found.first + i, s.held);
       found.k[i] = s.k.at(entry), found.v[i] = s.v.at(entry);
@@ -137,8 +138,11 @@ class Attend {
   template <class Work>
   void blocks(const Part& part, int64_t chunk, const Work& work) const {
     constexpr int COUNT = ATTEND_CHUNK / ATTEND_BLOCK;
-    Block two[2] = {block(part, chunk, 0), {}};
-    for (int number = 0; number < COUNT && two[number % 2].count; number++) {
+    const int64_t held = call.form.window ? 0 : part.sequence->held - chunk * ATTEND_CHUNK;
+    const int begin = int(std::clamp<int64_t>(held / ATTEND_BLOCK, 0, COUNT - 1));
+    Block two[2];
+    two[begin % 2] = block(part, chunk, begin);
+    for (int number = begin; number < COUNT && two[number % 2].count; number++) {
       Block& next = two[(number + 1) % 2];
       next = number + 1 < COUNT ? block(part, chunk, number + 1) : block(part, chunk + 1, 0);
       work(two[number % 2], next);

@@ -92,6 +92,8 @@ RULES: list[tuple[str, Callable[[Tensor, Mixer], bool]]] = [
     (r".*dt_bias", time_steps),
     (r".*\bD", equal(1)),
     (r"(msa of each head, all normed|qsa.*):(indexer\.)?(q_norm|k_norm)\.weight", equal(0)),
+    (r"nsa.*:compress_[kv]\.places", equal(0)),
+    (r"nsa.*:compress_[kv]\.(up|down)", within_fan_in),
     (r"dsa of pools:indexer\.pool_places", equal(0)),
     (r".*zero|.*gated, each head normed:.*norm\.weight", equal(0)),
     (r".*norm\.weight", equal(1)),

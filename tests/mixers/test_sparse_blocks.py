@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.layers.rope import rotate
 from intarsia.mixers import AttentionConfig, Mixer, MixerConfig
 from intarsia.mixers.infllm2 import InfLLM2Config
 from intarsia.mixers.moba import MoBAConfig
 from intarsia.mixers.msa import MSAConfig
+from intarsia.mixers.nsa import NSAConfig
 from intarsia.mixers.qsa import QSAConfig
+from intarsia.mixers.static_sparse import StaticSparseConfig
 
 D, T = 40, 150
 
@@ -166,6 +169,152 @@ def infllm2_written_out(ours: Mixer, x: Tensor) -> Tensor:
             there = torch.tensor([s for s in range(t + 1) if s // 8 in picked])
             o[t, heads] = (q[t, heads] @ keys[there].T / 8**0.5).softmax(1) @ values[there]
     return ours._finished(o[None], x)
+
+
+NSA = NSAConfig(
+    4, 8, 2, compress_block=12, compress_stride=4, compress_dim=5, select_block=8, select_count=5, window=10
+)
+
+
+def nsa_written_out(ours: Mixer, x: Tensor) -> Tensor:
+    """With the paper's indices: the block i is of the tokens from `i d` to `i d + l - 1`, and equation 9 for what a
+    block of l' tokens is given of the shares of attention to compressed ones."""
+    small, d, large, n, w = 12, 4, 8, 5, 10
+    place = torch.arange(x.shape[1])
+    q, k, v = (t[0] for t in ours._projected(x, place))
+    near_k = rotate(ours.window_k_proj(x).unflatten(-1, (2, 8)), place)[0]
+    near_v = ours.window_v_proj(x)[0].unflatten(-1, (2, 8))
+    gates = torch.sigmoid(ours.gate_proj(x))[0].unflatten(-1, (3, 4))
+    compressed = []
+    for rows, net in (
+        (ours.compressed_k_proj(x)[0], ours.compress_k), (ours.compressed_v_proj(x)[0], ours.compress_v),
+    ):  # fmt: skip
+        blocks = []
+        for begin in range(0, len(rows) - small + 1, d):
+            heads = rows[begin : begin + small].unflatten(-1, (2, 8))
+            flat = torch.stack([(heads[:, g] + net.places).flatten() for g in range(2)])
+            blocks.append(torch.nn.functional.silu(flat @ net.up.T) @ net.down.T)
+        compressed.append(torch.stack(blocks))
+    small_k = rotate(compressed[0][None], d * torch.arange(len(compressed[0])))[0]
+    small_v = compressed[1]
+    o = torch.zeros_like(q)
+    for t in range(len(q)):
+        seen = max((t + 1 - small) // d + 1, 0) if t + 1 >= small else 0
+        for g in range(2):
+            heads = slice(2 * g, 2 * g + 2)
+            asked = q[t, heads] / 8**0.5
+            share = (asked @ small_k[:seen, g].T).softmax(1)
+            o_small = share @ small_v[:seen, g]
+            given = dict(enumerate(share.sum(0).tolist()))
+            score = {}
+            for j in range(t // large + 1):
+                # The paper counts so that what is summed ends with the block's own last stride.
+                end = (j + 1) * (large // d) - 1
+                parts = [end - a - b for a in range(large // d) for b in range(small // d)]
+                if any(i in given for i in parts):
+                    score[j] = sum(given.get(i, 0.0) for i in parts)
+            always = {0, t // large, max(t // large - 1, 0)}
+            rest = sorted((j for j in score if j not in always), key=lambda j: (-score[j], j))
+            picked = always | set(rest[: n - len(always)])
+            there = torch.tensor([s for s in range(t + 1) if s // large in picked])
+            o_large = (asked @ k[there, g].T).softmax(1) @ v[there, g]
+            last = slice(max(t - w + 1, 0), t + 1)
+            o_near = (asked @ near_k[last, g].T).softmax(1) @ near_v[last, g]
+            for gate, found in zip(gates[t], (o_small, o_large, o_near), strict=True):
+                o[t, heads] += gate[heads, None] * found
+    return ours._finished(o[None], x)
+
+
+STATIC = StaticSparseConfig(4, 8, 2, block_size=4, local_blocks=2, stride_blocks=5, sink_blocks=1)
+
+
+def static_written_out(config: StaticSparseConfig, ours: Mixer, x: Tensor) -> Tensor:
+    """One token at a time, by the sets of the papers."""
+    q, k, v = (t[0] for t in ours._projected(x, torch.arange(x.shape[1])))
+    size, s, o = config.block_size, config.stride_blocks, torch.zeros_like(q)
+    for t in range(len(q)):
+        own = t // size
+
+        def is_read(b: int, own: int = own) -> bool:
+            apart = (own - b) % s == 0 if config.pattern == "strided" else b % s == s - 1
+            return own - b < config.local_blocks or b < config.sink_blocks or apart
+
+        there = torch.tensor([j for j in range(t + 1) if is_read(j // size)])
+        for h in range(4):
+            o[t, h] = (k[there, h // 2] @ q[t, h] / 8**0.5).softmax(0) @ v[there, h // 2]
+    return ours._finished(o[None], x)
+
+
+@pytest.mark.parametrize("pattern", ["strided", "fixed"])
+@pytest.mark.parametrize("sizes", [(4, 2, 5, 1), (1, 7, 7, 0), (3, 1, 1, 2), (2, 3, 4, 9)], ids=str)
+@torch.no_grad()
+def test_static_equals_the_papers_written_out(pattern: str, sizes: tuple[int, ...]) -> None:
+    names = ("block_size", "local_blocks", "stride_blocks", "sink_blocks")
+    config = dataclasses.replace(STATIC, pattern=pattern, **dict(zip(names, sizes, strict=True)))
+    ours, x = layer(config), inputs(1, 90)
+    torch.testing.assert_close(ours(x)[0], static_written_out(config, ours, x), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_what_static_reads_is_stated() -> None:
+    """The last token reads no more than the cost says, and what it does not read may be anything."""
+    ours, x = layer(STATIC), inputs(1)
+    _, state = ours(x[:, :-1], ours.init_state(1))
+    y, read = ours(x[:, -1:], state)[0], 1
+    for token in range(T - 1):
+        spoilt = {name: tensor.clone() for name, tensor in state.tensors().items()}
+        spoilt["keys"][:, token] = spoilt["values"][:, token] = torch.nan
+        read += not torch.equal(ours(x[:, -1:], state.with_tensors(spoilt))[0], y)
+    cost = ours.cost()
+    stated = cost.keys_read(T)
+    assert stated - 2 * STATIC.block_size <= read <= stated
+    growth = cost.bytes_read(200_000) - cost.bytes_read(100_000)
+    assert growth == 100_000 // 5 * 2 * 2 * 8 * torch.float64.itemsize
+
+
+@torch.no_grad()
+def test_nsa_equals_the_paper_written_out() -> None:
+    ours, x = layer(NSA), inputs(1)
+    expected = nsa_written_out(ours, x)
+    torch.testing.assert_close(ours(x)[0], expected, rtol=1e-9, atol=1e-9)
+    everything = dataclasses.replace(NSA, select_count=100).build(D, 1e-6).double()
+    everything.load_state_dict(ours.state_dict())
+    error = (everything(x)[0] - expected).abs().amax(dim=(0, 2)) / expected.abs().max()
+    assert error[: NSA.selected].max() < 1e-9 < 1e-3 < error[NSA.selected :].max()
+
+
+@torch.no_grad()
+def test_what_nsa_keeps_and_reads_is_stated() -> None:
+    ours, size = layer(NSA), torch.float64.itemsize
+    _, state = ours(inputs(1), ours.init_state(1))
+    tensors, head = state.tensors(), 2 * 8
+    assert tensors["compressed_keys"].shape[1] == tensors["compressed_values"].shape[1] == T // 4
+    assert (tensors["compressed_keys_tail"].shape[1], tensors["window_keys_tail"].shape[1]) == (11, 9)
+    cost = ours.cost()
+    assert cost.state_bytes(T) == state.nbytes()
+    fixed = 2 * head * (11 + 9) * size
+    assert cost.bytes_read(100_000) == fixed + 2 * head * (5 * 8 + 100_000 // 4) * size
+    assert cost.state_bytes(100_000) == fixed + 2 * head * (100_000 + 100_000 // 4) * size
+
+
+def test_a_block_of_nsa_is_seen_from_its_last_token_on() -> None:
+    """Of a token the compressed keys and values reach the outputs of the last token of their block, and of no earlier
+    one: what a network makes of several tokens is not there before the last of them."""
+    ours, x = layer(NSA), inputs(1, 40)
+    y = ours(x)[0]
+    with torch.no_grad():
+        for name in ("k_proj", "v_proj", "window_k_proj", "window_v_proj"):
+            getattr(ours, name).weight.zero_()
+    alone = ours(x)[0]
+    assert not torch.equal(alone, y)
+    for token in (11, 12, 20, 27):
+        changed = x.clone()
+        changed[:, token] += 1
+        moved = (ours(changed)[0] - alone)[0].abs().amax(1) > 0
+        # The token's own queries and gates, and whoever sees a block that it is in.
+        first = max((token // 4 + 1) * 4 - 1, 11)
+        expected = {token, *range(first, 40)}
+        assert set(moved.nonzero().flatten().tolist()) == expected
 
 
 @pytest.mark.parametrize(

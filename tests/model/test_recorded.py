@@ -129,6 +129,8 @@ def test_every_mixer_is_recorded_or_refused() -> None:
         "qsa",
         "moba",
         "infllm2",
+        "nsa",
+        "static",
         "parallel",
     }
 

@@ -28,6 +28,7 @@ from intarsia.mixers.mamba import MambaConfig
 from intarsia.mixers.mamba2 import Mamba2Config
 from intarsia.mixers.moba import MoBAConfig
 from intarsia.mixers.msa import MSAConfig
+from intarsia.mixers.nsa import NSAConfig
 from intarsia.mixers.parallel import ParallelConfig
 from intarsia.mixers.path import PathConfig
 from intarsia.mixers.performer import PerformerConfig
@@ -36,6 +37,7 @@ from intarsia.mixers.retnet import RetNetConfig
 from intarsia.mixers.rwkv7 import RWKV7Config
 from intarsia.mixers.simplicial import SimplicialConfig
 from intarsia.mixers.sliding_window import SlidingWindowConfig
+from intarsia.mixers.static_sparse import StaticSparseConfig
 from intarsia.mixers.trnn import TRNNConfig
 from support.device import device
 
@@ -122,6 +124,35 @@ CASES: dict[str, MixerConfig] = {
     ),
     "infllm2": InfLLM2Config(
         4, 8, 2, rope=0.0, kernel_size=8, kernel_stride=4, block_size=8, window_size=16, topk=6
+    ),
+    "nsa": NSAConfig(
+        4,
+        8,
+        2,
+        compress_block=8,
+        compress_stride=4,
+        select_block=8,
+        select_count=5,
+        window=12,
+    ),
+    "nsa normed, of long blocks": NSAConfig(
+        3,
+        8,
+        rope=0.5,
+        qk_norm="head",
+        output_gate=True,
+        bias=True,
+        compress_block=12,
+        compress_stride=4,
+        compress_dim=5,
+        select_block=16,
+        select_count=3,
+        select_last=1,
+        window=20,
+    ),
+    "static": StaticSparseConfig(4, 8, 2, block_size=4, local_blocks=3, stride_blocks=4),
+    "static of single tokens, fixed": StaticSparseConfig(
+        3, 8, rope=0.5, block_size=1, local_blocks=9, stride_blocks=5, sink_blocks=2, pattern="fixed"
     ),
     "dsa of pools": DSAConfig(2, 10, 8, 4, 6, q_rank=12, index_heads=3, index_dim=8, top_k=24, index_pool=4),
     "mla without shared channels": MLAConfig(2, 10, 8, 0, 6),

@@ -18,6 +18,8 @@ class Entries:
     """Of how many tokens, the last ones, entries are kept. None: of all."""
     reads: int | None = None
     """The most entries that a token reads. None: all that are kept."""
+    every: int | None = None
+    """Of those beyond `reads` a token reads one in so many, too. None: none."""
 
     def kept(self, length: int) -> int:
         """How many there are after `length` tokens of a sequence."""
@@ -32,7 +34,10 @@ class Entries:
 
     def read(self, length: int) -> int:
         """How many the last of `length` tokens reads."""
-        return self.kept(length) if self.reads is None else min(self.kept(length), self.reads)
+        kept = self.kept(length)
+        if self.reads is None or kept <= self.reads:
+            return kept
+        return self.reads + (0 if self.every is None else -(-(kept - self.reads) // self.every))
 
 
 @dataclass(frozen=True)

@@ -111,14 +111,31 @@ class Past:
         take = of_kept(rows, self.seqs, self.grown is None and not self.alike)
         return self._all(name, take, stride, width, pool)
 
-    def passing(self, name: str, rows: Tensor, stride: int, pool: Pool) -> Keys:
-        """The same of windows of a stride, of `rows` `[B, T, C]` of the new tokens: no more of them is kept than the
-        next window needs: the last `stride - 1`, as `name_tail`."""
+    def passing(self, name: str, rows: Tensor, stride: int, pool: Pool, width: int | None = None) -> Keys:
+        """The same of `rows` `[B, T, ...]` of the new tokens, windows of a stride where no width is given: no more of
+        them is kept than the next window needs: the last `width - 1`, as `name_tail`."""
+        width = stride if width is None else width
         if self.grown is None:
-            return self._all(name, of_kept(rows, self.seqs, not self.alike), stride, stride, pool)
-        parts = with_tail(self.tails[f"{name}_tail"], rows, self.seqs, self.alike)
-        self.grown.fix(f"{name}_tail", torch.cat([x[:, x.shape[1] - (stride - 1) :] for x in parts]))
-        return self._all(name, of_tail(parts, self.before, stride - 1), stride, stride, pool)
+            return self._all(name, of_kept(rows, self.seqs, not self.alike), stride, width, pool)
+        parts = self._remembered(f"{name}_tail", rows, width - 1)
+        return self._all(name, of_tail(parts, self.before, width - 1), stride, width, pool)
+
+    def recent(self, name: str, rows: Tensor, count: int) -> Keys:
+        """`rows` `[B, T, ...]` of the new tokens behind those of up to `count` before them, of each sequence: the last
+        `count` are kept, as `name_tail`."""
+        if self.grown is None:
+            return rows
+        parts = self._remembered(f"{name}_tail", rows, count)
+        found = tuple(part[:, max(count - seen, 0) :] for part, seen in zip(parts, self.before, strict=False))
+        return found[0] if self.alike else found
+
+    def _remembered(self, name: str, rows: Tensor, count: int) -> list[Tensor]:
+        """The last `count` rows before with the new ones behind them, of each sequence, or of all where they are alike;
+        the last `count` of those are kept."""
+        assert self.grown is not None
+        parts = with_tail(self.tails[name], rows, self.seqs, self.alike)
+        self.grown.fix(name, torch.cat([x[:, x.shape[1] - count :] for x in parts]))
+        return parts
 
     def _all(self, name: str, take: Take, stride: int, width: int, pool: Pool) -> Keys:
         parts = []

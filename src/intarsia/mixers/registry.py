@@ -29,8 +29,10 @@ MIXERS = {
     "dsa": "dsa:DSAConfig",
     "msa": "msa:MSAConfig",
     "moba": "moba:MoBAConfig",
+    "nsa": "nsa:NSAConfig",
     "infllm2": "infllm2:InfLLM2Config",
     "qsa": "qsa:QSAConfig",
+    "static": "static_sparse:StaticSparseConfig",
     "gdn": "gated_deltanet:GatedDeltaNetConfig",
     "kda": "kda:KDAConfig",
     "mamba": "mamba:MambaConfig",
@@ -69,7 +71,7 @@ class Missing:
     source: str
 
 
-NOT_YET: tuple[Missing, ...] = (Missing("nsa", "Native sparse attention", 2025, "arXiv:2502.11089"),)
+NOT_YET: tuple[Missing, ...] = ()
 
 ENTRY_POINTS = "intarsia.mixers"
 

@@ -4,6 +4,7 @@ from intarsia.ops.attention import latent_attention, softmax_attention
 from intarsia.ops.attention_gated import cumulative_log_gate
 from intarsia.ops.blocks import pick_blocks
 from intarsia.ops.blocks_loss import blocks_loss
+from intarsia.ops.compressed import compressed_attention
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.decode import DecodeStep
 from intarsia.ops.explain import explain
@@ -32,6 +33,7 @@ __all__ = [
     "Slots",
     "StatePool",
     "blocks_loss",
+    "compressed_attention",
     "cumulative_log_gate",
     "dplr_rule",
     "explain",

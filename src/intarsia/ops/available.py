@@ -11,6 +11,7 @@ from torch import Tensor
 from intarsia.ops.attention_call import attention_call, latent_call
 from intarsia.ops.blocks_call import blocks_call
 from intarsia.ops.blocks_loss_call import blocks_loss_call
+from intarsia.ops.compressed_call import compressed_call
 from intarsia.ops.conv_call import conv_call
 from intarsia.ops.decode_call import StepCall
 from intarsia.ops.indexer_loss_call import indexer_loss_call
@@ -32,6 +33,7 @@ _SMALLEST: Mapping[str, Callable[[Tensor], Any]] = {
     "softmax_attention": lambda x: attention_call(x, x, x),
     "latent_attention": lambda x: latent_call(x, x[0], x[0].expand(1, 2, 1)),
     "lightning_indexer": lambda x: indexer_call(x, x[0], x[0], count=1),
+    "compressed_attention": lambda x: compressed_call(x, x, x, stride=1),
     "pick_blocks": lambda x: blocks_call(x, x, count=1, block=1),
     "blocks_loss": lambda x: blocks_loss_call(x, x[0], x, x, block=1),
     "indexer_loss": lambda x: indexer_loss_call(x, x[0], x[0], x, x),

@@ -13,7 +13,7 @@ from intarsia.ops.blocks_call import BlocksCall, Pooling, Score
 from intarsia.ops.choice import Implementation
 from intarsia.ops.keys import row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
-from intarsia.ops.selection import first_best
+from intarsia.ops.selection import first_best, rising
 from intarsia.ops.uncompiled import Uncompiled
 
 SCORES = 1 << 22
@@ -105,14 +105,7 @@ def _best(values: Tensor, own: Tensor, count: int, first: int, last: int) -> Ten
     best = first_best(values, count, (own + 1).expand(values.shape[:-1]))
     # What is left where too few can be picked has no score.
     picked = values.gather(-1, best.long().clamp(min=0)) > -torch.inf
-    return _closed(best.masked_fill(~picked, -1))
-
-
-def _closed(numbers: Tensor) -> Tensor:
-    """Rising numbers with the gaps (-1) between them moved behind."""
-    largest = torch.iinfo(numbers.dtype).max
-    rising = numbers.masked_fill(numbers < 0, largest).sort(dim=-1).values
-    return rising.masked_fill(rising == largest, -1)
+    return rising(best.masked_fill(~picked, -1))
 
 
 def _joined(found: Sequence[Tensor], slots: int, dim: int) -> Tensor:

@@ -14,6 +14,8 @@ from intarsia.ops.blocks_call import blocks_call
 from intarsia.ops.blocks_loss import blocks_loss
 from intarsia.ops.blocks_loss_call import blocks_loss_call
 from intarsia.ops.choice import AUTO, Choice
+from intarsia.ops.compressed import compressed_attention
+from intarsia.ops.compressed_call import compressed_call
 from intarsia.ops.conv import short_convolution
 from intarsia.ops.conv_call import conv_call
 from intarsia.ops.decode import DecodeStep, step_call
@@ -39,6 +41,7 @@ OPERATORS: Mapping[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     DecodeStep: ("decode_step", step_call),
     softmax_attention: ("softmax_attention", attention_call),
     latent_attention: ("latent_attention", latent_call),
+    compressed_attention: ("compressed_attention", compressed_call),
     pick_blocks: ("pick_blocks", blocks_call),
     blocks_loss: ("blocks_loss", blocks_loss_call),
     lightning_indexer: ("lightning_indexer", indexer_call),

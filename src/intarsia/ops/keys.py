@@ -62,6 +62,15 @@ class BlockTable:
             return BlockTable(self.pages, lengths, size // stride)
         return BlockTable(self.pages[:, stride // size - 1 :: stride // size], lengths, 1)
 
+    def held_from(self, entry: int) -> BlockTable:
+        """The table of those entries alone that are not before `entry`."""
+        moved = BlockTable.__new__(BlockTable)
+        first = tuple(
+            max(begin, min(entry, length)) for begin, length in zip(self.first, self.lengths, strict=True)
+        )
+        vars(moved).update(vars(self), first=first)
+        return moved
+
     def places(self, numbers: Sequence[int], begins: Sequence[int], size: int) -> Tensor:
         """Where `size` entries of each of the sequences `numbers` from its entry `begins` on lie in the pages laid end
         to end, `[len(numbers), size]`; of an entry before the first some place that is there."""

@@ -29,8 +29,15 @@ def first_best(scores: Tensor, count: int, visible: Tensor) -> Tensor:
     room = count - better.sum(-1, keepdim=True)
     chosen = better | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
     # The numbers themselves are all different, so this has no ties.
-    rising = number.where(chosen, N).topk(count, dim=-1, largest=False, sorted=True).values
-    return rising.masked_fill(rising == N, -1)
+    found = number.where(chosen, N).topk(count, dim=-1, largest=False, sorted=True).values
+    return found.masked_fill(found == N, -1)
+
+
+def rising(numbers: Tensor) -> Tensor:
+    """The numbers of each row in order, with what is -1 behind them."""
+    largest = torch.iinfo(numbers.dtype).max
+    found = numbers.masked_fill(numbers < 0, largest).sort(dim=-1).values
+    return found.masked_fill(found == largest, -1)
 
 
 def with_tail(chosen: Tensor, tokens: Tensor, block: int) -> Tensor:
@@ -44,7 +51,4 @@ def with_tail(chosen: Tensor, tokens: Tensor, block: int) -> Tensor:
         `[..., n + 1]`, int32, rising, with -1 behind.
     """
     own = (tokens // block).masked_fill(tokens % block == 0, -1).to(torch.int32)
-    largest = torch.iinfo(torch.int32).max
-    both = torch.cat([chosen, own[..., None]], dim=-1)
-    rising = both.masked_fill(both < 0, largest).sort(dim=-1).values
-    return rising.masked_fill(rising == largest, -1)
+    return rising(torch.cat([chosen, own[..., None]], dim=-1))

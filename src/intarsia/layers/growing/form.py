@@ -24,6 +24,8 @@ class Entry:
     """How many of them the last token reads, at most. None: all."""
     stride: int = 1
     """Of how many tokens one is kept."""
+    every: int | None = None
+    """Of those beyond `reads` one in so many is read too. None: none."""
 
     def dtype_beside(self, weight: Tensor) -> torch.dtype:
         """The dtype in a mixer with such weights."""
@@ -58,11 +60,12 @@ class GrowingForm:
 
     def entries(self, like: Tensor) -> tuple[Entries, ...]:
         """What is kept of the tokens, for a mixer with a weight like this: one kind of what is read of as many."""
-        kinds: dict[tuple[int, int | None], dict[str, Entry]] = {}
+        kinds: dict[tuple[int, int | None, int | None], dict[str, Entry]] = {}
         for name, entry in self.growing.items():
-            kinds.setdefault((entry.stride, entry.reads), {})[name] = entry
+            kinds.setdefault((entry.stride, entry.reads, entry.every), {})[name] = entry
         return tuple(
-            Entries(_size(each, like), stride, self.window, reads) for (stride, reads), each in kinds.items()
+            Entries(_size(each, like), stride, self.window, reads, every)
+            for (stride, reads, every), each in kinds.items()
         )
 
     def nbytes(self, tokens: int, like: Tensor) -> int:
