@@ -16,8 +16,10 @@ NB_MODULE(_native, m) {
   intarsia::bind_conv(m);
   intarsia::bind_decode(m);
   intarsia::bind_few_rows(m);
+  intarsia::bind_gathered(m);
   intarsia::bind_linear(m);
   intarsia::bind_norm(m);
+  intarsia::bind_pick(m);
   intarsia::bind_row_program(m);
   intarsia::bind_softmax(m);
   intarsia::bind_swiglu(m);

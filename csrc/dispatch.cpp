@@ -14,20 +14,22 @@
 namespace intarsia {
 
 // Each family of kernels has its table in the namespace of every instruction set.
-#define INTARSIA_KERNELS(isa)                                                                     \
-  namespace isa {                                                                                 \
-  extern const LinearKernels linear_kernels;                                                      \
-  extern const ConvKernels conv_kernels;                                                          \
-  extern const NormKernels norm_kernels;                                                          \
-  extern const DecodeKernels decode_kernels;                                                      \
-  extern const FewRowsKernels few_rows_kernels;                                                   \
-  extern const AttendKernels attend_kernels;                                                      \
-  extern const SoftmaxKernels softmax_kernels;                                                    \
-  extern const RowKernels row_kernels;                                                            \
-  extern const SwigluKernels swiglu_kernels;                                                      \
-  static const Kernels kernels{#isa,           linear_kernels,   conv_kernels,   norm_kernels,    \
-                               decode_kernels, few_rows_kernels, attend_kernels, softmax_kernels, \
-                               row_kernels,    swiglu_kernels};                                   \
+#define INTARSIA_KERNELS(isa)                                                                       \
+  namespace isa {                                                                                   \
+  extern const LinearKernels linear_kernels;                                                        \
+  extern const ConvKernels conv_kernels;                                                            \
+  extern const NormKernels norm_kernels;                                                            \
+  extern const DecodeKernels decode_kernels;                                                        \
+  extern const FewRowsKernels few_rows_kernels;                                                     \
+  extern const AttendKernels attend_kernels;                                                        \
+  extern const SoftmaxKernels softmax_kernels;                                                      \
+  extern const RowKernels row_kernels;                                                              \
+  extern const SwigluKernels swiglu_kernels;                                                        \
+  extern const PickKernels pick_kernels;                                                            \
+  extern const GatheredKernels gathered_kernels;                                                    \
+  static const Kernels kernels{#isa,           linear_kernels,   conv_kernels,   norm_kernels,      \
+                               decode_kernels, few_rows_kernels, attend_kernels, softmax_kernels,   \
+                               row_kernels,    swiglu_kernels,   pick_kernels,   gathered_kernels}; \
   }
 
 INTARSIA_KERNELS(portable)
@@ -36,21 +38,23 @@ INTARSIA_KERNELS(avx2)
 INTARSIA_KERNELS(avx512)
 
 // Those that add products of bfloat16 to AVX-512.
-#define INTARSIA_NARROW_KERNELS(isa)                    \
-  namespace isa {                                       \
-  extern const LinearKernels linear_kernels;            \
-  extern const FewRowsKernels few_rows_kernels;         \
-  extern const AttendKernels attend_kernels;            \
-  static const Kernels kernels{#isa,                    \
-                               linear_kernels,          \
-                               avx512::conv_kernels,    \
-                               avx512::norm_kernels,    \
-                               avx512::decode_kernels,  \
-                               few_rows_kernels,        \
-                               attend_kernels,          \
-                               avx512::softmax_kernels, \
-                               avx512::row_kernels,     \
-                               avx512::swiglu_kernels}; \
+#define INTARSIA_NARROW_KERNELS(isa)                      \
+  namespace isa {                                         \
+  extern const LinearKernels linear_kernels;              \
+  extern const FewRowsKernels few_rows_kernels;           \
+  extern const AttendKernels attend_kernels;              \
+  static const Kernels kernels{#isa,                      \
+                               linear_kernels,            \
+                               avx512::conv_kernels,      \
+                               avx512::norm_kernels,      \
+                               avx512::decode_kernels,    \
+                               few_rows_kernels,          \
+                               attend_kernels,            \
+                               avx512::softmax_kernels,   \
+                               avx512::row_kernels,       \
+                               avx512::swiglu_kernels,    \
+                               avx512::pick_kernels,      \
+                               avx512::gathered_kernels}; \
   }
 
 INTARSIA_NARROW_KERNELS(avx512_bf16)

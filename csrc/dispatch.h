@@ -8,8 +8,10 @@
 #include "conv_task.h"
 #include "decode_task.h"
 #include "few_rows_task.h"
+#include "gathered_task.h"
 #include "linear_task.h"
 #include "norm_task.h"
+#include "pick_task.h"
 #include "row_task.h"
 #include "softmax_task.h"
 #include "swiglu_task.h"
@@ -28,6 +30,8 @@ struct Kernels {
   const SoftmaxKernels& softmax;
   const RowKernels& row;
   const SwigluKernels& swiglu;
+  const PickKernels& pick;
+  const GatheredKernels& gathered;
 };
 
 // The instruction sets that were compiled in and that this machine can run, the best first.

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from intarsia.ops.attention_call import AttentionCall
+from intarsia.ops.attention_cpu import DTYPES, attention_cpu
 from intarsia.ops.attention_cpu import IMPLEMENTATION as DENSE
 from intarsia.ops.attention_cpu import OF_LATENTS as DENSE_OF_LATENTS
-from intarsia.ops.attention_cpu import attention_cpu
 from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
-from intarsia.ops.native_operator import implementation
+from intarsia.ops.native_operator import implementation, refuse
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.sparse_call import SparseCall, SparseLatentCall, standing
 from intarsia.ops.sparse_forms import one_by_one, to_keys, to_latents
+from intarsia.ops.sparse_gathered import gathered
 from intarsia.ops.tracing import observed
 
 GATHERED = 1 << 22
@@ -45,6 +46,11 @@ def _sparse(
     seqs: Sequences | None,
 ) -> Tensor:
     """Attention to what was picked. Without values they are the first `rank` channels of the keys."""
+    if _has_gradients(q, k, v):
+        assert isinstance(k, Tensor)
+        assert not isinstance(v, tuple | Paged)
+        lengths = (q.shape[1],) if seqs is None else seqs.lengths
+        return gathered(q, k, k[..., :rank] if v is None else v, picked, lengths, block, scale)
     if isinstance(k, tuple):
         return one_by_one(_sparse, q, k, v, rank, picked, block, scale, seqs)
     # Packed as the queries are, or keys of each sequence.
@@ -123,12 +129,33 @@ def _read(keys: Keys, places: Tensor, head: Tensor) -> Tensor:
     return entry[places // entry.shape[1], places % entry.shape[1], head]
 
 
+def _has_gradients(*tensors: Keys | None) -> bool:
+    """Whether something is to be differentiated."""
+    if not torch.is_grad_enabled():
+        return False
+    each = [x if isinstance(x, tuple) else (entry_of(x),) for x in tensors if x is not None]
+    return any(x.requires_grad for parts in each for x in parts)
+
+
 def _refuse(call: SparseCall) -> str | None:
-    return _watched() or DENSE.refuse(call.dense)
+    dense = call.dense
+    if _has_gradients(dense.q, dense.k, dense.v):
+        return _watched() or _refuse_gradients(dense.q, dense.k, dense.v, dense.seqs)
+    return _watched() or DENSE.refuse(dense)
 
 
 def _refuse_latent(call: SparseLatentCall) -> str | None:
-    return _watched() or DENSE_OF_LATENTS.refuse(call.dense)
+    dense = call.dense
+    if _has_gradients(dense.q, dense.latents, dense.up):
+        return _watched() or _refuse_gradients(dense.q, dense.latents, dense.latents, dense.seqs)
+    return _watched() or DENSE_OF_LATENTS.refuse(dense)
+
+
+def _refuse_gradients(q: Tensor, k: Keys, v: Keys, seqs: Sequences | None) -> str | None:
+    if not (isinstance(k, Tensor) and isinstance(v, Tensor)) or (seqs is None and k.shape[1] != q.shape[1]):
+        return "the kernels have gradients of whole sequences, and of none that others come before"
+    odd = next((x.dtype for x in (q, k, v) if x.dtype not in DTYPES), None)
+    return f"the kernels take float32 and bfloat16; there is {odd}" if odd else refuse("q", q)
 
 
 def _watched() -> str | None:
