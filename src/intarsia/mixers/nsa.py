@@ -212,7 +212,10 @@ class NativeSparseAttention(Attention):
         after = None if grown is None else grown.end()
         if not side:
             return y, after
-        return y, after, SideResults(self._largest(q, k, near[0], compressed[0], state, seqs))
+        largest = None
+        if "largest_logits" in side:
+            largest = self._largest(q, k, near[0], compressed[0], state, seqs)
+        return y, after, SideResults(largest)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.kv_heads, self.config.head_dim))
