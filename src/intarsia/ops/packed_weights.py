@@ -24,8 +24,9 @@ BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 STEP, INT4_BLOCK = 32, 128
 """As in csrc/few_rows_task.h: a row of int8 is padded to whole steps, one of int4 to whole blocks."""
 
-_PIECE = 1 << 22
-"""Numbers that are quantised or made floating-point at a time, which bounds the memory beside the weights."""
+_PIECE = 1 << 18
+"""Numbers that are quantised or made floating-point at a time: so few that what is tried with them stays in the cache,
+and that no memory beside the weights is worth telling."""
 
 
 @dataclass(frozen=True)
