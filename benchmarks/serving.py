@@ -11,7 +11,8 @@ processes of their own, and all requests go over HTTP, as streams.
                times to the first token and between tokens
     turns      a long chat goes on: the time to the first token of its second turn, beside that of a chat that is only
                as long as what is new, and of a model that has the states at hand and reads what is new behind them
-    document   a text is being continued while a long document is read
+    document   a text is being continued while a long document is read: by a smaller hybrid, of KDA and attention to a
+               window, in which a million tokens take a minute and no more memory than a thousand
     bytes      what the states of one user take, beside the keys and values of attention in all layers
 
 Nobody guesses ahead: all write a token at a time.
@@ -32,8 +33,9 @@ from typing import Any
 import torch
 
 from common import machine, median, options_parser, table, write_results
+from intarsia.checkpoints.native import save_model
 from intarsia.checkpoints.opening import load
-from intarsia.mixers import AttentionConfig
+from intarsia.mixers import AttentionConfig, KDAConfig, SlidingWindowConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import FeedForwardConfig
 from intarsia.ops import Sequences
@@ -84,12 +86,11 @@ def ours(
     folder: Path,
     tokens: int = 1 << 16,
     sequences: int = 32,
-    step_tokens: int = 512,
 ) -> Server:
     port = free_port()
     command = [sys.executable, str(Path(__file__).with_name("serving_ours.py")), str(folder), str(port)]
-    settings = [str(tokens), str(sequences), str(step_tokens), str(options.threads)]
-    return Server([*command, *settings], port)
+    settings = [tokens, sequences, options.step_tokens, options.step_seconds, options.threads]
+    return Server([*command, *map(str, settings)], port)
 
 
 def llama(options: argparse.Namespace, gguf: Path, slots: int, context: int) -> Server:
@@ -175,20 +176,39 @@ def behind(folder: Path, chat: int, new: int) -> float:
     return median(seconds)
 
 
+def write_small_hybrid(folder: Path) -> None:
+    """A hybrid whose states do not grow with the text: KDA, and attention to a window."""
+    config = ModelConfig(
+        vocab_size=VOCABULARY, d_model=256, depth=4, layout="kda kda kda window",
+        mixers={
+            "kda": KDAConfig(num_heads=2, head_dim=128),
+            "window": SlidingWindowConfig(num_heads=2, head_dim=128, window=4096),
+        },
+        feed_forward=FeedForwardConfig(768), tie_embeddings=False,
+    )  # fmt: skip
+    model = LanguageModel(config)
+    model.init_weights(0)
+    save_model(folder, model.to(torch.bfloat16))
+
+
 def document(options: argparse.Namespace, folder: Path) -> Row:
     """A text that is continued, alone and beside a document."""
     size = options.document
-    with ours(options, folder, size + (1 << 15), 4, options.step_tokens) as server:
+    with ours(options, folder, size + (1 << 15), 4) as server:
         together(server, prompts(2, 64, seed=5), 4)
         (chat,), (text,) = prompts(1, PROMPT, seed=6), prompts(1, size, seed=7)
+        memory_before = server.peak_memory
         told, before, took = beside(server, chat, text, 4.0, options.seconds)
         read = next(
             float(line.split()[1])
             for line in server.read("/metrics").splitlines()
             if line.startswith("intarsia_read_tokens_total")
         )
+        grown = server.peak_memory - memory_before
     return {
-        "document": size, "read": min(int(read), size), "read_whole_s": took, "step_tokens": options.step_tokens,
+        "model": "3 KDA and a window of 4096, width 256", "document": size, "read": min(int(read), size),
+        "read_whole_s": took, "step_tokens": options.step_tokens, "step_seconds": options.step_seconds,
+        "memory_mb": memory_before / 1e6, "grown_mb": grown / 1e6,
         "alone": quantiles(told.gaps[: before - 1]), "beside": quantiles(told.gaps[before:]),
     }  # fmt: skip
 
@@ -232,6 +252,7 @@ def main() -> None:
     parser.add_argument("--document", type=int, default=1 << 20, help="tokens of the document")
     parser.add_argument("--seconds", type=float, default=60.0, help="that the document may take")
     parser.add_argument("--step-tokens", type=int, default=512)
+    parser.add_argument("--step-seconds", type=float, default=0.2)
     parser.add_argument("--one-by-one", type=int, default=3, help="requests to transformers' generate")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -275,7 +296,9 @@ def main() -> None:
                     rows.append(turns("llama.cpp", server, options.chat, options.new))
             keep("turns", rows)
         if "document" in parts:
-            keep("document", [document(options, folder)])
+            small = Path(place) / "small"
+            write_small_hybrid(small)
+            keep("document", [document(options, small)])
         if "bytes" in parts:
             keep("bytes", memory(folder, (1024, 8192, 32768, 131072)))
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -48,6 +49,12 @@ class Server:
     ) -> None:
         self._process.kill()
         self._process.wait()
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that the process has had at most."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
     def read(self, address: str) -> str:
         """What is at an address."""

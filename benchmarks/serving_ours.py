@@ -1,6 +1,6 @@
 """The server of `serving.py`: a model that transformers has saved, and words of their own as tokens.
 
-python benchmarks/serving_ours.py FOLDER PORT TOKENS SEQUENCES STEP_TOKENS THREADS
+python benchmarks/serving_ours.py FOLDER PORT TOKENS SEQUENCES STEP_TOKENS STEP_SECONDS THREADS
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Words(ByteLevelTokenizer):
 
 
 def main() -> None:
-    port, tokens, sequences, step_tokens, threads = map(int, sys.argv[2:])
+    port, tokens, sequences, step_tokens = map(int, sys.argv[2:6])
+    step_seconds, threads = float(sys.argv[6]), int(sys.argv[7])
     torch.set_num_threads(threads)
     settings = EngineSettings(
-        sequences=sequences, tokens=tokens, step_tokens=step_tokens, piece=step_tokens, drafts=0
-    )
+        sequences=sequences, tokens=tokens, step_tokens=step_tokens, step_seconds=step_seconds,
+        piece=step_tokens, drafts=0,
+    )  # fmt: skip
     worker = Worker(Engine(InferenceModel(load(sys.argv[1])), settings))
     limits = Limits(body_bytes=1 << 28)
     served = Served(MODEL, worker, Words(), None, Conduct(), limits)

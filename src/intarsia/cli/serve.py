@@ -48,6 +48,13 @@ def command(
     step_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that the model reads in one step, at most.")
     ] = 512,
+    step_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="What a step should take while texts are being continued: so much of prompts is read in it as fits.",
+        ),
+    ] = 0.2,
     draft: Annotated[
         str, typer.Option(help="What guesses ahead: `lookup`, the directory of a smaller model, or `none`.")
     ] = "lookup",
@@ -90,8 +97,8 @@ def command(
         _key(key_file), open_requests=max_open, open_per_client=max_open_per_client, seconds=timeout
     )
     settings = EngineSettings(
-        sequences=sequences, snapshots=snapshots, tokens=tokens, step_tokens=step_tokens, piece=step_tokens,
-        prefix_cache=snapshots > 0, drafts=0 if draft == "none" else 4,
+        sequences=sequences, snapshots=snapshots, tokens=tokens, step_tokens=step_tokens,
+        step_seconds=step_seconds, piece=step_tokens, prefix_cache=snapshots > 0, drafts=0 if draft == "none" else 4,
     )  # fmt: skip
     use_plugins(plugin)
     ready, tokenizer, conduct, template = _load(model, device, dtype, weights)
@@ -112,8 +119,21 @@ def command(
             f"no API key: whoever reaches {host} may use it"
             + ("" if _is_loopback(host) else f", and that is not this machine alone. Set {KEY} or --key-file")
         )
+    _allow_connections()
     config = uvicorn.Config(create_app(served), host=host, port=port, log_level="info", access_log=False)
     uvicorn.Server(config).run()
+
+
+def _allow_connections() -> None:
+    """As many open files as the system lets this process have: each client is one, and 1,024 are soon used up."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _load(
