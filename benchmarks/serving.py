@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--document", type=int, default=1 << 20, help="tokens of the document")
     parser.add_argument("--seconds", type=float, default=60.0, help="that the document may take")
     parser.add_argument("--step-tokens", type=int, default=512)
-    parser.add_argument("--step-seconds", type=float, default=0.2)
+    parser.add_argument("--step-seconds", type=float, default=0.5)
     parser.add_argument("--one-by-one", type=int, default=3, help="requests to transformers' generate")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -274,7 +274,8 @@ def main() -> None:
         if "users" in parts:
             rows = [one_by_one(folder, options.one_by_one)]
             with ours(options, folder) as server:
-                rows += [users("intarsia", server, count) for count in counts]
+                beside = {"step_seconds": options.step_seconds}
+                rows += [users("intarsia", server, count) | beside for count in counts]
             for count in counts if options.llama else []:
                 with llama(options, gguf, count, count * 2 * (PROMPT + ANSWER)) as server:
                     rows.append(users("llama.cpp", server, count))

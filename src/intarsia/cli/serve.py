@@ -54,7 +54,7 @@ def command(
             min=0.001,
             help="What a step should take while texts are being continued: so much of prompts is read in it as fits.",
         ),
-    ] = 0.2,
+    ] = 0.5,
     draft: Annotated[
         str, typer.Option(help="What guesses ahead: `lookup`, the directory of a smaller model, or `none`.")
     ] = "lookup",
