@@ -6,7 +6,8 @@ Of each mixer the choice of what is read, and attention to it: 32 heads over 2 k
 sequence, bfloat16, entries in pages that lie in no order; options as published. All take turns in one run.
 Attention to what was picked should cost the same behind every length. The choices look at an entry of each token
 (`msa`), or of each 4, 16 or 512 tokens: their growth stands apart. `--before` also runs each choice in PyTorch's
-operations. Bytes are those of the entries that are read.
+operations. Entries and bytes are those that
+a group of heads reads; of `moba` each head is a group.
 """
 
 from __future__ import annotations
@@ -62,16 +63,22 @@ def paged(tokens: int, stride: int, *shape: int, dtype: torch.dtype = torch.bflo
     return Paged(pages, BlockTable(torch.randperm(count)[None], (tokens // stride,), each))
 
 
+def pair(tokens: int, stride: int) -> tuple[Paged, Paged]:
+    """Keys and values, which lie in the same places as those of a pool do."""
+    k = paged(tokens, stride, HKV, K)
+    return k, Paged(torch.randn_like(k.pages), k.table)
+
+
 def size_of(keys: Paged, entries: int) -> int:
     return int(entries * keys.pages[0, 0].nbytes)
 
 
 def parts(length: int, impl: str) -> list[Part]:
     """What is measured behind so many tokens, the choices by this `impl`."""
-    k, v = paged(length, 1, HKV, K), paged(length, 1, HKV, K)
+    k, v = pair(length, 1)
     q = torch.randn(1, 1, H, K).to(torch.bfloat16)
     means = {n: paged(length, n, HKV, K, dtype=torch.float32) for n in (16, 512)}
-    small_k, small_v = paged(length, 16, HKV, K), paged(length, 16, HKV, K)
+    small_k, small_v = pair(length, 16)
     token_keys, pool_keys = paged(length, 1, 1, K), paged(length, 4, K)
     of_groups = torch.randn(1, 1, HKV, K).to(torch.bfloat16)
     of_pools = torch.randn(1, 1, QSA.index_heads, K).to(torch.bfloat16)
