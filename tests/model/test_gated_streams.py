@@ -67,7 +67,13 @@ def test_each_stream_is_normed_with_weights_of_its_own(zero_centered):
     assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_a_model_of_streams_is_cached_recomputed_and_compiled_alike(make_model, tokens):
+def gradients(model, tokens) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(tokens, targets=tokens).nll.sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_a_model_of_streams_is_cached_and_recomputed_alike(make_model, tokens):
     model = perturbed(make_model(**STREAMED)).double()
     expected = model(tokens).logits
 
@@ -78,20 +84,20 @@ def test_a_model_of_streams_is_cached_recomputed_and_compiled_alike(make_model, 
         logits.append(output.logits)
     torch.testing.assert_close(torch.cat(logits, 1), expected)
 
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
-        model(tokens, targets=tokens).nll.sum().backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-    plain = gradients()
+    plain = gradients(model, tokens)
     names = [f"blocks.1.{part}_streams.write_proj.weight" for part in ("mixer", "feed_forward")]
     assert all(plain[name].abs().max() > 0 for name in (*names, "output_streams.read_up.weight"))
     model.activation_checkpointing = True
-    for name, gradient in gradients().items():
+    for name, gradient in gradients(model, tokens).items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
-    model.activation_checkpointing = False
+
+
+@pytest.mark.slow
+def test_a_model_of_streams_is_compiled_alike(make_model, tokens):
+    model = perturbed(make_model(**STREAMED)).double()
+    plain = gradients(model, tokens)
     model.compile_blocks(backend="eager")
-    for name, gradient in gradients().items():
+    for name, gradient in gradients(model, tokens).items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
 
 

@@ -531,6 +531,13 @@ MODEL = _in(
         "tests/model/test_experts.py tests/model/test_transformers_experts.py",
     ),
     (
+        "gated streams that take the whole of an output",
+        "gated_streams.py",
+        "writing = 2 * torch.sigmoid(",
+        "writing = 1 + 0 * torch.sigmoid(",
+        "tests/model/test_gated_streams.py",
+    ),
+    (
         "experts without their factor",
         "experts.py",
         "weights * config.routed_scaling_factor",
