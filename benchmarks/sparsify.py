@@ -33,8 +33,8 @@ from intarsia.training.beginning import fill_from
 from intarsia.training.task_loop import train_on_task
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dsa": ("dsa", {}),
-    "pooled": ("dsa", {"index_pool": 4}),
+    "dsa": ("dsa", {"index_heads": 4}),
+    "pooled": ("dsa", {"index_heads": 4, "index_pool": 4}),
     "qsa": ("qsa", {}),
     "msa": ("msa", {"index_block_size": 2}),
 }
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--teacher-steps", type=int, default=600)
-    parser.add_argument("--warm-up-steps", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, default=1500)
+    parser.add_argument("--warm-up-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--examples", type=int, default=256)
     options = parser.parse_args()
@@ -65,10 +65,10 @@ def main() -> None:
             rows.append({"seed": seed, "kind": name, **row})
             shown = {key: round(x, 4) if isinstance(x, float) else x for key, x in rows[-1].items()}
             print(shown, flush=True)
-        if options.out:
-            command = f"python benchmarks/sparsify.py {' '.join(sys.argv[1:])}"
-            results = {"command": command, "machine": machine(), "options": vars(options)}
-            write_results(options.out, {**results, "runs": rows, "summary": _summaries(rows)})
+            if options.out:
+                command = f"python benchmarks/sparsify.py {' '.join(sys.argv[1:])}"
+                results = {"command": command, "machine": machine(), "options": vars(options)}
+                write_results(options.out, {**results, "runs": rows, "summary": _summaries(rows)})
     table(_summaries(rows))
 
 
