@@ -30,6 +30,7 @@ def test_sparse_layers_on_one_backbone_read_an_eighth() -> None:
     arms = {arm.name: arm.config for arm in resolve(plan, 1024)}
     assert {config.layers[:3] for config in arms.values()} == {("kda", "kda", "kda")}
     length = plan.training["length"]
+    assert arms.pop("nsa").mixers["nsa"].selected == length // 8  # beside compressed tokens and a window
     for name, config in arms.items():
         mixer = config.mixers[config.layers[3]].build(config.d_model)
         reads = {
