@@ -69,7 +69,7 @@ test: $(DEV_STAMP)  ## the test suite, without what is marked slow
 test-all: $(DEV_STAMP)  ## the whole test suite
 	@$(PYTEST) $(ARGS)
 
-test-processors: $(DEV_STAMP)  ## the numeric tests as on other processors, error budgets with 20 draws (hours; ARGS=--quick: 4 minutes)
+test-processors: $(DEV_STAMP)  ## the numeric tests as on other processors, error budgets with 20 draws (hours; ARGS=--quick: 3 minutes)
 	@$(BIN)/python tests/processors.py -n $(JOBS) $(ARGS)
 
 mutants: $(DEV_STAMP)  ## break the code in many ways, in a copy, and see whether the nearest tests notice (ARGS='--only loader')

@@ -78,7 +78,7 @@ def _intarsia(
 
     \b
     Start here:
-      intarsia presets                              the models there are, from nano to 48 B
+      intarsia presets                              the models there are, from nano to the published ones
       intarsia inspect kimi-linear-tiny             what one costs
       intarsia train kimi-linear-tiny               train it on the Python sources of this machine
       intarsia generate runs/kimi-linear-tiny "def "

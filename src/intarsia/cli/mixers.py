@@ -36,16 +36,15 @@ def command(
     from intarsia.cli.output import print_json
     from intarsia.mixers import mixer
     from intarsia.mixers import mixers as all_mixers
-    from intarsia.mixers.registry import NOT_YET, use_plugins
+    from intarsia.mixers.registry import use_plugins
 
     use_plugins(plugin)
     if name is None:
         rows = [_facts(each) for each in all_mixers()]
-        missing = [dataclasses.asdict(each) for each in NOT_YET]
         if json:
-            print_json([*rows, *({**each, "missing": True} for each in missing)])
+            print_json(rows)
         else:
-            _print(rows, missing)
+            _print(rows)
         return
     facts = _facts(mixer(name))
     if json:
@@ -101,7 +100,7 @@ def _facts(config: Any) -> dict[str, Any]:
     }
 
 
-def _print(rows: list[dict[str, Any]], missing: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -115,8 +114,6 @@ def _print(rows: list[dict[str, Any]], missing: list[dict[str, Any]]) -> None:
             whole.add_row(
                 row["name"], str(row["year"]), escape(row["equation"]), *_cost_cells(row), _runs(row)
             )
-        for each in missing:
-            whole.add_row(each["name"], str(each["year"]), each["title"], *["–"] * 4, "not yet")
         tables = [whole]
     else:
         rules = table("name", "mixer", left=(0, 1))
@@ -124,8 +121,6 @@ def _print(rows: list[dict[str, Any]], missing: list[dict[str, Any]]) -> None:
         for row in rows:
             rules.add_row(row["name"], escape(f"{row['title']} ({row['year']})\n{row['equation']}"))
             numbers.add_row(row["name"], *_cost_cells(row), _runs(row))
-        for each in missing:
-            rules.add_row(each["name"], f"{each['title']} ({each['year']}): not yet")
         tables = [rules, numbers]
     show(
         *tables,

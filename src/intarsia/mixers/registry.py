@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -60,18 +59,6 @@ MIXERS = {
 }
 """The mixers of this package, by their names in layouts: the module in `intarsia.mixers` and the configuration."""
 
-
-@dataclass(frozen=True)
-class Missing:
-    """A mixer that the tables name and that is not built yet."""
-
-    name: str
-    title: str
-    year: int
-    source: str
-
-
-NOT_YET: tuple[Missing, ...] = ()
 
 ENTRY_POINTS = "intarsia.mixers"
 
@@ -130,9 +117,6 @@ def mixer(name: str) -> type[MixerConfig]:
     for point in _others():
         if point.name == name:
             return _load(point)
-    for missing in NOT_YET:
-        if missing.name == name:
-            raise ConfigError(f"the mixer {name!r} ({missing.title}) is not built yet")
     raise ConfigError(
         f"there is no mixer {name!r}{did_you_mean(name, names())}\nOne of your own comes from a file, by --plugin "
         f"FILE.py, or from an installed package, by an entry point of the group {ENTRY_POINTS!r} (docs/new-mixer.md)"
