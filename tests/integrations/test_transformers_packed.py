@@ -115,9 +115,9 @@ def test_the_model_looks_as_before() -> None:
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append("kept"))
     kind, implementation = type(model), model.config._attn_implementation
     embedding = model.get_input_embeddings().weight
-    made = prepare_for_inference(model, "bfloat16")
-    # Small weights stay; of this model PyTorch multiplies bfloat16 slowly whatever its size.
-    made.undo()
+    if native.missing_reason() is None:
+        # Small weights stay; of this model PyTorch multiplies bfloat16 slowly whatever its size.
+        prepare_for_inference(model, "bfloat16").undo()
     with prepared(model, "int8") as made:
         names = {name: (p.shape, p.dtype, p.device) for name, p in model.named_parameters()}
         assert names == {**before, "lm_head.weight": before["model.embed_tokens.weight"]}

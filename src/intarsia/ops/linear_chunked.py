@@ -12,7 +12,7 @@ from intarsia.ops.chunked import chunked
 from intarsia.ops.linear_call import LinearCall, linear_call
 from intarsia.ops.precision import compute_dtype
 from intarsia.ops.sequences import Sequences
-from intarsia.ops.tracing import sizes
+from intarsia.ops.tracing import fakes_beside, sizes
 from intarsia.ops.uncompiled import Uncompiled
 
 
@@ -20,7 +20,8 @@ def chunked_anywhere(call: LinearCall) -> tuple[Tensor, Tensor | None]:
     """`chunked`, of which torch.compile makes one graph for all lengths that are not constants."""
     call = call.plain()
     if not torch.compiler.is_compiling():
-        return chunked(call)
+        with fakes_beside(call.q):
+            return chunked(call)
     tensors = (call.q, call.k, call.v, call.g, call.beta, call.a, call.b, call.initial_state)
     # A batch has one length, and no packing.
     lengths = (sizes(call.q)[1],) if call.seqs is None else call.seqs.lengths

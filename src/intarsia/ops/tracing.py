@@ -7,10 +7,12 @@ them unseen, and its result be wrong without a word.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from intarsia.errors import UnsupportedError
@@ -49,6 +51,11 @@ def apart_from_torch(*tensors: Tensor | None) -> bool:
         x is None or (type(x) in (Tensor, torch.nn.Parameter) and not (records and x.requires_grad))
         for x in tensors
     )
+
+
+def fakes_beside(x: Tensor) -> AbstractContextManager[Any]:
+    """Where tensors that are made are such that an operator can take them with x: fake ones for a fake tensor."""
+    return x.fake_mode if isinstance(x, FakeTensor) else nullcontext()
 
 
 def sizes(x: Tensor) -> tuple[int, ...]:
