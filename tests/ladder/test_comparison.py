@@ -21,6 +21,7 @@ from intarsia.errors import ConfigError, TrainingError
 from intarsia.ladder import Plan, Verdict, compare
 from intarsia.ladder.fairness import check_batches
 from intarsia.ladder.run_folder import RunFolder
+from support.small_corpus import texts
 
 STEPS = 12
 
@@ -59,17 +60,6 @@ PLAN: dict[str, Any] = {
 }
 
 
-def texts(directory: Path) -> Path:
-    """Sixty small files of words that follow each other by a rule."""
-    directory.mkdir()
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(20)]
-    for index in range(60):
-        chosen = np.cumsum(rng.integers(1, 3, rng.integers(40, 120))) % len(words)
-        (directory / f"{index:02}.txt").write_text(" ".join(words[word] for word in chosen))
-    return directory
-
-
 def run(plan: dict[str, Any], directory: Path, jobs: int = 2) -> tuple[Verdict, str]:
     with (directory.parent / f"{directory.name}.log").open("w+") as file:
         verdict = compare(Plan.from_dict(plan), directory, jobs=jobs, console=Console(file=file, width=120))
@@ -84,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(place: Path) -> dict[str, Any]:
-    corpus = {**PLAN["corpus"], "source": str(texts(place / "texts") / "*.txt")}
+    corpus = {**PLAN["corpus"], "source": texts(place / "texts")}
     return {**PLAN, "corpus": corpus}
 
 

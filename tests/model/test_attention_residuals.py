@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError
-from intarsia.model import ExpertsConfig, HyperConnectionsConfig, InferenceModel, ModelConfig, cost_of
+from intarsia.model import ExpertsConfig, HyperConnectionsConfig, ModelConfig, cost_of
 from intarsia.model.attention_residuals import AttentionResidual
 from intarsia.training.optimizers import parameter_roles
+from support.streams import check_gradients, check_it_decodes_when_made_ready, gradients, logits_in_pieces
 
 GROUPED = {"layout": "kda mla", "depth": 5, "attention_residuals": 2}
 
@@ -73,38 +74,20 @@ def test_groups_begin_where_they_should(make_model, tokens):
 
 def test_it_is_cached_recomputed_and_compiled_alike(make_model, tokens):
     model = perturbed(make_model(**GROUPED)).double()
-    expected = model(tokens).logits
+    torch.testing.assert_close(logits_in_pieces(model, tokens), model(tokens).logits)
 
-    states, logits = model.init_states(2), []
-    for piece in tokens.split([1, 40, 29], dim=1):
-        output = model(piece, states=states)
-        states = output.states
-        logits.append(output.logits)
-    torch.testing.assert_close(torch.cat(logits, 1), expected)
-
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
-        model(tokens, targets=tokens).nll.sum().backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-    plain = gradients()
+    plain = gradients(model, tokens)
     assert all(plain[f"blocks.1.{part}_streams.query"].abs().max() > 0 for part in ("mixer", "feed_forward"))
     model.activation_checkpointing = True
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
     model.activation_checkpointing = False
     model.compile_blocks(backend="eager")
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
 
 
 def test_it_decodes_when_made_ready(make_model, tokens):
     model = perturbed(make_model(**GROUPED))
-    ready = InferenceModel(model)
-    assert ready.few_tokens is None
-    output = ready(tokens[:, :9], ready.init_states(2), last_only=False)
-    torch.testing.assert_close(output.logits, model(tokens[:, :9]).logits, rtol=1e-4, atol=1e-4)
-    assert model.to(torch.bfloat16)(tokens[:, :9]).logits.isfinite().all()
+    check_it_decodes_when_made_ready(model, tokens)
 
 
 def test_costs_and_roles_are_those_of_the_parameters(make_model):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError
-from intarsia.model import HyperConnectionsConfig, InferenceModel, ModelConfig, cost_of
+from intarsia.model import HyperConnectionsConfig, ModelConfig, cost_of
 from intarsia.model.gated_streams import GatedStreams, StreamNorm
 from intarsia.training.optimizers import parameter_roles
+from support.streams import check_gradients, check_it_decodes_when_made_ready, gradients, logits_in_pieces
 
 HYPER = HyperConnectionsConfig(streams=3, rank=5)
 STREAMED = {"layout": "gdn attention", "hyper_connections": HYPER, "zero_centered_norms": True}
@@ -67,29 +68,15 @@ def test_each_stream_is_normed_with_weights_of_its_own(zero_centered):
     assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
-def gradients(model, tokens) -> dict[str, Tensor]:
-    model.zero_grad()
-    model(tokens, targets=tokens).nll.sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
 def test_a_model_of_streams_is_cached_and_recomputed_alike(make_model, tokens):
     model = perturbed(make_model(**STREAMED)).double()
-    expected = model(tokens).logits
-
-    states, logits = model.init_states(2), []
-    for piece in tokens.split([1, 40, 29], dim=1):
-        output = model(piece, states=states)
-        states = output.states
-        logits.append(output.logits)
-    torch.testing.assert_close(torch.cat(logits, 1), expected)
+    torch.testing.assert_close(logits_in_pieces(model, tokens), model(tokens).logits)
 
     plain = gradients(model, tokens)
     names = [f"blocks.1.{part}_streams.write_proj.weight" for part in ("mixer", "feed_forward")]
     assert all(plain[name].abs().max() > 0 for name in (*names, "output_streams.read_up.weight"))
     model.activation_checkpointing = True
-    for name, gradient in gradients(model, tokens).items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
 
 
 @pytest.mark.slow
@@ -97,17 +84,12 @@ def test_a_model_of_streams_is_compiled_alike(make_model, tokens):
     model = perturbed(make_model(**STREAMED)).double()
     plain = gradients(model, tokens)
     model.compile_blocks(backend="eager")
-    for name, gradient in gradients(model, tokens).items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
 
 
 def test_it_decodes_when_made_ready(make_model, tokens):
     model = perturbed(make_model(**STREAMED))
-    ready = InferenceModel(model)
-    assert ready.few_tokens is None
-    output = ready(tokens[:, :9], ready.init_states(2), last_only=False)
-    torch.testing.assert_close(output.logits, model(tokens[:, :9]).logits, rtol=1e-4, atol=1e-4)
-    assert model.to(torch.bfloat16)(tokens[:, :9]).logits.isfinite().all()
+    check_it_decodes_when_made_ready(model, tokens)
 
 
 def test_costs_and_roles_are_those_of_the_parameters(make_model):

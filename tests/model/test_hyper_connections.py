@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError
-from intarsia.model import HyperConnectionsConfig, InferenceModel, ModelConfig, cost_of
+from intarsia.model import HyperConnectionsConfig, ModelConfig, cost_of
 from intarsia.model.hyper_connections import HyperConnection
 from intarsia.training.optimizers import parameter_roles
+from support.streams import check_gradients, check_it_decodes_when_made_ready, gradients, logits_in_pieces
 
 HYPER = HyperConnectionsConfig(streams=3, iterations=4, eps=1e-3)
 STREAMED = {"layout": "kda mla", "hyper_connections": HYPER}
@@ -80,42 +81,24 @@ def test_the_mixture_is_nearly_doubly_stochastic():
 
 def test_a_model_of_streams_is_cached_recomputed_and_compiled_alike(make_model, tokens):
     model = perturbed(make_model(**STREAMED)).double()
-    expected = model(tokens).logits
+    torch.testing.assert_close(logits_in_pieces(model, tokens), model(tokens).logits)
 
-    states, logits = model.init_states(2), []
-    for piece in tokens.split([1, 40, 29], dim=1):
-        output = model(piece, states=states)
-        states = output.states
-        logits.append(output.logits)
-    torch.testing.assert_close(torch.cat(logits, 1), expected)
-
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
-        model(tokens, targets=tokens).nll.sum().backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-    plain = gradients()
+    plain = gradients(model, tokens)
     assert all(plain[f"blocks.1.{part}_streams.base"].abs().max() > 0 for part in ("mixer", "feed_forward"))
     model.activation_checkpointing = True
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
     model.activation_checkpointing = False
     model.compile_blocks(backend="eager")
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
+    check_gradients(model, tokens, plain)
 
 
 def test_it_decodes_when_made_ready_and_keeps_float32(make_model, tokens):
     model = perturbed(make_model(**STREAMED))
-    ready = InferenceModel(model)
-    assert ready.few_tokens is None
-    output = ready(tokens[:, :9], ready.init_states(2), last_only=False)
-    torch.testing.assert_close(output.logits, model(tokens[:, :9]).logits, rtol=1e-4, atol=1e-4)
+    check_it_decodes_when_made_ready(model, tokens)
     narrow = model.to(torch.bfloat16)
     kept = [name for name, parameter in narrow.named_parameters() if "_streams." in name]
     assert len(kept) == 12
     assert all(narrow.get_parameter(name).dtype == torch.float32 for name in kept)
-    assert narrow(tokens[:, :9]).logits.isfinite().all()
 
 
 def test_costs_and_roles_are_those_of_the_parameters(make_model):

@@ -13,15 +13,11 @@ from intarsia.errors import ConfigError, ShapeError
 from intarsia.ops import Sequences, blocks_loss, blocks_loss_torch, pick_blocks, picked_share
 from support.budget import assert_within_budget
 from support.device import device
+from support.losses import check_loss_and_gradients, normal
 
 D, H, K = 4, 4, 8
 NAMES = ("index_q", "index_k", "q", "k")
 LENGTHS = (11, 0, 17, 2)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def inputs(B: int, T: int, groups: int = 2, heads: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -55,18 +51,7 @@ def test_loss_and_gradients_are_those_of_the_reference(
     x = {n: t.requires_grad_() for n, t in inputs(1 if packed else 2, 30, groups, heads).items()}
     options: dict[str, Any] = {"block": block, "scale": 0.6, "index_scale": 0.9, "cu_seqlens": seqs}
     options["picked"] = picks(x, block, seqs) if sparse else None
-    found = []
-    for impl in ("auto", "reference"):
-        loss = blocks_loss(**x, **options, impl=impl)
-        grads = torch.autograd.grad(
-            (loss * normal(*loss.shape, seed=9)).sum(), list(x.values()), allow_unused=True
-        )
-        found.append((loss, grads))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-10, atol=1e-12)
-    assert (found[0][0] > -1e-12).all()
-    for name, got, expected in zip(NAMES, *(grads for _, grads in found), strict=True):
-        assert (got is None) == (expected is None) == (name in ("q", "k")), name
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+    check_loss_and_gradients(blocks_loss, x, **options)
 
 
 def test_of_blocks_of_one_token_the_gradient_is_the_difference_of_the_distributions() -> None:

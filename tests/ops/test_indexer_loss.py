@@ -12,14 +12,10 @@ from intarsia.errors import ShapeError
 from intarsia.ops import Sequences, indexer_loss, indexer_loss_torch, lightning_indexer
 from support.budget import assert_within_budget
 from support.device import device
+from support.losses import check_loss_and_gradients, normal
 
 HI, D, H, HKV, K = 3, 4, 4, 2, 8
 NAMES = ("index_q", "index_k", "index_weights", "q", "k")
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device(), dtype)
 
 
 def inputs(B: int, T: int, seed: int = 0) -> dict[str, Tensor]:
@@ -46,18 +42,7 @@ def test_loss_and_gradients_are_those_of_the_reference(
     x = {name: tensor.requires_grad_() for name, tensor in inputs(1 if packed else 2, 30).items()}
     options: dict[str, Any] = {"relu": relu, "scale": 0.6, "cu_seqlens": seqs}
     options["picked"] = None if count is None else picks(x, count, seqs)
-    found = []
-    for impl in ("auto", "reference"):
-        loss = indexer_loss(**x, **options, impl=impl)
-        grads = torch.autograd.grad(
-            (loss * normal(*loss.shape, seed=9)).sum(), list(x.values()), allow_unused=True
-        )
-        found.append((loss, grads))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-10, atol=1e-12)
-    assert (found[0][0] > -1e-12).all()
-    for name, got, expected in zip(NAMES, *(grads for _, grads in found), strict=True):
-        assert (got is None) == (expected is None) == (name in ("q", "k")), name
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+    check_loss_and_gradients(indexer_loss, x, **options)
 
 
 @pytest.mark.parametrize("room", [1, 1 << 22])

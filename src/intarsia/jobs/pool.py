@@ -56,6 +56,21 @@ class Machines(Protocol):
     def workers(self) -> Workers: ...
 
 
+Events = queue.SimpleQueue[tuple[str, Event | int]]
+"""What runs said, or their exit status, each with the run's key."""
+
+
+def next_event(events: Events, running: dict[str, Any], seconds: float) -> tuple[str, Event | int] | None:
+    """The next one; None if nothing happens in time. A run that has ended is no longer `running`."""
+    try:
+        key, event = events.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    if isinstance(event, int):
+        del running[key]
+    return key, event
+
+
 @dataclass(frozen=True)
 class Child:
     """A process that runs."""
@@ -78,7 +93,7 @@ class Pool:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the children beside this process's own."""
     children: dict[str, Child] = field(default_factory=dict)
-    _events: queue.SimpleQueue[tuple[str, Event | int]] = field(default_factory=queue.SimpleQueue)
+    _events: Events = field(default_factory=queue.SimpleQueue)
 
     @property
     def busy(self) -> bool:
@@ -126,13 +141,7 @@ class Pool:
 
     def wait(self, seconds: float) -> tuple[str, Event | int] | None:
         """The next event: what a child said, or its exit status; None if nothing happens in time."""
-        try:
-            key, event = self._events.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if isinstance(event, int):
-            del self.children[key]
-        return key, event
+        return next_event(self._events, self.children, seconds)
 
     def stop(self, report: Callable[[str, Event | int], None] = lambda key, event: None) -> None:
         """Ask every child to save and end; kill those that have not after the time of grace.

@@ -23,7 +23,7 @@ from intarsia.errors import ConfigError
 from intarsia.extras import require
 from intarsia.jobs.child import CRASHED, INTERRUPTED
 from intarsia.jobs.machine import cores
-from intarsia.jobs.pool import Event, Pool
+from intarsia.jobs.pool import Event, Events, Pool, next_event
 
 ATTEMPTS = 3
 """How often a run is started whose machine is lost again and again."""
@@ -132,7 +132,7 @@ class RayPool:
     """Seconds that runs have to save their checkpoints when they are asked to stop."""
     running: dict[str, tuple[Any, Path]] = field(default_factory=dict)
     """The task of each run, and its directory."""
-    _events: queue.SimpleQueue[tuple[str, Event | int]] = field(default_factory=queue.SimpleQueue)
+    _events: Events = field(default_factory=queue.SimpleQueue)
     _stopping: bool = False
 
     @property
@@ -199,13 +199,7 @@ class RayPool:
 
     def wait(self, seconds: float) -> tuple[str, Event | int] | None:
         """The next event: what a run said, or its exit status; None if nothing happens in time."""
-        try:
-            key, event = self._events.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if isinstance(event, int):
-            del self.running[key]
-        return key, event
+        return next_event(self._events, self.running, seconds)
 
     def stop(self) -> None:
         """Ask every run to save and end; end those that have not after the time of grace. A second Ctrl-C ends them at

@@ -26,7 +26,6 @@ from intarsia.inference.server.wire import (
     GrammarFormat,
     JsonSchema,
     Message,
-    Name,
     NamedTool,
     ObjectFormat,
     PlainFormat,
@@ -60,12 +59,10 @@ class FunctionTool(Function):
     type: Literal["function"]
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(FunctionName):
     """The function that must be called."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["function"]
-    name: Name
 
 
 class ResponseRequest(BaseModel):
