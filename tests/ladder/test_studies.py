@@ -16,17 +16,20 @@ PLANS = sorted((ROOT / "examples" / "studies").glob("*.toml"))
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_each_loads_and_its_arms_are_of_one_size(path: Path) -> None:
-    plan, quick = load_plan(path), load_plan(path, quick=True)
-    assert (plan.name, quick.name) == (path.stem, f"{path.stem}-quick")
-    assert len(plan.seeds) >= 3
-    costs = [cost_of(arm.config) for arm in resolve(plan, 1024)]
-    assert len(costs) == len(plan.arms)
-    sizes = [cost.parameters for cost in costs]
-    assert max(sizes) < 1.03 * min(sizes)
+    plan, quick, full = (load_plan(path, **size) for size in ({}, {"quick": True}, {"full": True}))
+    assert (plan.name, quick.name, full.name) == (path.stem, f"{path.stem}-quick", f"{path.stem}-full")
+    assert [arm.name for arm in plan.arms] == [arm.name for arm in full.arms]
+    for size in (plan, full):
+        assert len(size.seeds) >= 3
+        costs = [cost_of(arm.config) for arm in resolve(size, 1024)]
+        assert len(costs) == len(size.arms)
+        sizes = [cost.parameters for cost in costs]
+        assert max(sizes) < 1.03 * min(sizes)
 
 
-def test_sparse_layers_on_one_backbone_read_an_eighth() -> None:
-    plan = load_plan(ROOT / "examples" / "studies" / "sparse_on_kda.toml")
+@pytest.mark.parametrize("full", [False, True], ids=["laptop", "full"])
+def test_sparse_layers_on_one_backbone_read_an_eighth(full: bool) -> None:
+    plan = load_plan(ROOT / "examples" / "studies" / "sparse_on_kda.toml", full=full)
     arms = {arm.name: arm.config for arm in resolve(plan, 1024)}
     assert {config.layers[:3] for config in arms.values()} == {("kda", "kda", "kda")}
     length = plan.training["length"]
