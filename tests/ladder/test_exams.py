@@ -15,7 +15,7 @@ from intarsia.ladder import Plan, Verdict, compare
 from intarsia.ladder.plan_tables import PlanError
 from intarsia.ladder.report.parts import exam_cell
 from intarsia.ladder.results import ExamArm, ExamScores, Failure, RunResult
-from intarsia.ladder.run_spec import RunSpec
+from intarsia.ladder.run_spec import RunSpec, TaskLesson
 from intarsia.tasks import Answers, examine, make_task
 
 PLAN: dict[str, Any] = {
@@ -32,6 +32,8 @@ PLAN: dict[str, Any] = {
     "examined_on": [
         {"task": "palindrome", "name": "short", "options": {"length": 5, "symbols": 3}, "steps": 12,
          "examples": 16, "examine_every": 6, "dials": {"length": [5, 8], "symbols": [2, 3]}},
+        {"task": "zoology-mqar", "name": "pairs", "options": {"length": 16, "vocabulary": 16}, "steps": 4,
+         "examples": 8, "examine_every": 4, "mixed": {"pairs": [1, 4]}},
     ],
 }  # fmt: skip
 TUNED = {**PLAN["examined_on"][0], "name": "tuned", "learning_rates": [1e-2, 1e-6], "steps": 8, "dials": {}}
@@ -59,7 +61,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Verdict, str, 
 
 def test_arms_are_examined_with_each_seed(done: tuple[Path, Verdict, str, dict[str, Any]]) -> None:
     place, verdict, printed, found = done
-    (exam,) = found["exams"]
+    exam = found["exams"][0]
     kda, wild = exam["arms"]
     assert [run["seed"] for run in kda["runs"]] == [1, 2]
     shares = [run["test"]["answers"]["accuracy"] for run in kda["runs"]]
@@ -80,7 +82,7 @@ def test_arms_are_examined_with_each_seed(done: tuple[Path, Verdict, str, dict[s
     page = (place / "report.html").read_text()
     assert "The exams" in page
     assert f"{100 * kda['answers']['mean']:.1f} (" in page
-    assert "2 of 4 runs failed" in page
+    assert "4 of 8 runs failed" in page
 
 
 def test_the_models_are_kept_and_give_the_same_answers(
@@ -102,7 +104,7 @@ def test_models_are_examined_under_every_combination_of_the_dials(
     done: tuple[Path, Verdict, str, dict[str, Any]],
 ) -> None:
     place, _, _, found = done
-    (exam,) = found["exams"]
+    exam = found["exams"][0]
     assert exam["dials"] == {"length": [5, 8], "symbols": [2, 3]}
     turns = [{"length": length, "symbols": symbols} for length in (5, 8) for symbols in (2, 3)]
     for run in exam["arms"][0]["runs"]:
@@ -118,6 +120,44 @@ def test_models_are_examined_under_every_combination_of_the_dials(
     assert page.count("--share: ") == 8
     mean = sum(run["turns"][2]["test"]["answers"]["accuracy"] for run in exam["arms"][0]["runs"]) / 2
     assert f">{100 * mean:.1f}<" in page
+
+
+def test_a_mixed_exam_is_learned_and_asked_in_turn(
+    done: tuple[Path, Verdict, str, dict[str, Any]],
+) -> None:
+    place, _, _, found = done
+    _, exam = found["exams"]
+    assert exam["mixed"] == {"pairs": [1, 4]}
+    run = exam["arms"][0]["runs"][0]
+    assert run["test"]["answers"]["asked"] == 4 * 1 + 4 * 4
+    spec = RunSpec.load(place / "exams" / run["directory"])
+    assert isinstance(spec.lesson, TaskLesson)
+    assert spec.lesson.modules[1:] == ("intarsia.tasks.zoology", "intarsia.tasks.mixed")
+    again = examine(
+        load_model(place / "exams" / run["directory"] / "train" / "model"),
+        spec.lesson.made,
+        seed=run["seed"],
+        examples=8,
+    )
+    assert again.score.right_tokens == run["test"]["answers"]["right"]
+    assert "length 16, vocabulary 16, pairs 1, 4 in turn" in (place / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("mixed", "message"),
+    [
+        ({"pairs": [4, 4]}, r"mixed\.pairs must be a list of different values"),
+        ({"paris": [4]}, r"mixed\.paris: with paris 4: unknown option; did you mean 'pairs'"),
+        ({"pairs": [4, 5]}, r"mixed: with pairs 5: .*take 20 tokens; the length is 16"),
+        ({"length": [16, 32]}, r"mixed: all parts must have the length, 16; one has 32"),
+        ({"vocabulary": [16, 32]}, r"mixed: all parts must have the same tokens; one has 32 and another 16"),
+    ],
+)
+def test_mixtures_that_cannot_be(mixed: dict[str, Any], message: str) -> None:
+    exam = {**PLAN["examined_on"][1], "mixed": mixed}
+    with pytest.raises(PlanError) as failure:
+        Plan.from_dict({**PLAN, "examined_on": [exam]})
+    assert re.search(message, str(failure.value)), str(failure.value)
 
 
 @pytest.mark.parametrize(

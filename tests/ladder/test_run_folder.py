@@ -48,6 +48,7 @@ OTHER: dict[str, Any] = {
     "lesson": TASK,
     "fingerprint": {**FINGERPRINT, "code": {}},
     "threads": 2,
+    "processes": 2,
     "device": "cpu",
     "branches_from": "runs/other/train@8",
 }
@@ -66,6 +67,7 @@ OTHER_LESSONS: dict[type, dict[str, Any]] = {
         "examples": 65,
         "examine_every": 11,
         "turns": ({"pairs": 2},),
+        "mixture": ({"pairs": 2},),
     },
 }
 ARM = MeasuredArm("hybrid", {"depth": 2}, {"rows": 2}, "runs/hybrid", {"code": {"a": "00"}})

@@ -19,7 +19,7 @@ from intarsia.ladder.fairness import check_batches
 from intarsia.ladder.history import History, not_counted
 from intarsia.ladder.measuring import measure
 from intarsia.ladder.plan import Plan
-from intarsia.ladder.plan_tables import Budget
+from intarsia.ladder.plan_tables import Budget, PlanError
 from intarsia.ladder.record import jsonable, record_of
 from intarsia.ladder.report import write_report
 from intarsia.ladder.report.terminal import introduce, show_verdict
@@ -107,6 +107,10 @@ def prepare_text(plan: Plan, place: Place, jobs: int | None, console: Console) -
     """
     if plan.budget is None:
         return None
+    if place.machines is not None and plan.processes > 1:
+        raise PlanError(
+            "runs of several processes are made on this machine alone: leave out --ray", ("processes",)
+        )
     data, speeds = place.home / "data", None
     if plan.budget.seconds is not None:
         rehearsal = TextTrial.prepare(plan, Budget(steps=10**9), data, console)

@@ -17,6 +17,7 @@ from intarsia.ladder.results import ExamArm, ExamResult, RunRole
 from intarsia.ladder.run_spec import RunSpec, TaskLesson
 from intarsia.ladder.schedule import ArmRuns, ArmSchedule, run_all
 from intarsia.model.fingerprint import Fingerprint, fingerprint
+from intarsia.tasks import task
 from intarsia.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -105,9 +106,10 @@ class ExamTrial:
         return ExamResult(
             name=exam.name,
             task=exam.task,
-            title=exam.made.title,
+            title=task(exam.task).title,
             options=dict(exam.options),
             dials=dict(exam.dials),
+            mixed=dict(exam.mixed),
             steps=exam.steps,
             rows=exam.rows,
             examples=exam.examples,
@@ -141,7 +143,13 @@ def hold_exams(
 
 def _lesson(exam: ExamOptions) -> TaskLesson:
     return TaskLesson(
-        exam.name, exam.task, dict(exam.options), exam.examples, exam.examine_every, tuple(exam.turns)
+        exam.name,
+        exam.task,
+        dict(exam.options),
+        exam.examples,
+        exam.examine_every,
+        turns=tuple(exam.turns),
+        mixture=tuple(exam.mixture),
     )
 
 

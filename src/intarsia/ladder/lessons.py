@@ -11,6 +11,7 @@ from intarsia.checkpoints.native import load_model, save_model
 from intarsia.data import TokenDataset, load_tokenizer
 from intarsia.errors import TrainingError
 from intarsia.jobs.child import Channel
+from intarsia.jobs.ranks import my_rank, together
 from intarsia.ladder.run_folder import RunFolder
 from intarsia.ladder.run_spec import RunSpec, TaskLesson, TextLesson
 from intarsia.model import ModelConfig
@@ -42,16 +43,19 @@ def _learn_text(
     # A run that has begun knows by itself where.
     begun = RunDirectory(folder.train).config.exists()
     parent = None if begun or spec.branches_from is None else Parent.parse(spec.branches_from)
-    result = train(
-        ModelConfig.from_dict(spec.model),
-        config,
-        dataset,
-        tokenizer,
-        folder.train,
-        progress=channel,
-        device=spec.device,
-        parent=parent,
-    )
+    with together(spec.processes, "intarsia.ladder.worker", folder.path):
+        result = train(
+            ModelConfig.from_dict(spec.model),
+            config,
+            dataset,
+            tokenizer,
+            folder.train,
+            progress=channel,
+            device=spec.device,
+            parent=parent,
+        )
+    if my_rank():
+        return None  # the first of the processes has the model, and scores it
     if not result.finished:
         return None
     channel.send(event="stage", stage="scoring documents")

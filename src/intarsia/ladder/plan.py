@@ -24,7 +24,7 @@ from intarsia.ladder.plan_tables import (
     PlanError,
     Tuning,
 )
-from intarsia.settings import merge, read, settle_types, with_none, without_none
+from intarsia.settings import check_bounds, merge, read, settle_types, with_none, without_none
 
 #: Options of training that the comparison sets itself, and where a plan says them.
 _OWNED = {
@@ -58,6 +58,9 @@ class Plan:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Options of `intarsia.training.TrainConfig`, shared by all runs. `eval_every` with `eval_documents` or
     `eval_bytes` adds held-out curves to the report; the verdict has documents of its own."""
+    processes: int = 1
+    """Processes that train each model on text together, its parameters divided among them (FSDP2): on machines with
+    GPUs each takes one. What is learned for exams is small and learned in one."""
     matching: Matching = field(default_factory=Matching)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     figures: Figures = field(default_factory=Figures)
@@ -107,6 +110,7 @@ class Plan:
             )
         self._check_presets()
         self._check_training(self.training, ("training",), _OWNED)
+        self._check_processes()
         for index, exam in enumerate(self.examined_on):
             place = ("examined_on", index, "training")
             owned = {**_OWNED, "steps": "steps", "rows": "rows", "length": "options.length"}
@@ -133,6 +137,22 @@ class Plan:
             TrainConfig.from_dict({"steps": 10**9, **training})
         except OptionError as error:
             raise PlanError(error.message, (*place, *error.path)) from None
+
+    def _check_processes(self) -> None:
+        from intarsia.training.config import TrainConfig
+
+        check_bounds(self, "processes", least=1)
+        rows = TrainConfig.from_dict({"steps": 10**9, **self.training}).rows
+        if rows % self.processes:
+            raise PlanError(
+                f"{self.processes} processes share the rows of a step, and {rows} cannot be divided among them: "
+                "change [training] rows",
+                ("processes",),
+            )
+        if self.processes > 1 and self.budget is not None and self.budget.seconds is not None:
+            raise PlanError(
+                "a budget of seconds is timed in one process: give tokens, steps or FLOPs", ("processes",)
+            )
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""

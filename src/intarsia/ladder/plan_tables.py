@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -248,56 +247,78 @@ class ExamOptions:
     dials: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values of some of the task's options: the judged models are examined under every combination of them, too, which
     they have not been trained on unless the task mixes them."""
+    mixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values of some of the task's options, of which every combination comes in turn in training, in the validation and
+    in the test (`intarsia.tasks.mixed`)."""
 
     def __post_init__(self) -> None:
+        from intarsia.tasks import make_task
+
         settle_types(self)
         object.__setattr__(self, "options", with_none(self.options))
         object.__setattr__(self, "training", with_none(self.training))
         check_bounds(self, "steps", "rows", "examples", "examine_every", least=1)
         if self.learning_rates is not None:
             check_rates(self.learning_rates, ("learning_rates",))
+        make_task(self.task, self.options)  # before what is mixed: what is wrong is wrong without
+        self._check_values("mixed", None)
         task = self.made
         if not self.name:
             object.__setattr__(self, "name", f"{self.task}-{task.length}")
         check_name(self.name)
-        self._check_dials(task)
+        self._check_values("dials", task)
 
     @property
     def made(self) -> Task:
-        """The task itself."""
-        from intarsia.tasks import make_task
+        """What is learned."""
+        from intarsia.tasks.registry import make_mixed
 
-        return make_task(self.task, self.options)
+        try:
+            return make_mixed(self.task, self.options, self.mixture)
+        except OptionError:
+            raise
+        except ConfigError as error:
+            raise PlanError(str(error), ("mixed",)) from None
+
+    @property
+    def mixture(self) -> list[dict[str, Any]]:
+        """Every combination of what is mixed; none where nothing is."""
+        from intarsia.tasks.mixed import combinations
+
+        return combinations(self.mixed)
 
     @property
     def turns(self) -> list[dict[str, Any]]:
         """Every combination of the dials' values; none where there are no dials."""
-        if not self.dials:
-            return []
-        return [dict(zip(self.dials, values, strict=True)) for values in product(*self.dials.values())]
+        from intarsia.tasks.mixed import combinations
 
-    def _check_dials(self, learned: Task) -> None:
+        return combinations(self.dials)
+
+    def _check_values(self, table: Literal["dials", "mixed"], learned: Task | None) -> None:
+        """Settle a table of values of options, and make sure that each combination makes a task, of the tokens that
+        were learned where that is known."""
         from intarsia.tasks import make_task
+        from intarsia.tasks.mixed import combinations
 
-        dials = {}
-        for name, given in self.dials.items():
+        values = {}
+        for name, given in getattr(self, table).items():
             if not given or len({repr(value) for value in given}) < len(given):
-                raise PlanError("must be a list of different values", ("dials", name))
-            dials[name] = tuple(with_none(given))
-        object.__setattr__(self, "dials", dials)
-        for turn in self.turns:
+                raise PlanError("must be a list of different values", (table, name))
+            values[name] = tuple(with_none(given))
+        object.__setattr__(self, table, values)
+        for turn in combinations(values):
             shown = ", ".join(f"{name} {value}" for name, value in turn.items())
             try:
                 task = make_task(self.task, {**self.options, **turn})
             except OptionError as error:
-                raise PlanError(f"with {shown}: {error.message}", ("dials", *error.path[1:])) from None
+                raise PlanError(f"with {shown}: {error.message}", (table, *error.path[1:])) from None
             except ConfigError as error:
-                raise PlanError(f"with {shown}: {error}", ("dials",)) from None
-            if task.vocab_size > learned.vocab_size:
+                raise PlanError(f"with {shown}: {error}", (table,)) from None
+            if learned is not None and task.vocab_size > learned.vocab_size:
                 raise PlanError(
                     f"with {shown} the task has {task.vocab_size} different tokens, and the models learn "
                     f"{learned.vocab_size}: give `options` that need as many",
-                    ("dials",),
+                    (table,),
                 )
 
 

@@ -75,6 +75,7 @@ def _exam(exam: ExamResult) -> dict[str, Any]:
         "task": exam.task,
         "options": dict(exam.options),
         "dials": {name: list(values) for name, values in exam.dials.items()},
+        "mixed": {name: list(values) for name, values in exam.mixed.items()},
         "steps": exam.steps,
         "rows": exam.rows,
         "examples": exam.examples,

@@ -294,6 +294,7 @@ class ExamResult:
     examples: int
     arms: tuple[ExamArm, ...]
     dials: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    mixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def arm(self, name: str) -> ExamArm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 from intarsia.ladder.results import RunRole
 from intarsia.model.fingerprint import DECISIVE, changes
-from intarsia.tasks import Task, make_task
+from intarsia.tasks import Task, task
+from intarsia.tasks.mixed import Mixed
+from intarsia.tasks.registry import make_mixed
 
 UNDECISIVE = ("dataset", "device", "branches_from")
 """Fields that do not decide a run's numbers: a place, whose content has a fingerprint; `auto`, of which the fingerprint
@@ -54,16 +56,19 @@ class TaskLesson:
     examine_every: int
     turns: Sequence[Mapping[str, Any]] = ()
     """Changes to the options under which the model of a judged run is examined as well."""
+    mixture: Sequence[Mapping[str, Any]] = ()
+    """Changes to the options that come in turn in what is learned and examined; none: the task as it is."""
 
     @property
     def made(self) -> Task:
-        """The task itself."""
-        return make_task(self.task, self.options)
+        """What is learned."""
+        return make_mixed(self.task, self.options, self.mixture)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Whose code makes the numbers."""
-        return "intarsia.training.task_loop", type(self.made).__module__
+        mixed = (Mixed.__module__,) if self.mixture else ()
+        return "intarsia.training.task_loop", task(self.task).__module__, *mixed
 
 
 Lesson = TextLesson | TaskLesson
@@ -85,7 +90,9 @@ class RunSpec:
     fingerprint: Mapping[str, Any]
     """`Fingerprint.to_dict()`: the code, the libraries and the arithmetic. Its commits decide nothing."""
     threads: int
-    """Of the child process. It changes rounding, so a comparison keeps to one number."""
+    """Of each process. It changes rounding, so a comparison keeps to one number."""
+    processes: int = 1
+    """That train the model together. It changes rounding as threads do."""
     device: str = "auto"
     branches_from: str | None = None
     """A checkpoint `RUN@STEP` of a run that was this one up to there, if there is one: its steps need not be made
@@ -143,7 +150,8 @@ class RunSpec:
         if lesson.pop("kind") == TextLesson.kind:
             made = TextLesson(**{**lesson, "documents": tuple(lesson["documents"])})
         else:
-            made = TaskLesson(**{**lesson, "turns": tuple(lesson["turns"])})
+            lists = {name: tuple(lesson.get(name, ())) for name in ("turns", "mixture")}
+            made = TaskLesson(**{**lesson, **lists})
         return cls(**{**values, "lesson": made})
 
     def changed_since(self, directory: Path) -> list[str]:

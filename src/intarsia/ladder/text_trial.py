@@ -73,6 +73,11 @@ class TextTrial:
         """
         import torch
 
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
+        if gpus is not None and plan.processes > gpus:
+            raise PlanError(
+                f"{plan.processes} processes take a GPU each, and this machine has {gpus}", ("processes",)
+            )
         with console.status("Preparing the corpus and the tokenizer"):
             dataset, tokenizer = plan.corpus.prepare(directory, progress=False)
         arms = resolve(plan, tokenizer.vocab_size)
@@ -101,7 +106,10 @@ class TextTrial:
     @property
     def bytes_of_runs(self) -> list[int]:
         """The memory that a run of each arm needs."""
-        return [run_bytes(arm.parameters, arm.config, self.configs[arm.name]["judged"]) for arm in self.arms]
+        return [
+            self.plan.processes * run_bytes(arm.parameters, arm.config, self.configs[arm.name]["judged"])
+            for arm in self.arms
+        ]
 
     def train(self, directory: Path, capacity: Capacity, console: Console) -> dict[str, ArmRuns]:
         """Make all runs, each in a directory of its own under `directory`."""
@@ -145,7 +153,8 @@ class TextTrial:
                 bytes_per_token=float(train.text_bytes.sum() / train.tokens),
             ),
             fingerprint=self.fingerprints[arm.name].to_dict(),
-            threads=threads,
+            threads=max(1, threads // self.plan.processes),
+            processes=self.plan.processes,
         )
         return dataclasses.replace(spec, branches_from=stable_phase(spec, self.earlier))
 

@@ -11,12 +11,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from intarsia.jobs.child import CRASHED, DONE, FAILED, INTERRUPTED, Channel, child_process
+from intarsia.jobs.child import CRASHED, DONE, FAILED, INTERRUPTED, Channel, child_process, die_with_parent
+from intarsia.jobs.ranks import my_rank
 
 
 def main(arguments: list[str]) -> int:
     """Make the run in the directory that is given; the exit status says how it went."""
     path = Path(arguments[0])
+    if my_rank():
+        return _help(path)
     with child_process(path / ".lock") as channel:
         from intarsia.errors import TrainingError
         from intarsia.files import write_json
@@ -31,6 +34,20 @@ def main(arguments: list[str]) -> int:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             write_json(path / "failure.json", {"kind": "crashed", "message": message})
             return CRASHED
+
+
+def _help(path: Path) -> int:
+    """Be one of the other processes of a run: the first one tells of it, and writes what comes out."""
+    die_with_parent()
+    from intarsia.errors import TrainingError
+
+    try:
+        return _run(path, Channel(sys.stderr))
+    except TrainingError:
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
 
 
 def _run(path: Path, channel: Channel) -> int:

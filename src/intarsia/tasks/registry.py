@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from intarsia.errors import ConfigError, OptionError, did_you_mean
@@ -16,6 +16,7 @@ from intarsia.tasks.mad import (
     NoisyRecall,
     SelectiveCopying,
 )
+from intarsia.tasks.mixed import Mixed
 from intarsia.tasks.mqar import MQAR
 from intarsia.tasks.multihop import Chains, KHop, Relations, Variables
 from intarsia.tasks.palindrome import Palindrome
@@ -110,3 +111,16 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
         return read(kind, options)
     except OptionError as error:
         raise error.under(("options",)) from None
+
+
+def make_mixed(name: str, options: Mapping[str, Any], mixture: Sequence[Mapping[str, Any]]) -> Task:
+    """The task with each of some changes to its options in turn; without any, the task itself.
+
+    Raises:
+        OptionError: as `make_task`.
+        ConfigError: the changes make tasks of other lengths or tokens than one another.
+    """
+    if not mixture:
+        return make_task(name, options)
+    parts = tuple(make_task(name, {**options, **changes}) for changes in mixture)
+    return Mixed(parts[0].length, parts)

@@ -89,7 +89,10 @@ def _shown(value: object) -> str:
 
 
 def _task_options(exam: ExamResult) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in exam.options.items())
+    one = [f"{name} {_shown(value)}" for name, value in exam.options.items() if name not in exam.mixed]
+    return ", ".join(
+        [*one, *(f"{name} {', '.join(map(_shown, values))} in turn" for name, values in exam.mixed.items())]
+    )
 
 
 def _cell(arm: ExamArm) -> Markup:
