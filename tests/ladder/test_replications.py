@@ -30,7 +30,9 @@ def test_each_has_three_sizes(path: Path) -> None:
     assert not full.full
     wide, wider = plan.model["d_model"], full.model["d_model"]
     assert wider > wide, "the size at which the question was asked"
-    for exam, other in zip(plan.examined_on, full.examined_on, strict=True):
+    # What a laptop cannot teach in its time is in the full size alone, behind what both have.
+    assert bool(plan.examined_on) == bool(full.examined_on)
+    for exam, other in zip(plan.examined_on, full.examined_on, strict=False):
         assert (exam.task, tuple(exam.dials)) == (other.task, tuple(other.dials))
         assert other.steps > exam.steps
 

@@ -100,7 +100,7 @@ def _matched(config: ModelConfig, target: ModelCost, rule: Matching) -> ModelCon
                 else "the plan forbids changes (matching.adjust)"
             )
             raise ConfigError(
-                f"it has {has:,} {words}, where {wanted:,} are wanted: more than {rule.tolerance:.1%} apart, and {why}"
+                f"it has {has:,} {words}, where {wanted:,} are wanted: more than {100 * rule.tolerance:g} % apart, and {why}"
             )
     return config
 
