@@ -100,7 +100,8 @@ def _matched(config: ModelConfig, target: ModelCost, rule: Matching) -> ModelCon
                 else "the plan forbids changes (matching.adjust)"
             )
             raise ConfigError(
-                f"it has {has:,} {words}, where {wanted:,} are wanted: more than {100 * rule.tolerance:g} % apart, and {why}"
+                f"it has {has:,} {words}, where {wanted:,} are wanted: more than {100 * rule.tolerance:g}% apart, and "
+                f"{why}"
             )
     return config
 
