@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError
-from intarsia.ops import BlockTable, Paged, Sequences, compressed_attention, explain
+from intarsia.ops import BlockTable, Paged, Sequences, compressed_attention, explain, native
 from support.budget import assert_within_budget
 from support.device import device
 
@@ -22,6 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "windows of one stride": {"stride": 1, "width": 3},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+needs_kernels = pytest.mark.skipif(native.missing_reason() is not None, reason="no native kernels")
+every_form = pytest.mark.parametrize("impl", [pytest.param("cpu", marks=needs_kernels), "torch"])
 
 
 def inputs(
@@ -96,7 +98,7 @@ def test_sequences_of_different_lengths_are_as_if_alone(kind: str, each: list[tu
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "torch"])
+@every_form
 @pytest.mark.parametrize("T", [1, 5])
 def test_pages_are_read_where_they_lie(impl: str, T: int) -> None:
     q, k, v = inputs(T, 64, "overlapping", B=1, dtype=torch.float32)
@@ -116,7 +118,7 @@ def test_pages_are_read_where_they_lie(impl: str, T: int) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("impl", ["cpu", "torch"])
+@every_form
 def test_the_future_changes_no_bit(kind: str, impl: str) -> None:
     """Not even the token before the last one of a window."""
     q, k, v = inputs(40, 40, kind, dtype=torch.float32)
@@ -140,6 +142,7 @@ def test_who_sees_no_key_gets_zeros() -> None:
     assert (o[:, 5:] != 0).all()
 
 
+@needs_kernels
 def test_one_query_is_served_by_the_kernels_and_a_whole_text_by_pytorch() -> None:
     q, k, v = inputs(1, 4000, "apart", dtype=torch.float32)
     options = {**KINDS["apart"], "tokens": (4000, 4000)}
