@@ -41,6 +41,20 @@ def test_a_cluster_that_is_not_there(address: str, message: str) -> None:
         pass
 
 
+def test_a_cluster_that_does_not_start_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(ConfigError, match=r"no Ray cluster answers at 'local': The current node timed out"),
+        ray_cluster("local"),
+    ):
+        pass
+
+
 def test_as_many_runs_as_each_machine_has_room_for() -> None:
     machines = RayCluster(
         ({"CPU": 4.0, "memory": 8.0 * GIB}, {"CPU": 2.0, "memory": 64.0 * GIB}, {"memory": 9.0 * GIB}), False

@@ -113,7 +113,7 @@ def start(
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[list[dict[str, Any]]]:
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[list[dict[str, Any]]]:
     """Wait for the runs and give what each process reported of each of them: a list a run."""
     reports = []
     try:
