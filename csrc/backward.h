@@ -146,7 +146,9 @@ struct Backward {
     rate_gradient = 0;
     zero(grad_bias, c.K);
     State<R>::read(task, grads.d_final, D);
-    for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) chunk_back(task, grads, dt_bias, chunk * CHUNK);
+    closing = !grads.d_final;
+    for (int64_t chunk = chunks - 1; chunk >= 0; chunk--, closing = false)
+      chunk_back(task, grads, dt_bias, chunk * CHUNK);
     State<R>::write(task, D, grads.d_initial);
     if (grads.d_rate) *static_cast<R*>(grads.d_rate) = rate_gradient;
     if (grads.d_bias) copy(static_cast<R*>(grads.d_bias), grad_bias, task.decay == Decay::channel ? task.K : 1);
@@ -154,6 +156,8 @@ struct Backward {
 
  private:
   R rate_gradient, chunk_rate;
+  bool opening;  // the state before the chunk at hand is zero: the first of a sequence that begins with none
+  bool closing;  // nobody has read the state after it: D is zero
 
   // What sums up the keys of tokens that wrote, each times a part of its write.
   static INLINE Unrounded both(bool erases) { return erases ? Unrounded::both : Unrounded::none; }
@@ -202,10 +206,11 @@ struct Backward {
 
   void chunk_back(const LinearTask& task, const LinearGradients& grads, const R* dt_bias, int64_t first) {
     const int K = c.K;
-    const R* before = state_before(task, first / CHUNK);
+    opening = first == 0 && !task.initial;
+    const R* before = opening ? nullptr : state_before(task, first / CHUNK);
     read_tokens(c, task, dt_bias, first);
     fetch(grads.d_o.rows_from(first), (task.erases ? task.z : task.v).rows_from(first), task.V);
-    fetch_state(task, first / CHUNK);
+    if (!opening) fetch_state(task, first / CHUNK);
     const int rows = c.rows, sides = task.erases ? 2 : 1;
     copy(raw, c.q, 2 * rows * K);
     if (task.decay == Decay::channel) {
@@ -228,16 +233,22 @@ struct Backward {
     fetch(grads.q.rows_from(first), grads.k.rows_from(first), task.K);
     gradients_of_matrices(before, sides);
     R* to_total = row;  // what flows through the decay of the whole chunk
-    for (int d = 0; d < K; d++) {
-      Vec<R> products{};
-      for (int n = 0; n < V; n += LANES<R>) products += load(before + d * V + n) * load(D + d * V + n);
-      to_total[d] = c.total[d] * sum<R>(products);
+    if (opening || closing) {
+      zero(to_total, K);
+    } else {
+      for (int d = 0; d < K; d++) {
+        Vec<R> products{};
+        for (int n = 0; n < V; n += LANES<R>) products += load(before + d * V + n) * load(D + d * V + n);
+        to_total[d] = c.total[d] * sum<R>(products);
+      }
     }
     if (task.decay == Decay::channel) fetch(grads.g.rows_from(first), {}, task.K);
     if (first) fetch_inputs(task, first - CHUNK);
-    products.product(K, V, rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
-    if (task.erases)
-      products.product(Unrounded::left, K, V, rows, {c.k, 1, K}, from_rows + rows * V, V, D, V, Into::add);
+    if (first || grads.d_initial) {  // somebody reads the gradient of the state before
+      products.product(K, V, rows, {c.q, 1, K}, from_rows, V, D, V, Into::decay, c.total);
+      if (task.erases)
+        products.product(Unrounded::left, K, V, rows, {c.k, 1, K}, from_rows + rows * V, V, D, V, Into::add);
+    }
     if (task.decay == Decay::channel)
       scores_back_channel(task.erases, to_total);
     else
@@ -249,7 +260,10 @@ struct Backward {
   void gradients_of_writes(const LinearTask& task, const LinearGradients& grads, int64_t first) {
     const int rows = c.rows;
     // Where a key comes again, D has next to nothing left along it, and k D is far smaller than its terms.
-    products.product(both(task.erases), rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::replace);
+    if (closing)
+      zero(du, rows * V);
+    else
+      products.product(both(task.erases), rows, V, c.K, {c.kT, 1, CHUNK}, D, V, du, V, Into::replace);
     for (int j = 0; j < rows; j++) from_end[j] = dot(u + j * V, du + j * V, V);
     for (int a = 0; a < rows; a += BLOCK)
       products.product(task.erases ? Unrounded::left : Unrounded::none, BLOCK, V, rows - a,
@@ -286,10 +300,18 @@ struct Backward {
         for (int j = i; j < a + BLOCK; j++) dkk[i * CHUNK + j] = 0;
       }
     }
-    transpose<R>(before, V, transposed, K, K, V);
-    products.product(sides * rows, K, V, {from_rows, V, 1}, transposed, K, starts, K, Into::replace);
-    transpose<R>(D, V, transposed, K, K, V);
-    products.product(rows, K, V, {u, V, 1}, transposed, K, ends, K, Into::replace);
+    if (opening) {
+      zero(starts, sides * rows * K);
+    } else {
+      transpose<R>(before, V, transposed, K, K, V);
+      products.product(sides * rows, K, V, {from_rows, V, 1}, transposed, K, starts, K, Into::replace);
+    }
+    if (closing) {
+      zero(ends, rows * K);
+    } else {
+      transpose<R>(D, V, transposed, K, K, V);
+      products.product(rows, K, V, {u, V, 1}, transposed, K, ends, K, Into::replace);
+    }
   }
 
   void scores_back_channel(bool erases, const R* to_total) {

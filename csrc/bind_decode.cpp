@@ -1,6 +1,6 @@
+#include "bindings.h"
 #include "decode.h"
 #include "dispatch.h"
-#include "exchange.h"
 
 namespace intarsia {
 

@@ -1,7 +1,7 @@
 #include "bind_few_rows.h"
 
+#include "bindings.h"
 #include "dispatch.h"
-#include "exchange.h"
 #include "few_rows.h"
 
 namespace intarsia {
@@ -9,6 +9,7 @@ namespace intarsia {
 namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::device::cpu, nb::c_contig>;
+using Scales = std::optional<Asked>;  // kept as long as the matrices
 using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
 WeightFormat format_of(const std::string& name) {
@@ -29,7 +30,7 @@ int64_t packed_row_bytes(WeightFormat format, int64_t K) {
   return (K + INT4_BLOCK - 1) / INT4_BLOCK * (INT4_BLOCK / 2);
 }
 
-const uint16_t* numbers_of(const MaybeTensor& given, int64_t count, const char* name) {
+const uint16_t* numbers_of(const Scales& given, int64_t count, const char* name) {
   if (!given) return nullptr;
   const Array array = array_of(*given);
   if (array.dtype != Dtype::bfloat16 || int64_t(given->size()) != count)
@@ -39,7 +40,7 @@ const uint16_t* numbers_of(const MaybeTensor& given, int64_t count, const char* 
 
 // `data` [E, N, bytes of a row]; `scales` and `zeros` [E, N, groups].
 void construct(FewRowsMatrices* self, const std::string& format, const Bytes& data, int64_t matrices, int64_t N,
-               int64_t K, int64_t group, const MaybeTensor& scales, const MaybeTensor& zeros, const std::string& isa) {
+               int64_t K, int64_t group, const Scales& scales, const Scales& zeros, const std::string& isa) {
   FewRowsForm form{};
   form.format = format_of(format);
   form.N = N, form.K = K, form.row_bytes = packed_row_bytes(form.format, K);

@@ -1,8 +1,8 @@
 #include <nanobind/stl/pair.h>
 
 #include "bind_few_rows.h"
+#include "bindings.h"
 #include "dispatch.h"
-#include "exchange.h"
 #include "row_program.h"
 
 namespace intarsia {

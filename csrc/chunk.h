@@ -172,6 +172,7 @@ void block_products(const R* q, const R* k, const R* alpha, int K, bool erases, 
     int d = 0;
     for (; d + WIDTH * N <= K; d += WIDTH * N)
       pair_products<R, WIDTH>(q + d, k + d, alpha + d, K, j, erases, sums[0], sums[1]);
+    for (; d + 2 * N <= K; d += 2 * N) pair_products<R, 2>(q + d, k + d, alpha + d, K, j, erases, sums[0], sums[1]);
     for (; d < K; d += N) pair_products<R, 1>(q + d, k + d, alpha + d, K, j, erases, sums[0], sums[1]);
     for (int s = 0; s < 1 + erases; s++)
       for (int i = 0; i < BLOCK; i += N) store<R>(by_column[s] + j * BLOCK + i, sums_of<R>(sums[s] + i));
@@ -191,6 +192,7 @@ INLINE void by_channels(int K, Work work) {
   constexpr int N = LANES<R>, WIDTH = 4;
   int d = 0;
   for (; d + WIDTH * N <= K; d += WIDTH * N) work(Width<WIDTH>{}, d);
+  for (; d + 2 * N <= K; d += 2 * N) work(Width<2>{}, d);
   for (; d < K; d += N) work(Width<1>{}, d);
 }
 

@@ -2,7 +2,12 @@
 // tensor, where `__dlpack__` takes microseconds. Releases of PyTorch that do not have it yet are asked the slow way.
 #pragma once
 
-#include "bindings.h"
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include "array.h"
+
+namespace nb = nanobind;
 
 namespace intarsia {
 

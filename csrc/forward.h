@@ -77,6 +77,7 @@ struct Forward {
   Chunk<R> c;
   Products products;
   int V;
+  bool empty;  // nothing is remembered yet: S is zero, and so is what is read from it
   R *S, *from_state, *u, *bias;
 
   Forward(const LinearTask& task, Arena& arena)
@@ -90,7 +91,8 @@ struct Forward {
   void run(const LinearTask& task) {
     const R* dt_bias = read_bias(task, bias);
     State<R>::read(task, task.initial, S);
-    for (int64_t first = 0; first < task.tokens; first += CHUNK) {
+    empty = !task.initial;
+    for (int64_t first = 0; first < task.tokens; first += CHUNK, empty = false) {
       if (task.chunk_states) {
         R* kept = static_cast<R*>(task.chunk_states) + first / CHUNK * task.chunk_stride;
         for (int d = 0; d < task.K; d++) copy(kept + d * task.state_stride, S + int64_t(d) * V, task.V);
@@ -102,6 +104,7 @@ struct Forward {
       write(task, first);
       fetch_inputs(task, first + CHUNK);
       if (task.o) output(task, first);
+      if (!task.final && first + CHUNK >= task.tokens) break;  // nobody reads the last state
       products.product(scores(task), c.K, V, c.rows, {c.kT, CHUNK, 1}, u, V, S, V, Into::decay, c.total);
     }
     State<R>::write(task, S, task.final);
@@ -162,6 +165,12 @@ struct Forward {
     }
     // q and k lie behind each other; without outputs k alone is wanted.
     R* r = from_state + c.rows * V;
+    if (empty) {
+      if (task.o) zero(from_state, c.rows * V);
+      for (int i = 0; i < c.tokens; i++) read_row(task.v, first + i, r + i * V, task.v_columns, V);
+      zero(r + c.tokens * V, (c.rows - c.tokens) * V);
+      return solve_errors(task, first, r);
+    }
     if (task.o)
       products.product(2 * c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
     else
@@ -171,13 +180,23 @@ struct Forward {
       read_row(task.v, first + i, v, task.v_columns, V);
       for (int d = 0; d < V; d += LANES<R>) store<R>(r + i * V + d, load(v + d) - load(r + i * V + d));
     }
+    solve_errors(task, first, r);
+  }
+
+  // u from r, in the place of which the errors are.
+  void solve_errors(const LinearTask& task, int64_t first, R* r) {
     solve<R>(c, products, r, u, V);
     if (task.z)
       for (int i = 0; i < c.tokens; i++) write_row(task.z, first + i, r + i * V, task.V);
   }
 
   void output(const LinearTask& task, int64_t first) {
-    if (!task.erases) products.product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+    if (!task.erases) {
+      if (empty)
+        zero(from_state, c.rows * V);
+      else
+        products.product(c.rows, V, c.K, {c.q, c.K, 1}, S, V, from_state, V, Into::replace);
+    }
     for (int a = 0; a < c.rows; a += BLOCK) {
       // Of the block's own writes each token finds those up to its own: the others it multiplies by 0, which keeps
       // them out where they are finite.

@@ -346,6 +346,35 @@ def test_threads_change_no_bit(impl: str, packed: bool) -> None:
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("operator", ["gated_delta_rule", "linear_attention"])
+@pytest.mark.parametrize("decay", ["channel", "head"])
+@pytest.mark.parametrize("T", [5, 64, 130])
+def test_what_is_not_remembered_is_not_computed_and_changes_no_bit(
+    native_impl: str, T: int, decay: str, operator: str, dtype: torch.dtype
+) -> None:
+    # The kernels leave out products with a state that is zero, and the last state where nobody wants it.
+    inputs = linear_inputs(T=T, H=2, HV=4, K=20, V=35, decay=decay)
+    given = {name: x.to(dtype) for name, x in inputs.items() if name != "initial_state"}
+    if operator == "linear_attention":
+        del given["beta"]
+    run = {"gated_delta_rule": gated_delta_rule, "linear_attention": linear_attention}[operator]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def results(**options: Any) -> list[Tensor]:
+        leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+        o, state = run(**leaves, **options, impl="cpu")
+        weights = torch.linspace(-1, 2, o.numel(), dtype=wide).view(o.shape)
+        total = (o * weights).sum() + (0 if state is None else 0 * state.sum())
+        return [o.detach(), *torch.autograd.grad(total, tuple(leaves.values()))]
+
+    nothing = torch.zeros(1, 4, 20, 35, dtype=wide, requires_grad=True)
+    whole = results(initial_state=nothing, output_final_state=True)
+    for options in ({}, {"output_final_state": True}, {"initial_state": nothing}):
+        for got, expected in zip(results(**options), whole, strict=True):
+            assert torch.equal(got, expected)
+
+
 def test_the_custom_operators_are_registered_as_torch_expects() -> None:
     if native.missing_reason():
         pytest.skip("the native kernels are not installed")

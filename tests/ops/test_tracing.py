@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia.errors import UnsupportedError
 from intarsia.ops import (
@@ -117,6 +118,16 @@ def test_grad(function: Function, T: int) -> None:
     x = inputs(function, T)
     argnums = tuple(range(len(x)))
     close(torch.func.grad(lambda *y: loss(function, *y), argnums)(*x), gradients(function, *x))
+
+
+@every_function
+@every_length
+def test_what_goes_past_the_dispatcher_is_what_goes_through_it(function: Function, T: int) -> None:
+    x = tuple(t.requires_grad_() for t in inputs(function, T))
+    with FlopCounterMode(display=False):  # which sees all calls
+        seen = [*function(*x), *gradients(function, *x)]
+    unseen = [*function(*x), *gradients(function, *x)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, unseen, strict=True))
 
 
 @every_function

@@ -43,10 +43,7 @@ def cpu_conv(call: ConvCall) -> tuple[Tensor, Tensor | None]:
     """Run the convolution natively."""
     x, weight, silu, initial_state, output_final_state, seqs = call
     dtype = compute_dtype(x)
-    forward = (
-        _forward if apart_from_torch(x, weight, initial_state) else torch.ops.intarsia.conv_forward.default
-    )
-    y, final = forward(
+    y, final = _conv(
         rows(x),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
         None if initial_state is None else initial_state.to(dtype).contiguous(),
@@ -148,7 +145,7 @@ def _again(
     return conv_in_torch(ConvCall(x, weight, silu, state, True, seqs))
 
 
-register(
+_conv = register(
     "conv",
     "the short convolution",
     tensors="Tensor x, Tensor weight, Tensor? initial_state",

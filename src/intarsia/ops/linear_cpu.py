@@ -52,7 +52,7 @@ def _of_one_dtype(call: LinearCall) -> tuple[Tensor, Tensor | None]:
         None if call.initial_state is None else call.initial_state.to(dtype).contiguous(),
     ]
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    o, final, _, _ = torch.ops.intarsia.linear_forward(
+    o, final, _, _ = _linear(
         *tensors,
         [] if call.seqs is None else list(call.seqs.lengths),
         call.scale,
@@ -165,7 +165,7 @@ def _gradient_room(x: _Inputs) -> OptionalTensors:
         None if x.beta is None else x.beta.new_empty(x.beta.shape),
         None if x.A_log is None else x.q.new_empty((x.sequences, HV), dtype=dtype),
         None if x.dt_bias is None else x.q.new_empty((x.sequences, HV, x.dt_bias.numel() // HV), dtype=dtype),
-        x.q.new_empty((x.sequences, HV, K, x.v.shape[3]), dtype=dtype),
+        None if x.initial_state is None else x.q.new_empty((x.sequences, HV, K, x.v.shape[3]), dtype=dtype),
     ]
 
 
@@ -227,7 +227,7 @@ def _again(*arguments: Any) -> tuple[Tensor, Tensor | None]:
     return _in_torch(_Inputs(*arguments))
 
 
-register(
+_linear = register(
     "linear",
     "the linear operators",
     tensors=(

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intarsia.ops import native
 from intarsia.ops.choice import Implementation
 from intarsia.ops.compiler import constant_in_graphs
-from intarsia.ops.tracing import differentiable_gradients, differentiable_once, transform
+from intarsia.ops.tracing import differentiable_gradients, differentiable_once, observed, transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 Optional = Tensor | None
@@ -82,8 +82,12 @@ def register(
     run_backward: Callable[..., list[Tensor]],
     fake_backward: Callable[..., list[Tensor]],
     again: Callable[..., Sequence[Optional]],
-) -> None:
+) -> Callable[..., Any]:
     """Tell PyTorch of native kernels, forward and backward, as `intarsia::<name>_forward` and `_backward`.
+
+    PyTorch's dispatcher and what it makes of such an operator for autograd take some 50 microseconds a call, which is
+    longer than many a call of a small model computes. So what is returned, and to be called in place of the operator,
+    goes past them where nothing but autograd has to see the call.
 
     Args:
         of: what they compute, in words.
@@ -95,6 +99,9 @@ def register(
         run_backward, fake_backward: from `(*tensors, *settings, *kept, *gradients of the results)` to the gradients of
             the tensors, an empty one for a tensor that is None.
         again: from `(*tensors, *settings)` to the results, in PyTorch's own operations, for second derivatives.
+
+    Returns:
+        From `(*tensors, *settings, *wanted)` to `(*results, *kept)`, or to the result where there is one.
     """
     n, s = _count(tensors), _count(settings)
     gradients = ["Tensor d_0", *(f"Tensor? d_{i}" for i in range(1, _count(results)))]
@@ -104,7 +111,9 @@ def register(
     for operator, kernel, room in ((forward, run, fake), (backward, run_backward, fake_backward)):
         torch.library.impl(_library, operator, "CPU")(kernel)
         torch.library.register_fake(f"intarsia::{operator}", room, lib=_library)
-    call_backward = getattr(torch.ops.intarsia, backward).default
+    call_forward, call_backward = (
+        getattr(torch.ops.intarsia, operator).default for operator in (forward, backward)
+    )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.settings, ctx.second = inputs[n : n + s], len(inputs) == n + s or inputs[n + s]
@@ -122,13 +131,43 @@ def register(
             found = differentiable_gradients(lambda *x: again(*x, *ctx.settings), inputs, (d, *others))
             return (*found, *rest)
         d = torch.zeros_like(inputs[like]) if d is None else d
-        grads = call_backward(*inputs, *ctx.settings, *for_backward, d, *others)
+        # What is saved may be of another kind than what was given: activations can be packed in between.
+        backward_run = run_backward if _is_plain((*saved, d, *others)) and not observed() else call_backward
+        grads = backward_run(*inputs, *ctx.settings, *for_backward, d, *others)
         return (*(None if x is None else grad for grad, x in zip(grads, inputs, strict=True)), *rest)
 
     torch.library.register_autograd(
         f"intarsia::{forward}", differentiate, setup_context=setup_context, lib=_library
     )
     differentiable_once(_library, f"intarsia::{backward}", of)
+
+    class Recorded(torch.autograd.Function):
+        """The same for autograd alone."""
+
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = run(*arguments)
+            setup_context(ctx, arguments, output)
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[len(gradients) :])
+            return output
+
+        backward = staticmethod(differentiate)
+
+    def call(*arguments: Any) -> Any:
+        given = arguments[:n]
+        if observed() or not _is_plain(given):
+            return call_forward(*arguments)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
+            return Recorded.apply(*arguments)
+        return run(*arguments)
+
+    return call
+
+
+def _is_plain(tensors: Iterable[Optional]) -> bool:
+    """Whether all are PyTorch's own tensors on a CPU, and no subclasses of them."""
+    return all(x is None or (type(x) in (Tensor, nn.Parameter) and x.is_cpu) for x in tensors)
 
 
 def _listed(*parts: str) -> str:

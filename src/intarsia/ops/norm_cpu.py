@@ -20,7 +20,6 @@ from intarsia.ops.native_operator import (
 from intarsia.ops.norm_call import NormCall, NormGate
 from intarsia.ops.norm_torch import norm_in_torch
 from intarsia.ops.precision import compute_dtype
-from intarsia.ops.tracing import apart_from_torch
 
 
 def refuse_norm(call: NormCall) -> str | None:
@@ -38,8 +37,7 @@ def cpu_norm(call: NormCall) -> Tensor:
     """Run the norm natively."""
     o, z, weight, eps, gate = call
     dtype = compute_dtype(o)
-    forward = _forward if apart_from_torch(o, z, weight) else torch.ops.intarsia.norm_forward.default
-    y: Tensor = forward(
+    y: Tensor = _norm(
         _four(o),
         None if z is None else _four(z if z.dtype in DTYPES else z.to(dtype)),
         (weight if weight.dtype in DTYPES else weight.to(dtype)).contiguous(),
@@ -88,7 +86,7 @@ def _again(o: Tensor, z: Optional, weight: Tensor, eps: float, gate: str) -> tup
     return (norm_in_torch(NormCall(o, z, weight, eps, None if z is None else cast(NormGate, gate))),)
 
 
-register(
+_norm = register(
     "norm",
     "the gated RMSNorm",
     tensors="Tensor o, Tensor? z, Tensor weight",

@@ -30,7 +30,7 @@ def gathered(
     each = [T] * B if B > 1 or len(lengths) == 1 else list(lengths)
     flat = (rows(x.flatten(0, 1)) for x in (q, k, v))
     chosen = picked.flatten(0, 1).to(torch.int32).contiguous()
-    o: Tensor = torch.ops.intarsia.gathered_forward.default(*flat, chosen, each, block, scale)[0]
+    o: Tensor = _gathered(*flat, chosen, each, block, scale)[0]
     return o.unflatten(0, (B, T))
 
 
@@ -73,7 +73,7 @@ def _again(
     return (sparse_torch(SparseCall(dense, picked[None], block))[0],)
 
 
-register(
+_gathered = register(
     "gathered",
     "sparse_attention",
     tensors=_TENSORS,

@@ -9,7 +9,6 @@ from intarsia.ops import native
 from intarsia.ops.native_operator import detached, implementation, refuse, register, rows
 from intarsia.ops.swiglu_call import SwigluCall
 from intarsia.ops.swiglu_torch import swiglu_in_torch
-from intarsia.ops.tracing import apart_from_torch
 
 
 def refuse_swiglu(call: SwigluCall) -> str | None:
@@ -23,9 +22,8 @@ def refuse_swiglu(call: SwigluCall) -> str | None:
 
 def cpu_swiglu(call: SwigluCall) -> Tensor:
     """Run the activation natively."""
-    forward = _forward if apart_from_torch(*call) else torch.ops.intarsia.swiglu_forward.default
     gate, up = (rows(x.reshape(-1, x.shape[-1])) for x in call)
-    y: Tensor = forward(gate, up)
+    y: Tensor = _swiglu(gate, up)
     return y.view(call.gate.shape)
 
 
@@ -53,7 +51,7 @@ def _backward(gate: Tensor, up: Tensor, d_y: Tensor) -> list[Tensor]:
     return room
 
 
-register(
+_swiglu = register(
     "swiglu",
     "swiglu",
     tensors="Tensor gate, Tensor up",
