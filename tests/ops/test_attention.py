@@ -172,12 +172,14 @@ def test_a_batch_with_as_many_queries_each_equals_one_by_one(option: str, pasts:
 
 
 @every_option
-def test_packed_sequences_do_not_see_each_other(option: str) -> None:
+@pytest.mark.parametrize("sizes", [(30, 0, 1, 140), (20, 20, 0, 20, 7, 7, 1, 1, 20)], ids=str)
+def test_packed_sequences_do_not_see_each_other(option: str, sizes: tuple[int, ...]) -> None:
     options, gate = options_of(option)
-    each = [(30, 0), (0, 0), (1, 0), (140, 0)]
+    each = [(size, 0) for size in sizes]
     total = sum(new for new, _ in each)
-    q, k, v = normal(1, total, H, K), normal(1, total, HKV, K, seed=1), normal(1, total, HKV, V, seed=2)
-    seqs = Sequences(tuple(new for new, _ in each))
+    shapes = ((H, K), (HKV, K), (HKV, V))
+    q, k, v = (normal(1, total, *shape, seed=n).requires_grad_() for n, shape in enumerate(shapes))
+    seqs = Sequences(sizes)
     c = cumulative_log_gate(-normal(1, total, H, seed=3).exp(), seqs=seqs) if gate else None
     rows = [None if x is None else x.split(seqs.lengths, dim=1) for x in (k, v, c)]
 
@@ -186,9 +188,12 @@ def test_packed_sequences_do_not_see_each_other(option: str) -> None:
         return softmax_attention(part, k, v, log_gate=c, **options)
 
     expected = one_by_one(q, each, alone)
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
     for impl in ("auto", "reference"):
         got = softmax_attention(q, k, v, log_gate=c, cu_seqlens=seqs, impl=impl, **options)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+        found = torch.autograd.grad(got.square().sum(), (q, k, v))
+        torch.testing.assert_close(found, gradients, rtol=1e-8, atol=1e-10)
 
 
 @every_option

@@ -7,6 +7,7 @@ forget gate no fused kernel serves: blocks of queries make their logits (`attent
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -188,11 +189,16 @@ _WINDOWED = Blockwise(
 def _each(
     tensors: SequenceOf[Tensor | None], lengths: SequenceOf[int], numbers: SequenceOf[float]
 ) -> list[Tensor]:
-    """Attention of packed sequences, one after the other."""
+    """Attention of packed sequences, one after the other; of equally long ones behind each other, at once: a call of a
+    few dozen tokens takes longer than what it computes."""
     *packed, sinks = tensors
-    occupied = [n for n in lengths if n]
-    parts = zip(*(x.split(occupied, dim=1) for x in packed if x is not None), strict=True)
-    return [torch.cat([_alone(q, k, v, sinks, *numbers) for q, k, v in parts], dim=1)]
+    runs = [(length, len(list(run))) for length, run in itertools.groupby(n for n in lengths if n)]
+    parts = zip(*(x.split([T * n for T, n in runs], dim=1) for x in packed if x is not None), strict=True)
+    found = []
+    for (T, n), part in zip(runs, parts, strict=True):
+        q, k, v = (x.unflatten(1, (n, T)).flatten(0, 1) for x in part)
+        found.append(_alone(q, k, v, sinks, *numbers).flatten(0, 1)[None])
+    return [torch.cat(found, dim=1)]
 
 
 _PACKED = Uncompiled(
