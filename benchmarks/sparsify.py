@@ -7,8 +7,9 @@ query recall (`mqar`). Then its indexers alone learn from its attention (the war
 attention to `length / 8` tokens (the sparse stage), as `intarsia sparsify` does it. Reported for each seed: the
 teacher's accuracy on held-out examples; that of the sparse model before the warm-up (an indexer that has learned
 nothing), after it and after the sparse stage; and the share of full attention's weights that stands in what the
-indexer picks, at the tokens that ask and at all that have more to see than is picked. The differences from the
-teacher have intervals of 95 % over seeds (Student's t).
+indexer picks, at the tokens that ask and at all that have more to see than is picked; and at the tokens that ask the
+share that the best choice of as many tokens, pools or blocks would have. Shares and the differences from the teacher
+have intervals of 95 % over seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from intarsia.mixers import AttentionConfig, GatedConvolutionConfig, MLAConfig
 from intarsia.model import FeedForwardConfig, LanguageModel, ModelConfig
 from intarsia.model.loss import IGNORED
 from intarsia.model.sparsified import reading_everything, sparsified
-from intarsia.ops import Sequences
+from intarsia.ops import Sequences, picked_share
 from intarsia.tasks import examine, make_task
 from intarsia.training import TrainConfig
 from intarsia.training.beginning import fill_from
@@ -122,7 +124,7 @@ def _one(
         sparse, _training(options.length, seed + 1000, steps=options.steps, lr=4e-4), task, beginning=warmed,
         until_perfect=False, examine_every=10**9, device="cpu",
     )  # fmt: skip
-    asking, everywhere = _shares(warmed, task, seed, options)
+    asking, everywhere, best = _shares(warmed, task, seed, options)
     return {
         "teacher": accuracy,
         "teacher_steps": steps,
@@ -131,6 +133,7 @@ def _one(
         "sparse": _accuracy(trained.model, task, seed, options),
         "share_before": _shares(drawn, task, seed, options)[0],
         "share_asking": asking,
+        "share_best": best,
         "share_everywhere": everywhere,
         "share_asking_in_the_end": _shares(trained.model, task, seed, options)[0],
         "seconds": time.perf_counter() - began,
@@ -143,36 +146,71 @@ def _accuracy(model: LanguageModel, task: Any, seed: int, options: Any) -> float
 
 
 @torch.no_grad()
-def _shares(model: LanguageModel, task: Any, seed: int, options: Any) -> tuple[float, float]:
-    """The share of full attention that was picked, at the tokens that ask and at all that have a choice."""
+def _shares(model: LanguageModel, task: Any, seed: int, options: Any) -> tuple[float, float, float]:
+    """The share of full attention that was picked, at the tokens that ask and at all that have a choice; and the
+    largest that could have been, at those that ask."""
     inputs, targets = task.examples(seed, 64, "test")
     seqs = Sequences((options.length,) * len(inputs))
-    side = model.eval()(inputs.view(1, -1), seqs=seqs, side=("picked",)).side
+    asked: list[tuple[Any, Any]] = []
+
+    def watched(*given: Any, **how: Any) -> Any:
+        asked.append((given, how))
+        return picked_share(*given, **how)
+
+    with (
+        patch("intarsia.mixers.dsa.picked_share", watched),
+        patch("intarsia.mixers.indexed.picked_share", watched),
+    ):
+        side = model.eval()(inputs.view(1, -1), seqs=seqs, side=("picked",)).side
     (picked,) = [told.picked for told in side if told.picked is not None]
     asks = (targets.view(1, -1) != IGNORED) & picked.isfinite()
-    return float(picked[asks].mean()), float(picked.nanmean())
+    best = _best(
+        *asked[0], options.length, forced=any(mixer.type == "msa" for mixer in model.config.mixers.values())
+    )
+    return float(picked[asks].mean()), float(picked.nanmean()), float(best[asks].mean())
+
+
+def _best(given: Any, how: dict[str, Any], length: int, forced: bool) -> torch.Tensor:
+    """`[1, T]`: the share of the best choice of as many blocks as were picked, the own one among them where it is
+    `forced` or has no last token yet."""
+    q, k, picked = given
+    block, groups = how["block"], picked.shape[2]
+    place = torch.arange(picked.shape[1]) % length
+    own = (place // block)[:, None]
+    must = (torch.ones_like(place, dtype=torch.bool) if forced else (place + 1) % block != 0)[:, None]
+    found = torch.zeros(picked.shape[1])
+    for group in range(groups):
+        one, shares = torch.full_like(picked[..., :1], -1), []
+        for number in range(-(-length // block)):
+            one[:, :, group] = number
+            shares.append(picked_share(q, k, one, **how)[0][0])
+        of_blocks = torch.stack(shares, dim=-1)
+        free = of_blocks.scatter(1, own, of_blocks.gather(1, own).masked_fill(must, 0.0))
+        count = (picked[0, :, group] >= 0).sum(-1, keepdim=True) - must.int()
+        ranked = free.sort(dim=-1, descending=True).values
+        found += (ranked * (torch.arange(ranked.shape[1]) < count)).sum(-1)
+        found += (of_blocks.gather(1, own) * must)[:, 0]
+    return found[None]
 
 
 def _summary(kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind}
-    for name in (
-        "teacher",
-        "drawn",
-        "warmed_up",
-        "sparse",
-        "share_before",
-        "share_asking",
-        "share_everywhere",
-    ):
+    for name in ("teacher", "drawn", "warmed_up", "sparse", "share_before"):
         found[name] = f"{100 * np.mean([row[name] for row in rows]):.2f}"
+    for name in ("share_asking", "share_best", "share_everywhere"):
+        found[name] = _interval([row[name] for row in rows], "")
     for name in ("warmed_up", "sparse"):
-        lost = np.array([row[name] - row["teacher"] for row in rows])
-        if len(lost) > 1:
-            half = float(
-                student_t_quantile(np.array([0.975]), len(lost) - 1)[0] * lost.std(ddof=1) / len(lost) ** 0.5
-            )
-            found[f"{name} - teacher"] = f"{100 * lost.mean():+.2f} ± {100 * half:.2f}"
+        found[f"{name} - teacher"] = _interval([row[name] - row["teacher"] for row in rows], "+")
     return found
+
+
+def _interval(values: list[float], sign: str) -> str:
+    """The mean of seeds in percent, and the half of its interval where there are some."""
+    mean = f"{100 * np.mean(values):{sign}.2f}"
+    if len(values) < 2:
+        return mean
+    quantile = student_t_quantile(np.array([0.975]), len(values) - 1)[0]
+    return f"{mean} ± {100 * quantile * np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
 
 
 if __name__ == "__main__":
