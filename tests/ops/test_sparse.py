@@ -313,14 +313,14 @@ def test_keeps_the_error_budget(dtype: torch.dtype, T: int, S: int, impl: str, t
 
 
 @CPU_ALONE
-@pytest.mark.parametrize("gathered", [1, 1 << 22])
+@pytest.mark.parametrize("places", [1, 1 << 20])
 @layout
 @pytest.mark.parametrize(("T", "S"), WHOLE)
 def test_the_kernels_read_the_same(
-    T: int, S: int, heads: int, groups: int, block: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+    T: int, S: int, heads: int, groups: int, block: int, places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the form in PyTorch, whole and cached, of all queries at once and of one after the other."""
-    monkeypatch.setattr(sparse_cpu, "GATHERED", gathered)
+    monkeypatch.setattr(sparse_cpu, "PLACES", places)
     q, k, v = (
         normal(2, n, h, size, seed=size, dtype=torch.float32)
         for n, h, size in ((T, H, K), (S, heads, K), (S, heads, V))

@@ -28,6 +28,17 @@ def attention_cpu(call: AttentionCall) -> Tensor:
     return _attend(call.q, call.k, call.v, call.seqs, call.scale, call.window, call.sinks)
 
 
+def attention_in_pages(
+    q: Tensor, k: Tensor, v: Tensor, pages: Tensor, lengths: list[int], scale: float
+) -> Tensor:
+    """`[R, H, V]` of single queries `[R, H, K]`, each of which sees the first `lengths` entries of a table of its own
+    into pages of keys and values, `pages` `[R, most]`. Nothing of it is differentiated or traced."""
+    return _run(
+        rows(q), [rows(k)], [rows(v)], pages.contiguous(), list(range(len(lengths) + 1)), lengths,
+        [0] * len(lengths), scale, 0, None,
+    )  # fmt: skip
+
+
 def latent_cpu(call: LatentCall) -> Tensor:
     """The same of latents, which all heads read as one shared key head. Or, for many queries, the heads' keys and
     values are made of them, of so many at a time as a cache of the processor holds."""

@@ -1,16 +1,17 @@
 """Sparse attention by the native kernels of softmax attention, which read what a query picked as a sequence of its own.
 
-What was picked is copied together, of a block of queries at a time: from tensors and from pages, and nothing else is
-touched. What a query gets depends on what it picked alone, to the bit.
+It is read where it lies, in tensors and in pages, by a table of each query's own: nothing is copied together, and
+nothing else is touched. What a query gets depends on what it picked alone, to the bit.
 """
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
-from intarsia.ops.attention_call import AttentionCall
-from intarsia.ops.attention_cpu import DTYPES, attention_cpu
+from intarsia.ops.attention_cpu import DTYPES, attention_in_pages
 from intarsia.ops.attention_cpu import IMPLEMENTATION as DENSE
 from intarsia.ops.attention_cpu import OF_LATENTS as DENSE_OF_LATENTS
 from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of
@@ -21,8 +22,8 @@ from intarsia.ops.sparse_forms import one_by_one, to_keys, to_latents
 from intarsia.ops.sparse_gathered import gathered
 from intarsia.ops.tracing import observed
 
-GATHERED = 1 << 22
-"""So many numbers of keys and values are copied at a time, or those of one query."""
+PLACES = 1 << 20
+"""Tables of so many places are there at a time, or those of one query."""
 
 
 def sparse_cpu(call: SparseCall) -> Tensor:
@@ -51,82 +52,94 @@ def _sparse(
         assert not isinstance(v, tuple | Paged)
         lengths = (q.shape[1],) if seqs is None else seqs.lengths
         return gathered(q, k, k[..., :rank] if v is None else v, picked, lengths, block, scale)
-    if isinstance(k, tuple):
+    if isinstance(k, tuple) or not _end_to_end(k, v):
         return one_by_one(_sparse, q, k, v, rank, picked, block, scale, seqs)
     # Packed as the queries are, or keys of each sequence.
-    packed = seqs if isinstance(k, Tensor) else None
-    lengths = lengths_of(k) if packed is None else packed.lengths
+    starts = seqs.starts if isinstance(k, Tensor) and seqs is not None else None
+    lengths = lengths_of(k) if starts is None or seqs is None else seqs.lengths
     number, place = standing(q.shape[1], lengths, seqs, q.device)
-    heads = entry_of(k).shape[2]
-    readers = max(heads, picked.shape[2])
-    numbers = sum(entry_of(x).shape[3] for x in (k, v) if x is not None)
-    rows = max(GATHERED // (q.shape[0] * readers * picked.shape[-1] * block * numbers), 1)
-    starts = None if packed is None else torch.tensor(packed.starts)
+    size = _page_size(k, block, starts)
+    keys = _in_pages(k, size)
+    values = keys[..., :rank] if v is None else _in_pages(v, size)
+    rows = max(PLACES // (picked[:, 0].numel() * (block // size)), 1)
     pieces = zip(*(x.split(rows, dim=1) for x in (q, picked, number, place)), strict=True)
-    found = [_of_block(own, chosen, n, at, k, v, rank, block, scale, starts) for own, chosen, n, at in pieces]
+    found = []
+    for own, chosen, n, at in pieces:
+        first, counts = _seen(chosen, at, block, size)
+        pages = _places(k, n[:, :, None, None].expand_as(first), first, starts) // size
+        found.append(_of_queries(own, keys, values, pages, counts, scale))
     return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
-def _of_block(
-    q: Tensor,
-    picked: Tensor,
-    number: Tensor,
-    place: Tensor,
-    k: Keys,
-    v: Keys | None,
-    rank: int,
-    block: int,
-    scale: float,
-    starts: Tensor | None,
+def _end_to_end(*each: Keys | None) -> bool:
+    """Whether sequences lie one behind the other, so that a table finds them all."""
+    return all(
+        not isinstance(x, Tensor) or x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1) for x in each
+    )
+
+
+def _page_size(keys: Keys, block: int, starts: tuple[int, ...] | None) -> int:
+    """How many entries of a block always lie together."""
+    if isinstance(keys, Paged):
+        return gcd(block, keys.table.page_size)
+    return gcd(block, keys.shape[1], *(starts or ())) if isinstance(keys, Tensor) else 1
+
+
+def _in_pages(keys: Keys, size: int) -> Tensor:
+    """Entries as pages of so many, `[pages, size, heads, channels]`: a view."""
+    x = entry_of(keys)
+    return x if x.shape[1] == size else x.unflatten(1, (-1, size)).flatten(0, 1)
+
+
+def _seen(picked: Tensor, place: Tensor, block: int, size: int) -> tuple[Tensor, Tensor]:
+    """Of the pages of what was picked the first tokens, rising, `[B, T, G, pages]`, and how many tokens of them all a
+    query sees, `[B, T, G]`: pages behind those are to be left alone."""
+    place = place[:, :, None, None]
+    nothing = torch.iinfo(torch.int64).max // block
+    number = picked.long()
+    number = number.where((number >= 0) & (number * block <= place), nothing).sort(dim=-1).values
+    first = number.where(number < nothing, place // block + 1)[..., None] * block
+    first = (first + torch.arange(0, block, size)).flatten(-2)
+    counts = (place + 1 - first).clamp(0, size).sum(-1)
+    return first.where(first <= place, 0), counts
+
+
+def _of_queries(
+    q: Tensor, keys: Tensor, values: Tensor, pages: Tensor, counts: Tensor, scale: float
 ) -> Tensor:
-    """Attention of queries that stand at `place` of the sequences `number`, each `[B, T]`."""
-    B, T = q.shape[:2]
-    heads = entry_of(k).shape[2]
+    """Attention of each query `[B, T, H, K]` and group to so many entries of its pages."""
+    heads, groups = keys.shape[2], pages.shape[2]
     # Those that read the same entries: the query heads of a key head, or of what a group of them picked.
-    readers = max(heads, picked.shape[2])
-    token = picked.long()[..., None] * block + torch.arange(block)
-    there = (picked[..., None] >= 0) & (token <= place[:, :, None, None, None])
-    token, there = (x.flatten(-2).repeat_interleave(readers // x.shape[2], dim=2) for x in (token, there))
-    counts = there.sum(-1).flatten().tolist()
-    head = (torch.arange(readers) // (readers // heads))[:, None].expand_as(token)[there]
-    places = _places(k, number[:, :, None, None].expand_as(token)[there], token[there], starts)
-    keys = _read(k, places, head)
-    values = keys[:, :rank] if v is None else _read(v, places, head)
-    rows = q.unflatten(2, (readers, -1)).flatten(0, 2)
-    busy = [n for n, count in enumerate(counts) if count]
-    o = q.new_zeros(*rows.shape[:2], values.shape[1])
-    if busy:
-        each = [counts[n] for n in busy]
-        own_keys, own_values = (tuple(part[None, :, None] for part in x.split(each)) for x in (keys, values))
-        asked = rows if len(busy) == len(counts) else rows[busy]
-        call = AttentionCall(
-            asked[None], own_keys, own_values, scale, None, None, None, Sequences((1,) * len(busy))
+    readers = max(heads, groups)
+    each = readers // heads
+    asked = q.unflatten(2, (readers, -1))
+    found = []
+    for head in range(heads):
+        own = slice(head * groups // heads, head * groups // heads + each)
+        rows, table = (
+            asked[:, :, head * each : (head + 1) * each].flatten(0, 2),
+            pages[:, :, own].flatten(0, 2),
         )
-        found = attention_cpu(call)[0]
-        if len(busy) == len(counts):
-            o = found
-        else:
-            o[busy] = found
-    return o.unflatten(0, (B, T, readers)).flatten(2, 3)
+        seen = counts[:, :, own].flatten().tolist()
+        k, v = keys[:, :, head : head + 1], values[:, :, head : head + 1]
+        o = rows.new_zeros(*rows.shape[:2], v.shape[-1])
+        busy = [n for n, count in enumerate(seen) if count]
+        if len(busy) == len(seen):
+            o = attention_in_pages(rows, k, v, table, seen, scale)
+        elif busy:
+            o[busy] = attention_in_pages(rows[busy], k, v, table[busy], [seen[n] for n in busy], scale)
+        found.append(o.unflatten(0, (*q.shape[:2], each)))
+    return torch.cat(found, dim=2).flatten(2, 3)
 
 
-def _places(keys: Keys, number: Tensor, token: Tensor, starts: Tensor | None) -> Tensor:
+def _places(keys: Keys, number: Tensor, token: Tensor, starts: tuple[int, ...] | None) -> Tensor:
     """Where tokens of sequences lie among the rows of a tensor, or of pages laid end to end."""
     if isinstance(keys, Paged):
         table = keys.table
         return table.pages[number, token // table.page_size] * table.page_size + token % table.page_size
     if starts is not None:
-        return starts[number] + token
+        return torch.tensor(starts)[number] + token
     return number * lengths_of(keys)[0] + token
-
-
-def _read(keys: Keys, places: Tensor, head: Tensor) -> Tensor:
-    """The entries of some rows and heads, `[n, channels]`."""
-    entry = entry_of(keys)
-    if entry.is_contiguous():
-        rows = entry.flatten(0, 2)
-        return rows.index_select(0, places if entry.shape[2] == 1 else places * entry.shape[2] + head)
-    return entry[places // entry.shape[1], places % entry.shape[1], head]
 
 
 def _has_gradients(*tensors: Keys | None) -> bool:
