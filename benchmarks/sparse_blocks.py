@@ -1,13 +1,14 @@
 """Grouped sparse attention in decoding: what one token costs behind a longer and longer cache, beside full attention.
 
-    python benchmarks/sparse_blocks.py [--lengths 16384,65536,262144] [--before] [--out FILE.json]
+    python benchmarks/sparse_blocks.py [--lengths 16384,65536,262144] [--paper 1048576] [--before] [--out FILE.json]
 
 Of each mixer the choice of what is read, and attention to it: 32 heads over 2 key-value heads of 128 channels, one
 sequence, bfloat16, entries in pages that lie in no order; options as published. All take turns in one run.
 Attention to what was picked should cost the same behind every length. The choices look at an entry of each token
 (`msa`), or of each 4, 16 or 512 tokens: their growth stands apart. `--before` also runs each choice in PyTorch's
-operations. Entries and bytes are those that
-a group of heads reads; of `moba` each head is a group.
+operations. Entries are those that a group of heads reads, of `moba` each head; bytes are those of all groups. Behind
+each length, and behind `--paper` tokens, which are not measured, stands what the mixers' own costs say: bytes that
+attention reads of the cache, and those that are looked at to choose, or compressed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from common import in_turn, machine, median, options_parser, stopwatch, table, write_results
+from intarsia.mixers import AttentionConfig
+from intarsia.mixers.dsa import DSAConfig
 from intarsia.mixers.infllm2 import InfLLM2Config
 from intarsia.mixers.moba import MoBAConfig
 from intarsia.mixers.msa import MSAConfig
@@ -42,6 +45,14 @@ QSA = QSAConfig(H, K, HKV, rope=0.25, index_heads=16, index_budget=2048, index_r
 MOBA = MoBAConfig(H, K, HKV, block_size=512, top_k=4)
 INFLLM2 = InfLLM2Config(H, K, HKV, rope=0.0)
 NSA = NSAConfig(H, K, HKV)
+DSA = DSAConfig(128, 512, 128, 64, 128, q_rank=1536, rotate=True, index_heads=64, index_dim=128, top_k=2048)
+POOLED = DSAConfig(
+    128, 512, 192, 0, 256, q_rank=1536, index_heads=64, index_dim=128, top_k=2048, index_pool=4
+)
+ON_PAPER = {
+    "full attention": AttentionConfig(H, K, HKV), "msa": MSA, "qsa": QSA, "moba": MOBA, "infllm2": INFLLM2, "nsa": NSA,
+    "dsa": DSA, "dsa, pooled": POOLED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,9 +127,11 @@ def parts(length: int, impl: str) -> list[Part]:
         def attend(picked: Tensor = picked, block: int = block) -> Tensor:
             return sparse_attention(q, k, v, picked, block=block)
 
+        # A group reads one key head; of as many groups as key heads each entry is read once.
+        apart = max(picked.shape[2] // HKV, 1)
         found += [
             Part(mixer, "choice", choose, count, size_of(keys, count)),
-            Part(mixer, "attention", attend, read, 2 * size_of(k, read)),
+            Part(mixer, "attention", attend, read, 2 * size_of(k, read) * apart),
         ]
     count = length // 16
     return [
@@ -157,21 +170,52 @@ def measure(length: int, seconds: float, before: bool) -> list[dict[str, Any]]:
     ]
 
 
+def on_paper(length: int) -> list[dict[str, Any]]:
+    """What a token reads of one layer's cache, and the cache, by what the mixers state; bfloat16."""
+    rows = []
+    for name, config in ON_PAPER.items():
+        with torch.device("meta"):
+            layer = config.build(4096).to(torch.bfloat16)
+        # What is not read whole is what attention picks of.
+        kinds = layer.memory.entries(next(layer.parameters()))
+        picked = [kind for kind in kinds if kind.reads is not None or name == "full attention"]
+        read = layer.cost().bytes_read(length)
+        attended = sum(kind.nbytes * kind.read(length) for kind in picked)
+        rows.append(
+            {
+                "tokens": length,
+                "mixer": name,
+                "entries attended to": sum(kind.read(length) for kind in picked),
+                "MB attended to": attended / 1e6,
+                "MB to choose by": (read - attended) / 1e6,
+                "MB of cache": layer.cost().state_bytes(length) / 1e6,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--lengths", default="16384,65536,262144")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--paper", type=int, default=1 << 20)
     parser.add_argument("--before", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    results = []
-    for number, length in enumerate(int(x) for x in options.lengths.split(",")):
+    results, paper = [], []
+    lengths = [int(x) for x in options.lengths.split(",")]
+    for number, length in enumerate(lengths):
         rows = measure(length, options.seconds, options.before)
         table(rows, header=number == 0)
         results += rows
+    print()
+    for number, length in enumerate([*lengths, options.paper]):
+        rows = on_paper(length)
+        table(rows, header=number == 0)
+        paper += rows
     if options.out:
-        write_results(options.out, {"machine": machine(), "results": results})
+        write_results(options.out, {"machine": machine(), "results": results, "on paper": paper})
 
 
 if __name__ == "__main__":

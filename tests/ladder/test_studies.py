@@ -45,4 +45,6 @@ def test_sparse_layers_on_one_backbone_read_an_eighth(full: bool) -> None:
             assert reads <= {None}, name
         else:
             (read,) = reads
+            if name == "moba":  # of which each head reads its own, and all of them the query's own block
+                read = mixer.most_read
             assert length // 8 <= read < length // 8 + 4, name

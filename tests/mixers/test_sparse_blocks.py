@@ -273,6 +273,25 @@ def test_what_static_reads_is_stated() -> None:
 
 
 @torch.no_grad()
+def test_what_moba_reads_is_stated() -> None:
+    """What the heads of a key head read together is no more than the cost says, and not everything."""
+    ours, x = layer(MOBA), inputs(1)
+    _, state = ours(x[:, :-1], ours.init_state(1))
+    y, read = ours(x[:, -1:], state)[0], 1
+    for token in range(T - 1):
+        spoilt = {name: tensor.clone() for name, tensor in state.tensors().items()}
+        # Whether a key is chosen depends on its block's mean, which is kept apart.
+        spoilt["values"][:, token, 0] = torch.nan
+        read += not torch.equal(ours(x[:, -1:], state.with_tensors(spoilt))[0], y)
+    growing = ours.memory.growing
+    most = (2 * (MOBA.top_k - 1) + 1) * MOBA.block_size
+    assert growing["keys"].reads == growing["values"].reads == most
+    assert ours.most_read - MOBA.block_size < read <= min(most, T - 1)
+    entry, mean = 2 * 8 * torch.float64.itemsize, 2 * 8 * 8
+    assert ours.cost().bytes_read(100_000) == 2 * most * entry + 100_000 // MOBA.block_size * mean
+
+
+@torch.no_grad()
 def test_nsa_equals_the_paper_written_out() -> None:
     ours, x = layer(NSA), inputs(1)
     expected = nsa_written_out(ours, x)

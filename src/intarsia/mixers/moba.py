@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
-from intarsia.layers.growing import Entry
+from intarsia.layers.growing import Entry, GrowingMemory
 from intarsia.mixers.base import About, positive
 from intarsia.mixers.sparse import Asked, SparseAttention, SparseAttentionConfig
 from intarsia.ops import pick_blocks
@@ -71,12 +72,23 @@ class MixtureOfBlocks(SparseAttention):
             cu_seqlens=asked.past.seqs,
         )
 
+    @property
+    def memory(self) -> GrowingMemory:
+        """Of keys and values at most what all heads that share a key head read: each its own blocks, and all of them
+        the query's own one."""
+        c, held = self.config, super().memory
+        heads = c.num_heads // c.kv_heads
+        most = (heads * (c.top_k - 1) + 1) * c.block_size
+        read = {name: dataclasses.replace(held.growing[name], reads=most) for name in ("keys", "values")}
+        return GrowingMemory(held.kind, {**held.growing, **read})
+
     def index_entries(self) -> dict[str, Entry]:
         c = self.config
         return {"means": Entry((c.kv_heads, c.head_dim), "wide", stride=c.block_size)}
 
     @property
     def most_read(self) -> int:
+        """The tokens that a head reads at most."""
         return self.config.top_k * self.config.block_size
 
     def index_flops(self, length: int) -> float:
