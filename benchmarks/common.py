@@ -70,6 +70,18 @@ def stopwatch(call: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
     return seconds
 
 
+def cold(timer: Callable[[], float], others: int = 96 << 20) -> Callable[[], float]:
+    """A timer before each run of which so many bytes of something else are read, as those of other layers are in
+    decoding: what it reads comes from memory and not from the processor's caches."""
+    elsewhere = torch.zeros(others // 4)
+
+    def seconds() -> float:
+        elsewhere.add_(1)
+        return timer()
+
+    return seconds
+
+
 def in_turn(
     timers: Mapping[Key, Callable[[], float]], seconds: float, turn: float = 0.0, least: int = 3
 ) -> dict[Key, list[float]]:

@@ -5,7 +5,8 @@
 DeepSeek-V3.2's shape: 128 heads over latents of 512 + 64 channels, 64 index heads of 128, 2048 tokens picked; bfloat16,
 one sequence, entries in pages that lie in no order. Three things are measured in turn: full latent attention, attention
 to what was picked, and the indexer that picks it, whose keys are all read: its own growth stands apart. Bytes are what
-must be read of the cache, by the cost that the mixer states.
+must be read of the cache, by the cost that the mixer states. Before each run something else is read, so that nothing
+is in the processor's caches.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import in_turn, machine, median, options_parser, stopwatch, table, write_results
+from common import cold, in_turn, machine, median, options_parser, stopwatch, table, write_results
 from intarsia.mixers.dsa import DSAConfig
 from intarsia.ops import latent_attention, lightning_indexer, sparse_latent_attention
 from intarsia.ops.keys import BlockTable, Paged
@@ -54,7 +55,7 @@ def measure(length: int, seconds: float) -> list[dict[str, Any]]:
     }
     for run in runs.values():
         run()
-    times = in_turn({name: stopwatch(run) for name, run in runs.items()}, seconds)
+    times = in_turn({name: cold(stopwatch(run)) for name, run in runs.items()}, seconds)
     return [
         {
             "tokens": length,

@@ -3,7 +3,8 @@
     python benchmarks/sparse_blocks.py [--lengths 16384,65536,262144] [--paper 1048576] [--before] [--out FILE.json]
 
 Of each mixer the choice of what is read, and attention to it: 32 heads over 2 key-value heads of 128 channels, one
-sequence, bfloat16, entries in pages that lie in no order; options as published. All take turns in one run.
+sequence, bfloat16, entries in pages that lie in no order; options as published. All take turns in one run, and
+before each something else is read, as other layers are in decoding: nothing of the cache is in the processor's caches.
 Attention to what was picked should cost the same behind every length. The choices look at an entry of each token
 (`msa`), or of each 4, 16 or 512 tokens: their growth stands apart. `--before` also runs each choice in PyTorch's
 operations. Entries are those that a group of heads reads, of `moba` each head; bytes are those of all groups. Behind
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import in_turn, machine, median, options_parser, stopwatch, table, write_results
+from common import cold, in_turn, machine, median, options_parser, stopwatch, table, write_results
 from intarsia.mixers import AttentionConfig
 from intarsia.mixers.dsa import DSAConfig
 from intarsia.mixers.infllm2 import InfLLM2Config
@@ -154,7 +155,7 @@ def measure(length: int, seconds: float, before: bool) -> list[dict[str, Any]]:
         measured |= {(p.mixer, "choice in PyTorch"): p for p in parts(length, "torch") if p.what == "choice"}
     for part in measured.values():
         part.run()
-    times = in_turn({key: stopwatch(part.run) for key, part in measured.items()}, seconds)
+    times = in_turn({key: cold(stopwatch(part.run)) for key, part in measured.items()}, seconds)
     full = median(times["full attention", "attention"])
     return [
         {
