@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from intarsia.checkpoints.family import Family
 from intarsia.errors import UnsupportedError, did_you_mean
@@ -56,6 +58,15 @@ def families() -> list[Family]:
     return [family(name) for name in CHECKPOINTS]
 
 
+NOT_READ: Mapping[str, str] = MappingProxyType(
+    {
+        "deepseek_v4": "its layers attend to compressed entries and to a window in one softmax, with sinks, which "
+        "is none of the mixers here nor a sum of them"
+    }
+)
+"""Why no family reads some that might be expected."""
+
+
 def family_of(model_type: object, where: str) -> Family:
     """The family that reads a `model_type`.
 
@@ -65,6 +76,10 @@ def family_of(model_type: object, where: str) -> Family:
     for found in families():
         if model_type in found.model_types:
             return found
+    if isinstance(model_type, str) and model_type in NOT_READ:
+        raise UnsupportedError(
+            f"{where} is of the model_type {model_type!r}, which is not read: {NOT_READ[model_type]}"
+        )
     known = ", ".join(kind for found in families() for kind in found.model_types)
     raise UnsupportedError(
         f"{where} is of the model_type {model_type!r}, which is not read yet; known are: {known}"
