@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -308,45 +304,6 @@ def test_an_engine_that_fails_says_so(model: InferenceModel, monkeypatch: pytest
         monkeypatch.undo()
         assert httpx.post(url, json=body).status_code == 200
         settled(what)
-
-
-def test_sigterm_lets_answers_come_to_their_end() -> None:
-    port = _free_port()
-    command = [sys.executable, "-m", "intarsia", "serve", "kimi-linear-nano", "--port", str(port)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "INTARSIA_API_KEY": ""}
-    )
-    try:
-        _until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200, process)
-        body = {"model": "kimi-linear-nano", "prompt": "x", "max_tokens": 300, "stream": True, "seed": 1}
-        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert process.wait(30) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(600):
-        try:
-            if condition():
-                return
-        except httpx.TransportError:
-            assert process.poll() is None
-        time.sleep(0.1)
-    raise AssertionError("the server does not answer")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import resource
 import socket
 import statistics
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.serving import serving_process
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
@@ -33,28 +34,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc"),
 ]
-
-
-@contextmanager
-def server(*options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server in a process of its own, and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "intarsia", "serve", NAME, "--port", str(port), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "INTARSIA_API_KEY": ""})
-    try:
-        for _ in range(600):
-            assert process.poll() is None
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/health")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield process, port
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -124,7 +103,10 @@ def test_a_thousand_slow_clients() -> None:
     limit = str(CLIENTS)
     with (
         many_files(CLIENTS + 100),
-        server("--max-open", limit, "--max-open-per-client", limit, "--draft", "none") as (process, port),
+        serving_process(NAME, "--max-open", limit, "--max-open-per-client", limit, "--draft", "none") as (
+            process,
+            port,
+        ),
     ):
         answer(port)
         alone = [answer(port) for _ in range(5)]

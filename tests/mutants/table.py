@@ -922,6 +922,13 @@ INFERENCE = _in(
         "tests/inference/test_engine.py -k make_way",
     ),
     (
+        "a step that failed ends all that were in it",
+        "engine.py",
+        "        if len(parts) > 1:\n",
+        "        if not parts:\n",
+        "tests/inference/test_engine.py -k failed_are_read_again",
+    ),
+    (
         "no state where texts part",
         "engine.py",
         "            if found.known > found.tokens:\n",

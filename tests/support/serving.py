@@ -1,9 +1,14 @@
-"""A small server on a thread, for tests over a socket."""
+"""Small servers for tests over a socket: on a thread, and in a process of their own."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,3 +86,30 @@ def settled(what: Served) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"still running: {what.worker.report}")
+
+
+@contextmanager
+def serving_process(model: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`intarsia serve` in a process of its own, and its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "intarsia", "serve", model, "--port", str(port), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "INTARSIA_API_KEY": ""})
+    try:
+        for _ in range(600):
+            assert process.poll() is None
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -72,7 +72,7 @@ def command(
 ) -> None:
     """Serve a model behind OpenAI's HTTP interface, with a page to chat at `/`.
 
-    Ctrl-C, or SIGTERM, lets the answers that have begun come to their end; a second one does not.
+    Ctrl-C, or SIGTERM, lets the answers that have begun come to their end; a second one ends them at once.
 
     \b
     Examples:
@@ -90,6 +90,7 @@ def command(
     for library in ("fastapi", "prometheus_client"):
         require(library, "serve")
     from intarsia.inference.server.app import create_app
+    from intarsia.inference.server.draining import DrainingServer
     from intarsia.inference.server.served import Limits, Served
     from intarsia.inference.worker import Worker
 
@@ -121,7 +122,7 @@ def command(
         )
     _allow_connections()
     config = uvicorn.Config(create_app(served), host=host, port=port, log_level="info", access_log=False)
-    uvicorn.Server(config).run()
+    DrainingServer(config).run()
 
 
 def _allow_connections() -> None:

@@ -36,6 +36,7 @@ class Report:
 
     Attributes:
         running, waiting: texts.
+        unread: tokens that are still to be read of those that are not being continued: how far a long prompt is.
         steps, read, produced: steps so far, tokens that the model has read, tokens of answers.
         preempted: how often a text made way for others.
         guessed, confirmed: tokens that were guessed ahead, and those of them that were right.
@@ -47,6 +48,7 @@ class Report:
 
     running: int
     waiting: int
+    unread: int
     steps: int
     read: int
     produced: int
@@ -212,8 +214,10 @@ class Engine:
     def report(self) -> Report:
         """What it does and has done."""
         room, scheduler = self.room, self._scheduler
+        reading = [text for text in (*scheduler.running, *scheduler.waiting) if not scheduler.continues(text)]
         return Report(
-            running=len(scheduler.running), waiting=len(scheduler.waiting), steps=self._steps, read=self._read,
+            running=len(scheduler.running), waiting=len(scheduler.waiting),
+            unread=sum(text.pending for text in reading), steps=self._steps, read=self._read,
             produced=self._produced, preempted=self._preempted, guessed=self._guessed, confirmed=self._confirmed,
             hits=room.hits, snapshots=len(room.tree.snapshots()), state_bytes=room.state_bytes,
             page_bytes=room.page_bytes, used_pages=room.used_pages,
@@ -422,16 +426,20 @@ class Engine:
 
     def _append(self, text: Text, token: int, logits: Tensor) -> Produced:
         text.tokens.append(token)
+        text.alone = False
         self._produced += 1
         if text.constraint is not None:
             text.constraint.accept(token)
         return Produced(text.identity, text.number, token, _logprobs(text.request.logprobs, token, logits))
 
-    def _make_wait(self, text: Text) -> None:
-        """Let a text make way. What it has read is kept as long as there is room."""
+    def _make_wait(self, text: Text, keep: bool = True) -> None:
+        """Let a text make way. What it has read is kept as long as there is room, unless nobody can trust it."""
         assert text.slot is not None
         self._release_drafts(text)
-        self.room.keep_last(text.part(0, text.seen), text.slot)
+        if keep:
+            self.room.keep_last(text.part(0, text.seen), text.slot)
+        else:
+            self.room.pool.free(text.slot)
         text.slot, text.seen, text.ready = None, 0, None
         self._preempted += 1
         self._scheduler.wait(text)
@@ -458,8 +466,14 @@ class Engine:
         return events
 
     def _fail(self, parts: list[_Part], error: Exception) -> list[Event]:
-        """End the texts of a step that went wrong."""
+        """End the text of a step that went wrong. Of several nobody knows whose fault it was: each is read again, from
+        what was kept before, and goes through the model alone until it has a token more."""
         self._drop_trials(parts)
+        if len(parts) > 1:
+            for part in parts:
+                part.text.alone = True
+                self._make_wait(part.text, keep=False)
+            return []
         told = error if isinstance(error, IntarsiaError) else IntarsiaError(f"the model failed: {error!r}")
         told.__cause__ = None if told is error else error
         return [event for part in parts for event in self._end(part.text, "error", told)]

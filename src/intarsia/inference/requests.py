@@ -125,6 +125,7 @@ class Text:
         cached: tokens of the prompt that were found read when the text was first taken up.
         places: after how many tokens it leaves other texts, where a state is worth keeping.
         draft_slot: where a draft model has its state.
+        alone: whether it goes through the model with no other, since a step of which it was part has failed.
     """
 
     def __init__(self, request: Request, identity: int, number: int) -> None:
@@ -139,6 +140,7 @@ class Text:
         self.cached: int | None = None
         self.places: set[int] = set()
         self.draft_slot: int | None = None
+        self.alone = False
         self.ended = False
 
     @property

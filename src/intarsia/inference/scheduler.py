@@ -114,6 +114,10 @@ class Scheduler:
             reading_beside: tokens of prompts, at most, where texts are being continued.
         """
         left, pieces = self._settings.step_tokens, []
+        alone = [text for text in self.running if text.alone and text.pending]
+        if alone:
+            text = min(alone, key=lambda each: each.order)
+            return [(text, min(text.pending, self._settings.piece, left, self._to_next_place(text)))]
         continued = [text for text in self.running if self.continues(text)]
         for text in continued:
             pieces.append((text, min(text.pending, left)))

@@ -170,6 +170,7 @@ def create_app(served: Served) -> FastAPI:
             "chat": served.template is not None,
             "running": report.running,
             "waiting": report.waiting,
+            "unread": report.unread,
             "state_bytes": report.state_bytes,
             "page_bytes": report.page_bytes,
             "used_pages": report.used_pages,

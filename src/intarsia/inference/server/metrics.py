@@ -73,6 +73,7 @@ class Metrics(Collector):
         for name, told, value in (
             ("running", "Texts that run.", report.running),
             ("waiting", "Texts that wait.", report.waiting),
+            ("unread_tokens", "Tokens of prompts that are still to be read.", report.unread),
             ("open_requests", "Requests that have not got all their answers.", self._worker.open),
             ("snapshots", "States that are kept for later texts.", report.snapshots),
             ("state_bytes", "Memory of slots.", report.state_bytes),
