@@ -20,6 +20,7 @@ from intarsia.ops.attention_call import AttentionCall, queries_of
 from intarsia.ops.attention_gated import gated_attention
 from intarsia.ops.blockwise import Blockwise
 from intarsia.ops.choice import Implementation
+from intarsia.ops.compiler import is_static
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import Keys, Paged, entry_of, lengths_of, right_aligned, row_of
 from intarsia.ops.sequences import Sequences
@@ -82,6 +83,9 @@ def by_sequence(
     outputs: dict[int, Tensor] = {}
     alike: dict[int, list[int]] = {}
     for n, part in parts.items() if together is not None else ():
+        # A number that a graph does not know is not asked for: each answer would be another graph.
+        if torch.compiler.is_compiling() and not is_static(part.shape[1]):
+            continue
         if part.shape[1] <= FEW:
             alike.setdefault(part.shape[1], []).append(n)
     lengths = lengths_of(keys)

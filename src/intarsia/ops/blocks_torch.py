@@ -14,6 +14,7 @@ from intarsia.ops.choice import Implementation
 from intarsia.ops.keys import row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.selection import first_best, rising
+from intarsia.ops.sparse_call import all_one
 from intarsia.ops.uncompiled import Uncompiled
 
 SCORES = 1 << 22
@@ -33,9 +34,11 @@ def blocks_torch(call: BlocksCall) -> Tensor:
         if call.stride == 1 and q.shape[1] == k.shape[1]:
             lengths = (q.shape[1],) if call.seqs is None else call.seqs.lengths
             return _WHOLE([q, k], lengths, numbers)[0]
-        if len(set(call.tokens)) == 1:
-            return _chosen(q, k, call.tokens[0], *numbers)
-    found = [_chosen(part, row_of(k, n), call.tokens[n], *numbers) for n, part in queries_of(q, call.seqs)]
+        if all_one(call.tokens):
+            return _ONE([q, k], call.tokens[:1], numbers)[0]
+    found = [
+        _ONE([part, row_of(k, n)], (call.tokens[n],), numbers)[0] for n, part in queries_of(q, call.seqs)
+    ]
     return _joined(found, call.slots, 0 if call.seqs is None else 1)
 
 
@@ -124,6 +127,12 @@ def _whole(
     return [_joined(found, min(int(numbers[0]), -(-max(occupied) // int(numbers[1]))), 1)]
 
 
+def _one(tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]) -> list[Tensor]:
+    """The choices of queries that are the last of `lengths[0]` tokens, with a key of each stride."""
+    q, k = (x for x in tensors if x is not None)
+    return [_chosen(q, k, lengths[0], *numbers)]
+
+
 def _room(tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]) -> list[Tensor]:
     q = tensors[0]
     assert q is not None
@@ -136,5 +145,6 @@ def _room(tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Seq
 
 
 _WHOLE = Uncompiled("pick_blocks", 2, 1, _whole, _room)
+_ONE = Uncompiled("pick_blocks_of_strides", 2, 1, _one, _room)
 
 IMPLEMENTATION = Implementation("torch", blocks_torch)

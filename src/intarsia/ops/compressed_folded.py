@@ -77,7 +77,7 @@ def _folded(call: CompressedCall, pages: bool, attend: Callable[[AttentionCall],
         isinstance(call.k, Tensor)
         and isinstance(call.v, Tensor)
         and call.seqs is None
-        and len(set(folds)) == 1
+        and all(fold == folds[0] for fold in folds)  # not hashed: see `all_one`
     ):
         fold = folds[0]
         if not fold.count:

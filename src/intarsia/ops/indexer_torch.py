@@ -16,7 +16,7 @@ from intarsia.ops.choice import Implementation
 from intarsia.ops.keys import entry_of, row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.selection import first_best, with_tail
-from intarsia.ops.sparse_call import IndexerCall
+from intarsia.ops.sparse_call import IndexerCall, all_one
 from intarsia.ops.uncompiled import Uncompiled
 
 SCORES = 1 << 22
@@ -31,11 +31,11 @@ def indexer_torch(call: IndexerCall) -> Tensor:
     if isinstance(call.k, Tensor) and (call.seqs is not None or of_tokens):
         lengths = (call.q.shape[1],) if call.seqs is None else call.seqs.lengths
         return _WHOLE([x.detach() for x in (call.q, call.k, call.weights)], lengths, numbers)[0]
-    if isinstance(call.k, Tensor) and len(set(call.tokens)) == 1:
-        return _chosen(call.q, call.k, call.weights, call.tokens[0], *numbers)
+    if isinstance(call.k, Tensor) and all_one(call.tokens):
+        return _ONE([x.detach() for x in (call.q, call.k, call.weights)], call.tokens[:1], numbers)[0]
     weights = dict(queries_of(call.weights[..., None], call.seqs))
     found = [
-        _chosen(q, row_of(call.k, n), weights[n][..., 0], call.tokens[n], *numbers)
+        _ONE([q, row_of(call.k, n), weights[n][..., 0]], (call.tokens[n],), numbers)[0]
         for n, q in queries_of(call.q, call.seqs)
     ]
     return _joined(found, call.slots, 0 if call.seqs is None else 1)
@@ -107,6 +107,24 @@ def _room(tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Seq
     return [q.new_empty((*q.shape[:2], 1, torch.sym_min(int(numbers[0]), longest)), dtype=torch.int32)]
 
 
+def _one(tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]) -> list[Tensor]:
+    """The choices of queries that are the last of `lengths[0]` tokens, with a key of each block."""
+    q, k, weights = (x for x in tensors if x is not None)
+    count, block, relu, scale = numbers
+    return [_chosen(q, k, weights, lengths[0], count, block, relu, scale)]
+
+
+def _room_of_one(
+    tensors: Sequence[Tensor | None], lengths: Sequence[int], numbers: Sequence[float]
+) -> list[Tensor]:
+    q, k = tensors[:2]
+    assert q is not None
+    assert k is not None
+    slots = torch.sym_min(int(numbers[0]), k.shape[1]) + (numbers[1] > 1)
+    return [q.new_empty((*q.shape[:2], 1, slots), dtype=torch.int32)]
+
+
 _WHOLE = Uncompiled("lightning_indexer", 3, 1, _whole, _room)
+_ONE = Uncompiled("lightning_indexer_of_blocks", 3, 1, _one, _room_of_one)
 
 IMPLEMENTATION = Implementation("torch", indexer_torch)
