@@ -122,7 +122,6 @@ def test_few_logits_are_kept_and_many_computed_again(monkeypatch, limit):
     tokens, d, vocab = 50, 8, 300
     hidden, weight, targets = example(tokens, d, vocab, torch.float32)
     expected = torch.autograd.grad(naive(hidden, weight, targets).sum(), (hidden, weight))
-    monkeypatch.setattr(loss, "SHARE_ASKED", 0.0)  # with those of tokens that have no target
     monkeypatch.setattr(loss, "KEPT_BYTES", 4 * tokens * vocab - (limit == "too little"))
     monkeypatch.setattr(loss, "BLOCK", 16 * 64)  # of 16 tokens, and five of the vocabulary
     nll = chunked_cross_entropy(hidden, weight, targets, chunk_size=16)
@@ -165,33 +164,3 @@ def test_frozen_weight():
     chunked_cross_entropy(hidden.detach(), weight, targets).sum().backward()
     (expected,) = torch.autograd.grad(naive(hidden, weight, targets).sum(), weight)
     torch.testing.assert_close(weight.grad, expected)
-
-
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])
-def test_tokens_without_a_target_have_no_logits(monkeypatch, kept):
-    tokens, d, vocab = 64, 8, 300
-    hidden, weight, targets = example(tokens, d, vocab)
-    targets[: tokens // 2] = -100
-    asked = targets != -100
-    if not kept:
-        monkeypatch.setattr(loss, "KEPT_BYTES", 0)
-    expected = naive(hidden, weight, targets)
-    with Largest() as largest:
-        nll = chunked_cross_entropy(hidden, weight, targets)
-        got = torch.autograd.grad(nll.sum(), (hidden, weight))
-    assert largest.numel == max(int(asked.sum()) * vocab, weight.numel())
-    torch.testing.assert_close(nll, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        got, torch.autograd.grad(expected.sum(), (hidden, weight)), rtol=1e-11, atol=1e-11
-    )
-    assert (nll[~asked] == 0).all()
-    assert (got[0][~asked] == 0).all()
-    with torch.no_grad():
-        assert torch.equal(chunked_cross_entropy(hidden, weight, targets), nll)
-
-
-def test_no_target_at_all():
-    hidden, weight, targets = example()
-    nll = chunked_cross_entropy(hidden, weight, torch.full_like(targets, -100))
-    assert torch.equal(nll, torch.zeros_like(nll))
-    assert all((gradient == 0).all() for gradient in torch.autograd.grad(nll.sum(), (hidden, weight)))

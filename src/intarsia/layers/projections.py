@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def linear(d_in: int, d_out: int, bias: bool = False) -> nn.Linear:
@@ -23,25 +19,6 @@ def low_rank(d_in: int, d_out: int, rank: int | None, bias: bool = False) -> nn.
     if rank is None:
         return linear(d_in, d_out, bias)
     return nn.Sequential(linear(d_in, rank), linear(rank, d_out, bias))
-
-
-def side_by_side(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:
-    """What several linear maps make of `x` `[..., D]`, side by side: `[..., sum of their numbers]`.
-
-    While gradients are recorded of more tokens than the maps have inputs, the weights are put together and not the
-    results: fewer numbers to move, and one product in place of several, forward and backward. (A compiler would make a
-    graph for each answer to how many tokens there are.)
-    """
-    plain = all(
-        type(each) is nn.Linear
-        and each.bias is None
-        and not (each._forward_hooks or each._forward_pre_hooks or each._backward_hooks)
-        for each in maps
-    )
-    few = x.numel() <= x.shape[-1] ** 2
-    if torch.compiler.is_compiling() or not plain or few or not torch.is_grad_enabled():
-        return torch.cat([each(x) for each in maps], dim=-1)
-    return F.linear(x, torch.cat([cast(nn.Linear, each).weight for each in maps]))
 
 
 def weight_of(module: nn.Module, d_in: int) -> Tensor:

@@ -12,7 +12,7 @@ from intarsia.layers.convolution import convolve, inputs_kept, short_convolution
 from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
-from intarsia.layers.projections import linear, side_by_side, split_heads
+from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import (
     About,
@@ -105,7 +105,7 @@ class Comba(Mixer[RecurrentState]):
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         (HV, K, V), H = self.memory.board, self.config.num_heads
-        qkv = side_by_side(x, (self.q_proj, self.k_proj, self.v_proj))
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)
         q, k, v = split_heads(qkv, (H, K), (H, K), (HV, V))
         q, k = l2norm(q), l2norm(k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from intarsia.layers.convolution import convolve, inputs_kept, short_convolution
 from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
-from intarsia.layers.projections import linear, side_by_side, split_heads
+from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, gated_delta_rule
@@ -89,7 +90,7 @@ class DeltaProduct(Mixer[RecurrentState]):
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         (H, K, V), n = self.memory.board, self.config.steps
-        qkv = side_by_side(x, (self.q_proj, self.k_proj, self.v_proj))
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)
         q, k, v = split_heads(qkv, (H, K), (n * H, K), (n * H, V))
         g = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from intarsia.layers.convolution import convolve, inputs_kept, short_convolution_of
@@ -12,7 +13,7 @@ from intarsia.layers.decoding import Projected, Projections, fused_step
 from intarsia.layers.flops import delta_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
-from intarsia.layers.projections import linear, side_by_side, split_heads
+from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import (
     About,
@@ -109,7 +110,7 @@ class GatedDeltaNet(Mixer[RecurrentState]):
     def project(self, x: Tensor) -> Projected:
         """All that is made of each token alone, `[..., D]`."""
         return Projected(
-            qkv=side_by_side(x, (self.q_proj, self.k_proj, self.v_proj)),
+            qkv=torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1),
             g=self.decay_proj(x),
             beta=self.beta_proj(x),
             z=None if self.output_gate_proj is None else self.output_gate_proj(x),

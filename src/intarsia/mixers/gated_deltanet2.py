@@ -12,7 +12,7 @@ from intarsia.layers.convolution import convolve, inputs_kept, short_convolution
 from intarsia.layers.flops import dplr_rule_flops
 from intarsia.layers.gates import DecayGate
 from intarsia.layers.norm import GatedNorm, OutputGate
-from intarsia.layers.projections import linear, low_rank, side_by_side, split_heads
+from intarsia.layers.projections import linear, low_rank, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, HeadsConfig, Mixer, NormedConfig, check_output_gate, positive
 from intarsia.ops import Sequences, dplr_rule, l2norm
@@ -91,7 +91,7 @@ class GatedDeltaNet2(Mixer[RecurrentState]):
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         H, K, V = self.memory.board
-        qkv = side_by_side(x, (self.q_proj, self.k_proj, self.v_proj))
+        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         qkv, inputs = convolve(self.conv, qkv, state, seqs)
         q, k, v = split_heads(qkv, (H, K), (H, K), (H, V))
         k = l2norm(k)

@@ -15,7 +15,7 @@ from intarsia.layers.filling import FillsItself
 from intarsia.layers.float32 import KeepsFloat32
 from intarsia.layers.flops import additive_rule_flops
 from intarsia.layers.gates import fill_time_steps
-from intarsia.layers.projections import linear, side_by_side, split_heads
+from intarsia.layers.projections import linear, split_heads
 from intarsia.layers.recurrent import RecurrentMemory, RecurrentState, begun, carried, following
 from intarsia.mixers.base import About, GeneratorOf, Mixer, NormedConfig, positive
 from intarsia.ops import Sequences, linear_attention
@@ -161,7 +161,8 @@ class Mamba2(Mixer[RecurrentState]):
         self.check_input(x, state, seqs)
         state = begun(state, x, seqs)
         (HV, K, V), H = self.memory.board, self.config.num_groups
-        z, vkq, dt = self._projected(x)
+        z, v, k, q, dt = self._projected(x)
+        vkq = torch.cat([v, k, q], dim=-1)
         vkq, inputs = self.conv(vkq, None if state is None else state.conv, seqs)
         v, k, q = split_heads(vkq, (HV, V), (H, K), (H, K))
         rates, dt_bias, skip = self.decay()
@@ -172,14 +173,12 @@ class Mamba2(Mixer[RecurrentState]):
         y = self.o_proj(self.norm((o + skip[:, None] * v).flatten(-2), z))
         return y, following(state, x, seqs, board, inputs)
 
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gate, x, k and q side by side, and dt, before convolution and softplus."""
-        vkq = (self.v_proj, self.k_proj, self.q_proj)
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """The gate, x, k, q and dt, before convolution and softplus."""
+        parts = (self.output_gate_proj, self.v_proj, self.k_proj, self.q_proj, self.dt_proj)
         if self.config.input_scales is None:
-            return self.output_gate_proj(x), side_by_side(x, vkq), self.dt_proj(x)
-        of_z, *of_vkq, of_dt = self.config.input_scales
-        parts = [scale * part(x) for scale, part in zip(of_vkq, vkq, strict=True)]
-        return of_z * self.output_gate_proj(x), torch.cat(parts, dim=-1), of_dt * self.dt_proj(x)
+            return [part(x) for part in parts]
+        return [scale * part(x) for scale, part in zip(self.config.input_scales, parts, strict=True)]
 
     @property
     def memory(self) -> RecurrentMemory:

@@ -27,9 +27,6 @@ COLUMNS = 4096
 weight's gradient over blocks of fewer tokens."""
 KEPT_BYTES = 2**26
 """Logits that take no more are kept for the backward pass; of more it computes them again."""
-SHARE_ASKED = 0.9
-"""Where no more of the tokens have a target, the others are left out: they are copied, which is a small part of what
-their logits take."""
 
 
 def chunked_cross_entropy(
@@ -118,10 +115,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         differentiated: bool,
         narrow: NarrowWeight | None,
     ) -> Tensor:
-        ctx.asked = asked = _asked(targets, ignore_index)
-        if asked is not None:
-            ctx.tokens = targets.shape[0]
-            hidden, targets = hidden.index_select(0, asked), targets.index_select(0, asked)
         few = targets.numel() * weight.shape[0] * dtype.itemsize <= KEPT_BYTES
         kept: list[Tensor] | None = [] if differentiated and few else None
         with without_autocast(hidden):
@@ -132,14 +125,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.options = ignore_index, chunk_size, dtype
         ctx.narrow = narrow
         ctx.dtypes = hidden.dtype, weight.dtype
-        return nll if asked is None else nll.new_zeros(ctx.tokens).index_copy(0, asked, nll)
+        return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_sum, *kept = ctx.saved_tensors
         of_hidden, of_weight = ctx.needs_input_grad[:2]
-        gradient = gradient if ctx.asked is None else gradient.index_select(0, ctx.asked)
         d_hidden = hidden.new_zeros(hidden.shape, dtype=log_sum.dtype) if of_hidden else None
         d_weight, new = None, True
         if of_weight and ctx.narrow is not None:
@@ -149,20 +141,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         _add_gradients(
             d_hidden, d_weight, hidden, weight, targets, log_sum, gradient, *ctx.options, kept=kept, new=new
         )
-        if d_hidden is not None and ctx.asked is not None:
-            d_hidden = d_hidden.new_zeros(ctx.tokens, d_hidden.shape[1]).index_copy(0, ctx.asked, d_hidden)
         found = d_hidden, None if ctx.narrow is not None else d_weight
         gradients = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
         return *gradients, None, None, None, None, None, None
-
-
-def _asked(targets: Tensor, ignore_index: int) -> Tensor | None:
-    """The numbers of the tokens that have a target, where it is worth while to leave out the others: exams ask at some
-    tokens alone. On a CPU, since a GPU would have to be waited for."""
-    if targets.device.type != "cpu":
-        return None
-    asked = (targets != ignore_index).nonzero().flatten()
-    return asked if 0 < asked.shape[0] <= SHARE_ASKED * targets.shape[0] else None
 
 
 def _likelihoods(
