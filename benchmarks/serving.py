@@ -12,7 +12,8 @@ processes of their own, and all requests go over HTTP, as streams.
     turns      a long chat goes on: the time to the first token of its second turn, beside that of a chat that is only
                as long as what is new, and of a model that has the states at hand and reads what is new behind them
     document   a text is being continued while a long document is read: by a smaller hybrid, of KDA and attention to a
-               window, in which a million tokens take a minute and no more memory than a thousand
+               window, in which a million tokens take two minutes and no more memory than a thousand
+               (or to latents: `--layout "kda kda kda mla"`)
     bytes      what the states of one user take, beside the keys and values of attention in all layers
 
 Nobody guesses ahead: all write a token at a time.
@@ -35,7 +36,7 @@ import torch
 from common import machine, median, options_parser, table, write_results
 from intarsia.checkpoints.native import save_model
 from intarsia.checkpoints.opening import load
-from intarsia.mixers import AttentionConfig, KDAConfig, SlidingWindowConfig
+from intarsia.mixers import AttentionConfig, KDAConfig, MLAConfig, SlidingWindowConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import FeedForwardConfig
 from intarsia.ops import Sequences
@@ -176,11 +177,13 @@ def behind(folder: Path, chat: int, new: int) -> float:
     return median(seconds)
 
 
-def write_small_hybrid(folder: Path) -> None:
-    """A hybrid whose states do not grow with the text: KDA, and attention to a window."""
+def write_small_hybrid(folder: Path, layout: str) -> None:
+    """A hybrid of width 256: of KDA, and attention to a window, with which its states do not grow with the text, or
+    to latents."""
     config = ModelConfig(
-        vocab_size=VOCABULARY, d_model=256, depth=4, layout="kda kda kda window",
+        vocab_size=VOCABULARY, d_model=256, depth=4, layout=layout,
         mixers={
+            "mla": MLAConfig(2, kv_rank=128, nope_dim=64, rope_dim=32, v_dim=64),
             "kda": KDAConfig(num_heads=2, head_dim=128),
             "window": SlidingWindowConfig(num_heads=2, head_dim=128, window=4096),
         },
@@ -206,7 +209,7 @@ def document(options: argparse.Namespace, folder: Path) -> Row:
         )
         grown = server.peak_memory - memory_before
     return {
-        "model": "3 KDA and a window of 4096, width 256", "document": size, "read": min(int(read), size),
+        "model": f"{options.layout}, width 256", "document": size, "read": min(int(read), size),
         "read_whole_s": took, "step_tokens": options.step_tokens, "step_seconds": options.step_seconds,
         "memory_mb": memory_before / 1e6, "grown_mb": grown / 1e6,
         "alone": quantiles(told.gaps[: before - 1]), "beside": quantiles(told.gaps[before:]),
@@ -250,6 +253,9 @@ def main() -> None:
     parser.add_argument("--chat", type=int, default=15000, help="tokens of the long chat")
     parser.add_argument("--new", type=int, default=200, help="tokens of its next turn")
     parser.add_argument("--document", type=int, default=1 << 20, help="tokens of the document")
+    parser.add_argument(
+        "--layout", default="kda kda kda window", help="of the model that reads it: of kda, window, mla"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="that the document may take")
     parser.add_argument("--step-tokens", type=int, default=512)
     parser.add_argument("--step-seconds", type=float, default=0.5)
@@ -298,7 +304,7 @@ def main() -> None:
             keep("turns", rows)
         if "document" in parts:
             small = Path(place) / "small"
-            write_small_hybrid(small)
+            write_small_hybrid(small, options.layout)
             keep("document", [document(options, small)])
         if "bytes" in parts:
             keep("bytes", memory(folder, (1024, 8192, 32768, 131072)))
