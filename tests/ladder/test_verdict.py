@@ -169,6 +169,25 @@ def test_an_arm_that_finished_nothing_keeps_none_from_being_the_best() -> None:
     assert verdict_of(failed=failed).best is None, "nobody to be better than"
 
 
+def test_of_many_pairs_the_headline_names_who_is_beaten_by_none() -> None:
+    arms = tuple(dataclasses.replace(TWO[0], name=f"arm-{n}") for n in range(6))
+    levels = {arm.name: 1.8 + (0.1 * n if n > 1 else 0.0001 * n) for n, arm in enumerate(arms)}
+    verdict = verdict_of(levels, plan={"arms": arms})
+    assert verdict.unbeaten == ("arm-0", "arm-1")
+    decided = sum(bool(pair.better) for pair in verdict.pairs)
+    assert decided == 14
+    assert verdict.sentence.startswith(
+        "Of 6 architectures, arm-0 and arm-1 are beaten by none; of 15 pairs 14 are decided."
+    )
+    narrow = dataclasses.replace(make_plan().tuning, learning_rates=(4e-3, 8e-3))
+    weak = verdict_of(levels, plan={"arms": arms, "tuning": narrow})
+    doubted = sum(bool(pair.weaknesses) for pair in weak.pairs)
+    assert doubted > 1
+    assert weak.sentence.endswith(
+        f" {doubted} of the pairs are less certain than their intervals, and say why."
+    )
+
+
 def test_the_judged_context_stands_beside_the_headline() -> None:
     assert verdict_of().notes[0].startswith("Judged in pieces of 128 tokens")
 

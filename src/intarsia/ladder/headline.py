@@ -8,9 +8,15 @@ from intarsia.ladder.pairs import PairVerdict, failures_of
 from intarsia.ladder.results import Results
 from intarsia.ladder.words import UNIT, amount, bracket, listed
 
+MANY = 10
+"""Of more pairs than these the first sentence tells who is beaten by none, and leaves the pairs to their list."""
+
 
 def headline(results: Results, pairs: Sequence[PairVerdict]) -> str:
     """What all pairs together have shown."""
+    if len(pairs) > MANY and len(_doubts(pairs)) > 1:
+        weak = sum(bool(pair.weaknesses) for pair in pairs)
+        return f"{_finding(results, pairs)} {weak} of the pairs are less certain than their intervals, and say why."
     return " ".join([_finding(results, pairs), *_doubts(pairs)])
 
 
@@ -59,6 +65,8 @@ def _finding(results: Results, pairs: Sequence[PairVerdict]) -> str:
         if len(beaten) == len(present) - 1:
             clauses = [f"better than {_other(pair, name)} by {_gain(pair, name)}" for pair in beaten]
             return f"{name} is the best of {len(present)}: {listed(clauses)}{failures}.{note}"
+    if len(live) > MANY:
+        return f"{_unbeaten(present, live)}{failures}.{note}"
     clauses = []
     for name in present:
         beaten = [pair for pair in decided if pair.better == name]
@@ -73,6 +81,15 @@ def _finding(results: Results, pairs: Sequence[PairVerdict]) -> str:
         else ""
     )
     return f"{'; '.join(clauses)}{rest}{failures}.{note}"
+
+
+def _unbeaten(present: Sequence[str], live: Sequence[PairVerdict]) -> str:
+    """Who is beaten by none, and how many pairs are decided."""
+    worse = {_other(pair, pair.better) for pair in live if pair.better}
+    ahead = [name for name in present if name not in worse]
+    first = f"Of {len(present)} architectures, {listed(ahead)} {'is' if len(ahead) == 1 else 'are'} beaten by none"
+    decided = sum(bool(pair.better) for pair in live)
+    return f"{first}; of {len(live)} pairs {decided} are decided"
 
 
 def _lowest(results: Results, live: list[PairVerdict]) -> str:
