@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import ShapeError, UnsupportedError
+from intarsia.ops.compiler import all_same
 from intarsia.ops.sequences import Sequences
 
 S = TypeVar("S", bound="State")
@@ -42,7 +43,7 @@ class State:
     @property
     def alike(self) -> bool:
         """Whether all sequences have seen the same number of tokens."""
-        return len(set(self.tokens)) == 1
+        return all_same(self.tokens)
 
     def positions(self, x: Tensor, seqs: Sequences | None) -> Tensor:
         """Of the next tokens; see `layers.rope.positions_of`."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from intarsia.ops.attention_call import queries_of
 from intarsia.ops.blocks_call import BlocksCall, Pooling, Score
 from intarsia.ops.choice import Implementation
+from intarsia.ops.compiler import all_same
 from intarsia.ops.keys import row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.selection import first_best, rising
-from intarsia.ops.sparse_call import all_one
 from intarsia.ops.uncompiled import Uncompiled
 
 SCORES = 1 << 22
@@ -34,7 +34,7 @@ def blocks_torch(call: BlocksCall) -> Tensor:
         if call.stride == 1 and q.shape[1] == k.shape[1]:
             lengths = (q.shape[1],) if call.seqs is None else call.seqs.lengths
             return _WHOLE([q, k], lengths, numbers)[0]
-        if all_one(call.tokens):
+        if all_same(call.tokens):
             return _ONE([q, k], call.tokens[:1], numbers)[0]
     found = [
         _ONE([part, row_of(k, n)], (call.tokens[n],), numbers)[0] for n, part in queries_of(q, call.seqs)

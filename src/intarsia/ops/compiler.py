@@ -5,7 +5,7 @@ Importing the compiler takes as long as importing PyTorch, and who only counts p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,6 +16,12 @@ def constant_in_graphs(function: F) -> F:
     which loads the compiler to set this mark."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def all_same(values: Sequence[object]) -> bool:
+    """Whether there are values, all equal. Compared, and not hashed: of lengths that are hashed torch.compile makes a
+    graph each."""
+    return bool(values) and all(value == values[0] for value in values)
 
 
 def is_static(number: Any) -> bool:

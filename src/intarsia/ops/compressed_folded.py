@@ -17,6 +17,7 @@ from torch import Tensor
 from intarsia.ops import attention_cpu, attention_torch
 from intarsia.ops.attention_call import AttentionCall
 from intarsia.ops.choice import Implementation
+from intarsia.ops.compiler import all_same
 from intarsia.ops.compressed_call import CompressedCall
 from intarsia.ops.keys import Keys, Paged, entry_of, row_of
 from intarsia.ops.native_operator import implementation
@@ -73,12 +74,7 @@ def _folded(call: CompressedCall, pages: bool, attend: Callable[[AttentionCall],
         Fold.of(call.stride, call.width, each, seen, size)
         for each, seen in zip(new, call.tokens, strict=True)
     ]
-    if (
-        isinstance(call.k, Tensor)
-        and isinstance(call.v, Tensor)
-        and call.seqs is None
-        and all(fold == folds[0] for fold in folds)  # not hashed: see `all_one`
-    ):
+    if isinstance(call.k, Tensor) and isinstance(call.v, Tensor) and call.seqs is None and all_same(folds):
         fold = folds[0]
         if not fold.count:
             return q.new_zeros(B, T, H, channels)

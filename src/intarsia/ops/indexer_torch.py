@@ -13,10 +13,11 @@ from torch import Tensor
 
 from intarsia.ops.attention_call import queries_of
 from intarsia.ops.choice import Implementation
+from intarsia.ops.compiler import all_same
 from intarsia.ops.keys import entry_of, row_of
 from intarsia.ops.precision import compute_dtype, without_autocast
 from intarsia.ops.selection import first_best, with_tail
-from intarsia.ops.sparse_call import IndexerCall, all_one
+from intarsia.ops.sparse_call import IndexerCall
 from intarsia.ops.uncompiled import Uncompiled
 
 SCORES = 1 << 22
@@ -31,7 +32,7 @@ def indexer_torch(call: IndexerCall) -> Tensor:
     if isinstance(call.k, Tensor) and (call.seqs is not None or of_tokens):
         lengths = (call.q.shape[1],) if call.seqs is None else call.seqs.lengths
         return _WHOLE([x.detach() for x in (call.q, call.k, call.weights)], lengths, numbers)[0]
-    if isinstance(call.k, Tensor) and all_one(call.tokens):
+    if isinstance(call.k, Tensor) and all_same(call.tokens):
         return _ONE([x.detach() for x in (call.q, call.k, call.weights)], call.tokens[:1], numbers)[0]
     weights = dict(queries_of(call.weights[..., None], call.seqs))
     found = [

@@ -205,12 +205,6 @@ def standing(
     return seqs.indices(device)[None], (seqs.positions(device) + seqs.per_token(before, device))[None]
 
 
-def all_one(tokens: Sequence[int]) -> bool:
-    """Whether sequences have equally many tokens. Compared, and not hashed: a compiler would make a graph of each
-    number."""
-    return all(n == tokens[0] for n in tokens)
-
-
 def check_picked(picked: Tensor, q: Tensor, block: int) -> None:
     """Raise ShapeError or ConfigError unless these are numbers of blocks for the queries."""
     if block < 1:

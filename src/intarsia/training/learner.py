@@ -35,9 +35,6 @@ from intarsia.training.optimizers import Optimizers, build_optimizers
 from intarsia.training.qk_clip import clip_logits
 from intarsia.training.schedule import multiplier
 
-SMALL = 2**16
-"""Numbers of a gradient that is copied to others for the norm of all of them."""
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -261,11 +258,6 @@ def micro_batches(batch: Batch, length: int, rows: int | None) -> Iterator[tuple
 def gradient_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
     """The norm of the gradient of all of them together, over all processes."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if device.type == "cpu" and not any(isinstance(gradient, DTensor) for gradient in gradients):
-        # One norm of all small ones: a model has dozens, and each call takes longer than its numbers.
-        small = [gradient.flatten() for gradient in gradients if gradient.numel() <= SMALL]
-        large = [gradient for gradient in gradients if gradient.numel() > SMALL]
-        gradients = [*large, torch.cat(small)] if small else large
     norm = torch.nn.utils.get_total_norm(gradients).to(device)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

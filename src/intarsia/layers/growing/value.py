@@ -13,6 +13,7 @@ from intarsia.layers.growing.form import GrowingForm
 from intarsia.layers.growing.state import GrowingState, Growth
 from intarsia.layers.growing.tensor import GrowingTensor
 from intarsia.layers.states import State
+from intarsia.ops.compiler import all_same
 from intarsia.ops.keys import Keys
 from intarsia.ops.sequences import Sequences
 
@@ -118,7 +119,7 @@ class GrowingValue(GrowingState):
         self.check_truncated(tokens)
         if tuple(tokens) == self.tokens:
             return self
-        together = self.together and len(set(tokens)) == 1
+        together = self.together and all_same(tokens)
         strides = {name: entry.stride for name, entry in self.form.growing.items()}
         growing = {
             name: (rows[0].shortened(tokens[0] // strides[name]),)
