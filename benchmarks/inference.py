@@ -16,7 +16,6 @@ read from nothing, tokens are decoded one by one behind `context` tokens that ar
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
@@ -27,15 +26,13 @@ from typing import Any
 import torch
 
 from common import machine, median, options_parser, table, write_results
-from intarsia.errors import UnsupportedError
 from intarsia.mixers import KDAConfig, MLAConfig
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import FeedForwardConfig
 from intarsia.model.states import ModelStates
 from intarsia.ops.packed_weights import WeightFormat
-from llama_gguf import write_gguf
+from llama_gguf import KINDS, output_of, quantise, write_gguf
 
-PEERS = {"bfloat16": None, "int8": "Q8_0", "int4": "Q4_0"}
 PIECE = 2048
 """Tokens of a prompt that are read at once, as many as llama-bench's batch."""
 
@@ -120,19 +117,6 @@ class Llama:
         return [float(speed) for speed in result["samples_ts"]]
 
 
-def output_of(*command: object) -> str:
-    """What a program prints.
-
-    Raises:
-        UnsupportedError: it failed.
-    """
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise UnsupportedError(f"{' '.join(words)} failed: {done.stderr.strip()[-400:]}")
-    return done.stdout
-
-
 def peers_of(
     model: LanguageModel, folder: Path, formats: Iterable[str], llama: Path, threads: int
 ) -> dict[str, Llama]:
@@ -141,17 +125,11 @@ def peers_of(
     write_gguf(model, plain)
     found = {}
     for name in formats:
-        file, kind = plain, PEERS.get(name)
+        file, kind = plain, KINDS.get(name)
         if kind is not None:
             file = folder / f"{kind}.gguf"
-            # These are small, and llama.cpp's AMX products of integers cannot take them.
-            kept = [
-                word
-                for tensor in ("attn_k_b", "attn_v_b", "ssm_beta")
-                for word in ("--tensor-type", f"{tensor}=bf16")
-            ]
-            output_of(llama / "llama-quantize", *kept, plain, file, kind, threads)
-        elif name not in PEERS:
+            quantise(llama, plain, file, kind, threads)
+        elif name not in KINDS:
             continue
         found[name] = Llama(llama / "llama-bench", file, threads)
     return found

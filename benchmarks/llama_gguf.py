@@ -6,6 +6,7 @@ for `llama-server` there may be one of made-up words.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from intarsia.model.feed_forward import SwiGLU
 
 Named = Iterator[tuple[str, Tensor]]
 CONTEXT = 1 << 20
+KINDS = {"bfloat16": None, "int8": "Q8_0", "int4": "Q4_0"}
+"""What llama.cpp calls our formats; None: what is written."""
 
 
 def write_gguf(model: LanguageModel, path: Path, words: bool = False) -> None:
@@ -60,6 +63,35 @@ def write_gguf(model: LanguageModel, path: Path, words: bool = False) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def quantise(llama: Path, plain: Path, file: Path, kind: str, threads: int) -> None:
+    """Let llama.cpp quantise a GGUF file.
+
+    Args:
+        llama: the folder with `llama-quantize`.
+        kind: its name of the format, as `Q8_0`.
+    """
+    # These are small, and llama.cpp's AMX products of integers cannot take them.
+    kept = [
+        word
+        for tensor in ("attn_k_b", "attn_v_b", "ssm_beta")
+        for word in ("--tensor-type", f"{tensor}=bf16")
+    ]
+    output_of(llama / "llama-quantize", *kept, plain, file, kind, threads)
+
+
+def output_of(*command: object) -> str:
+    """What a program prints.
+
+    Raises:
+        UnsupportedError: it failed.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UnsupportedError(f"{' '.join(words)} failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
 
 
 def _write_options(writer: Any, gguf: Any, model: LanguageModel) -> None:

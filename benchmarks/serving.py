@@ -1,11 +1,13 @@
 """How fast is the server, beside transformers' `generate` one by one and llama.cpp's server, on the same weights?
 
-    python benchmarks/serving.py [--llama BIN] [--users 1,8,32] [--parts users,turns,document,bytes] [--out FILE.json]
+    python benchmarks/serving.py [--llama BIN] [--users 1,8,32] [--weights bfloat16,int8]
+                                 [--parts users,turns,document,bytes] [--out FILE.json]
 
 The model is a Kimi Linear of transformers without experts and with random weights, in bfloat16: 180 M parameters, six
 layers of KDA and two of MLA, of the width of `inference.py`. Intarsia loads what transformers has saved, and writes it
-for llama.cpp (`--llama`: a folder with `llama-server`) as GGUF, with a vocabulary of made-up words. Servers are
-processes of their own, and all requests go over HTTP, as streams.
+for llama.cpp (`--llama`: a folder with `llama-server` and `llama-quantize`) as GGUF, with a vocabulary of made-up
+words; llama.cpp quantises it itself (Q8_0 beside int8, Q4_0 beside int4). Servers are processes of their own, and all
+requests go over HTTP, as streams.
 
     users      each sends a prompt of its own, all at once, and reads the answer: tokens of answers a second, and the
                times to the first token and between tokens
@@ -40,7 +42,7 @@ from intarsia.mixers import AttentionConfig, KDAConfig, MLAConfig, SlidingWindow
 from intarsia.model import InferenceModel, LanguageModel, ModelConfig
 from intarsia.model.config import FeedForwardConfig
 from intarsia.ops import Sequences
-from llama_gguf import write_gguf
+from llama_gguf import KINDS, quantise, write_gguf
 from serving_clients import MODEL, Server, beside, together
 
 PROMPT, ANSWER = 256, 64
@@ -87,10 +89,11 @@ def ours(
     folder: Path,
     tokens: int = 1 << 16,
     sequences: int = 32,
+    weights: str = "bfloat16",
 ) -> Server:
     port = free_port()
     command = [sys.executable, str(Path(__file__).with_name("serving_ours.py")), str(folder), str(port)]
-    settings = [tokens, sequences, options.step_tokens, options.step_seconds, options.threads]
+    settings = [tokens, sequences, options.step_tokens, options.step_seconds, options.threads, weights]
     return Server([*command, *map(str, settings)], port)
 
 
@@ -119,6 +122,34 @@ def users(name: str, server: Server, count: int) -> Row:
         "server": name, "users": count, "tokens_s": count * ANSWER / seconds,
         "first": quantiles([each.first for each in answers]), "between": quantiles(gaps),
     }  # fmt: skip
+
+
+def of_users(
+    options: argparse.Namespace, folder: Path, plain: Path, weights: str, counts: Sequence[int]
+) -> list[Row]:
+    """The rows of one format of weights. Both servers take turns, `--rounds` times; medians."""
+    file, kind = plain, KINDS[weights]
+    if options.llama and kind is not None:
+        file = plain.with_name(f"{kind}.gguf")
+        quantise(Path(options.llama), plain, file, kind, options.threads)
+    runs: dict[tuple[str, int], list[Row]] = {}
+    for _ in range(options.rounds):
+        with ours(options, folder, weights=weights) as server:
+            for count in counts:
+                runs.setdefault(("intarsia", count), []).append(users("intarsia", server, count))
+        for count in counts if options.llama else []:
+            with llama(options, file, count, count * 2 * (PROMPT + ANSWER)) as server:
+                runs.setdefault(("llama.cpp", count), []).append(users("llama.cpp", server, count))
+    rows = []
+    for found in runs.values():
+        speeds = sorted(row["tokens_s"] for row in found)
+        middle = min(found, key=lambda row: abs(row["tokens_s"] - median(speeds)))
+        rows.append({**middle, "weights": weights, "slowest": speeds[0], "fastest": speeds[-1]})
+    mine = {row["users"]: row["tokens_s"] for row in rows if row["server"] == "intarsia"}
+    for row in rows:
+        row["intarsia_times_this"] = mine[row["users"]] / row["tokens_s"]
+        row["step_seconds"] = options.step_seconds if row["server"] == "intarsia" else None
+    return rows
 
 
 def one_by_one(folder: Path, count: int) -> Row:
@@ -249,6 +280,8 @@ def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--llama", help="a folder with llama-server")
     parser.add_argument("--users", default="1,8,32")
+    parser.add_argument("--weights", default="bfloat16", help="formats for users: bfloat16, int8, int4")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the servers take turns")
     parser.add_argument("--parts", default="users,turns,document,bytes")
     parser.add_argument("--chat", type=int, default=15000, help="tokens of the long chat")
     parser.add_argument("--new", type=int, default=200, help="tokens of its next turn")
@@ -278,21 +311,17 @@ def main() -> None:
         if options.llama:
             write_gguf(load(folder).float(), gguf, words=True)
         if "users" in parts:
-            rows = [one_by_one(folder, options.one_by_one)]
-            with ours(options, folder) as server:
-                beside = {"step_seconds": options.step_seconds}
-                rows += [users("intarsia", server, count) | beside for count in counts]
-            for count in counts if options.llama else []:
-                with llama(options, gguf, count, count * 2 * (PROMPT + ANSWER)) as server:
-                    rows.append(users("llama.cpp", server, count))
-            mine = {row["users"]: row["tokens_s"] for row in rows if row["server"] == "intarsia"}
-            for row in rows:
-                if row["server"] != "transformers":
-                    row["intarsia_times_this"] = mine[row["users"]] / row["tokens_s"]
-            # One by one there is one speed for however many.
-            rows[0]["intarsia_times_this_by_users"] = {
-                str(n): speed / rows[0]["tokens_s"] for n, speed in mine.items()
-            }
+            rows = [one_by_one(folder, options.one_by_one) if options.one_by_one else {}]
+            for weights in options.weights.split(","):
+                rows += of_users(options, folder, gguf, weights, counts)
+            if one := rows.pop(0):
+                # One by one there is one speed for however many.
+                one["intarsia_times_this_by_users"] = {
+                    f"{row['weights']} {row['users']}": row["tokens_s"] / one["tokens_s"]
+                    for row in rows
+                    if row["server"] == "intarsia"
+                }
+                rows.insert(0, one)
             keep("users", rows)
         if "turns" in parts:
             with ours(options, folder) as server:

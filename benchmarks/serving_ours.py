@@ -1,6 +1,6 @@
 """The server of `serving.py`: a model that transformers has saved, and words of their own as tokens.
 
-python benchmarks/serving_ours.py FOLDER PORT TOKENS SEQUENCES STEP_TOKENS STEP_SECONDS THREADS
+python benchmarks/serving_ours.py FOLDER PORT TOKENS SEQUENCES STEP_TOKENS STEP_SECONDS THREADS WEIGHTS
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import uvicorn
@@ -21,6 +22,7 @@ from intarsia.inference.server import Limits, Served
 from intarsia.inference.server.app import create_app
 from intarsia.inference.worker import Worker
 from intarsia.model import InferenceModel
+from intarsia.ops.packed_weights import WeightFormat
 from serving_clients import MODEL
 
 
@@ -50,7 +52,7 @@ def main() -> None:
         sequences=sequences, tokens=tokens, step_tokens=step_tokens, step_seconds=step_seconds,
         piece=step_tokens, drafts=0,
     )  # fmt: skip
-    worker = Worker(Engine(InferenceModel(load(sys.argv[1])), settings))
+    worker = Worker(Engine(InferenceModel(load(sys.argv[1]), cast(WeightFormat, sys.argv[8])), settings))
     limits = Limits(body_bytes=1 << 28)
     served = Served(MODEL, worker, Words(), None, Conduct(), limits)
     uvicorn.run(create_app(served), host="127.0.0.1", port=port, log_level="warning", access_log=False)

@@ -19,7 +19,7 @@ from intarsia.ops import (
     native,
     softmax_attention,
 )
-from intarsia.ops.attention_call import latent_call
+from intarsia.ops.attention_call import LatentCall, latent_call
 
 pytestmark = pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -186,8 +186,8 @@ def test_keys_and_values_made_of_latents_a_block_at_a_time(
     latents = normal(1, S, rank + shared, seed=1, dtype=dtype)
     up = normal(H, own + V, rank, seed=2, dtype=dtype) / rank**0.5
     call = latent_call(q, latents, up)
-    assert attention_cpu.worth_expanding(call)
-    assert not attention_cpu.worth_expanding(latent_call(q[:, -20:], latents, up))
+    assert attention_cpu.worth_expanding(call, T)
+    assert not attention_cpu.worth_expanding(call, 20)
     monkeypatch.setattr(attention_cpu, "EXPANDED", 1)
     o = latent_attention(q, latents, up, impl="cpu")
     exact = latent_attention(q, latents, up, impl="reference")
@@ -205,11 +205,25 @@ def test_keys_and_values_made_of_latents_a_block_at_a_time(
     padded = torch.nn.functional.pad(latents[0], (0, 0, 0, 8), value=torch.nan).unflatten(0, (-1, 16))
     table = BlockTable([list(range(len(padded)))[::-1]], [S], 16)
     assert torch.equal(latent_attention(q, Paged(padded.flip(0), table), up, impl="cpu"), o)
-    several = latent_attention(
-        torch.cat([q, q[:, -1:]], dim=1), (latents, latents), up, cu_seqlens=Sequences((T, 1)), impl="cpu"
-    )
-    assert torch.equal(several[:, :T], o)
-    torch.testing.assert_close(several[:, T:], o[:, -1:])
+    # A sequence that brings a few tokens gets what it gets alone (but for the rounding of PyTorch's products), and
+    # nothing is made of its past.
+    few = latent_attention(q[:, -3:], latents[:, :200], up, impl="cpu")
+    one = latent_attention(q[:, -1:], latents, up, impl="cpu")
+    both = torch.cat([q[:, -3:], q, q[:, -1:]], dim=1)
+    in_pages = Paged(padded.flip(0), BlockTable(table.pages.repeat(3, 1), [200, S, S], 16))
+    expanded, whose = attention_cpu._expanded, []
+
+    def watched(call: LatentCall, n: int, q: torch.Tensor) -> torch.Tensor:
+        whose.append(n)
+        return expanded(call, n, q)
+
+    monkeypatch.setattr(attention_cpu, "_expanded", watched)
+    for keys in ((latents[:, :200], latents, latents), in_pages):
+        several = latent_attention(both, keys, up, cu_seqlens=Sequences((3, T, 1)), impl="cpu")
+        torch.testing.assert_close(several[:, :3], few)
+        assert torch.equal(several[:, 3:-1], o)
+        torch.testing.assert_close(several[:, -1:], one)
+    assert whose == [1, 1]
 
 
 def test_who_serves_what() -> None:

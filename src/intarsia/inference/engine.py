@@ -12,20 +12,22 @@ each, prompts a piece each. Nothing here waits or has a thread; whoever calls `s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from intarsia.errors import ConfigError, IntarsiaError, PoolError
-from intarsia.inference.drafts import DraftModel, Drafts
+from intarsia.inference.batch import Choice, Part
+from intarsia.inference.choosing import choose, logprobs_of
+from intarsia.inference.drafts import Drafts
 from intarsia.inference.pace import Pace
 from intarsia.inference.prefix_tree import common_beginning
-from intarsia.inference.requests import Ended, Event, Logprobs, Produced, Reason, Request, Text
+from intarsia.inference.requests import Ended, Event, Produced, Reason, Request, Text
 from intarsia.inference.room import Hits, Room
-from intarsia.inference.sampling import choose_each
 from intarsia.inference.scheduler import Scheduler, Settings
+from intarsia.inference.speculation import Speculation
 from intarsia.model import InferenceModel, LanguageModel, ModelStates
 from intarsia.ops import Sequences
 
@@ -62,53 +64,6 @@ class Report:
     used_pages: float
 
 
-@dataclass
-class _Entry:
-    """A row of tokens for a state in the next step, and of how many of its last ones the logits are wanted."""
-
-    slot: int
-    tokens: Sequence[int]
-    logits: int
-
-
-@dataclass
-class _Part:
-    """What a text does in the next step: it brings `count` of its pending tokens, and tokens that were guessed behind
-    them. These go on in a fork, `trial`, where the state cannot go back: its own reads what is certain alone."""
-
-    text: Text
-    count: int
-    guesses: list[int] = field(default_factory=list)
-    trial: int | None = None
-
-    @property
-    def chooses(self) -> bool:
-        """Whether a token can be chosen then."""
-        return self.count == self.text.pending
-
-    def entries(self) -> list[_Entry]:
-        text = self.text
-        assert text.slot is not None
-        own = text.part(text.seen, text.seen + self.count)
-        both, logits = [*own, *self.guesses], (1 + len(self.guesses)) * self.chooses
-        if self.trial is None:
-            return [_Entry(text.slot, both, logits)]
-        return [_Entry(text.slot, own, 0), _Entry(self.trial, both, logits)]
-
-
-@dataclass
-class _Choice:
-    """The logits from which a text's next tokens are chosen, `[1 + guesses, vocab]`."""
-
-    text: Text
-    logits: Tensor
-    part: _Part | None = None
-
-    @property
-    def guesses(self) -> list[int]:
-        return [] if self.part is None else self.part.guesses
-
-
 class Engine:
     """Continues texts for many. Not for several threads at once.
 
@@ -131,13 +86,6 @@ class Engine:
     ) -> None:
         self.model = model if isinstance(model, InferenceModel) else InferenceModel(model)
         self.settings = settings = settings or Settings()
-        vocabulary = self.model.config.vocab_size
-        if isinstance(drafts, DraftModel) and drafts.model.config.vocab_size != vocabulary:
-            raise ConfigError(
-                f"the draft model has {drafts.model.config.vocab_size} tokens and the model {vocabulary}: "
-                "they must have one tokenizer"
-            )
-        self._drafts = drafts if settings.drafts else None
         self.room = Room(
             self.model,
             settings.slots,
@@ -145,12 +93,13 @@ class Engine:
             settings.page_size,
             settings.prefix_cache and settings.snapshots > 0,
         )
+        self._speculation = Speculation(drafts, self.room, self.model.config.vocab_size, settings.drafts)
         self._scheduler = Scheduler(settings)
         self._clock = clock
         self._pace = None if settings.step_seconds is None else Pace(settings.step_seconds)
         self._requests: dict[int, list[Text]] = {}
         self._next = 0
-        self._steps = self._read = self._produced = self._preempted = self._guessed = self._confirmed = 0
+        self._steps = self._read = self._produced = self._preempted = 0
 
     @property
     def has_work(self) -> bool:
@@ -193,7 +142,7 @@ class Engine:
         """Let all that can go on go on by one piece or token; what has become of it."""
         self._take_up()
         choices = [
-            _Choice(text, text.ready[None]) for text in self._scheduler.running if text.ready is not None
+            Choice(text, text.ready[None]) for text in self._scheduler.running if text.ready is not None
         ]
         parts, states = self._plan()
         if states is not None:
@@ -203,7 +152,7 @@ class Engine:
                 return self._fail(parts, error)
             choices += self._note(parts, logits)
         self._steps += bool(choices or parts)
-        begun = [_Choice(other, each.logits) for each in choices for other in self._others(each)]
+        begun = [Choice(other, each.logits) for each in choices for other in self._others(each)]
         return self._continue([*choices, *begun])
 
     def run(self) -> Iterator[Event]:
@@ -213,12 +162,12 @@ class Engine:
 
     def report(self) -> Report:
         """What it does and has done."""
-        room, scheduler = self.room, self._scheduler
+        room, scheduler, ahead = self.room, self._scheduler, self._speculation
         reading = [text for text in (*scheduler.running, *scheduler.waiting) if not scheduler.continues(text)]
         return Report(
             running=len(scheduler.running), waiting=len(scheduler.waiting),
             unread=sum(text.pending for text in reading), steps=self._steps, read=self._read,
-            produced=self._produced, preempted=self._preempted, guessed=self._guessed, confirmed=self._confirmed,
+            produced=self._produced, preempted=self._preempted, guessed=ahead.guessed, confirmed=ahead.confirmed,
             hits=room.hits, snapshots=len(room.tree.snapshots()), state_bytes=room.state_bytes,
             page_bytes=room.page_bytes, used_pages=room.used_pages,
         )  # fmt: skip
@@ -283,24 +232,25 @@ class Engine:
         other.places.add(common)
         return True
 
-    def _plan(self) -> tuple[list[_Part], ModelStates | None]:
+    def _plan(self) -> tuple[list[Part], ModelStates | None]:
         """What each text does in the next step, and the states for it, with room. Where memory is too small guesses
         are left out, and then texts make way, the last ones first."""
-        guesses = self._drafts is not None
+        guesses = True
         beside = None if self._pace is None else self._pace.tokens(self.settings.step_tokens)
         while True:
-            parts = [_Part(text, count) for text, count in self._scheduler.pieces(beside)]
+            parts = [Part(text, count) for text, count in self._scheduler.pieces(beside)]
             if not parts:
                 return [], None
             if guesses:
-                self._guess(parts)
+                left = self.settings.step_tokens - sum(part.count for part in parts)
+                guesses = self._speculation.guess(parts, left)
             entries = [entry for part in parts for entry in part.entries()]
             try:
                 return parts, self.room.view(
                     [entry.slot for entry in entries], [len(entry.tokens) for entry in entries]
                 )
             except PoolError:
-                self._drop_trials(parts)
+                self._speculation.drop(parts)
                 if guesses:
                     guesses = False
                 elif len(self._scheduler.running) > 1:
@@ -308,30 +258,7 @@ class Engine:
                 else:
                     raise
 
-    def _guess(self, parts: list[_Part]) -> None:
-        """Guess what comes next in the texts that are being continued."""
-        assert self._drafts is not None
-        some = [part for part in parts if part.text.produced and part.chooses]
-        left = self.settings.step_tokens - sum(part.count for part in parts)
-        proposed = self._drafts.propose([part.text for part in some], self.settings.drafts) if some else []
-        for part, guesses in zip(some, proposed, strict=True):
-            # The last token of an answer is not read, so there is nothing to guess behind the one before it.
-            most = min(part.text.most - part.text.produced - 1, left)
-            guesses = [token for token in guesses if token < self.model.config.vocab_size][: max(most, 0)]
-            assert part.text.slot is not None
-            if guesses and not self.room.shortens:
-                part.trial = self.room.fork(part.text.slot)
-            if guesses and (self.room.shortens or part.trial is not None):
-                part.guesses = guesses
-                left -= len(guesses) + (part.trial is not None) * part.count
-
-    def _drop_trials(self, parts: list[_Part]) -> None:
-        for part in parts:
-            if part.trial is not None:
-                self.room.pool.free(part.trial)
-                part.trial = None
-
-    def _forward(self, parts: list[_Part], states: ModelStates) -> list[Tensor]:
+    def _forward(self, parts: list[Part], states: ModelStates) -> list[Tensor]:
         """Of each part the logits that it wants, `[wanted, vocab]`."""
         entries = [entry for part in parts for entry in part.entries()]
         row = torch.tensor([[t for entry in entries for t in entry.tokens]], device=self.model.device)
@@ -349,7 +276,7 @@ class Engine:
         found = iter(logits.split(wanted))
         return [[next(found) for _ in part.entries()][-1] for part in parts]
 
-    def _note(self, parts: list[_Part], logits: list[Tensor]) -> list[_Choice]:
+    def _note(self, parts: list[Part], logits: list[Tensor]) -> list[Choice]:
         """Write down what has been read, and keep states where they will be of use."""
         choices = []
         for part, rows in zip(parts, logits, strict=True):
@@ -360,10 +287,10 @@ class Engine:
                 at_the_end = rows[0] if chooses and not text.produced else None
                 self.room.keep(text.part(0, text.seen), text.slot, at_the_end)
             if chooses:
-                choices.append(_Choice(text, rows, part))
+                choices.append(Choice(text, rows, part))
         return choices
 
-    def _others(self, choice: _Choice) -> list[Text]:
+    def _others(self, choice: Choice) -> list[Text]:
         """The other answers of a request whose prompt has just been read: those that go on in a fork. The rest wait,
         and read it again where no state of it is left."""
         first, begun = choice.text, []
@@ -378,18 +305,18 @@ class Engine:
                 begun.append(text)
         return begun
 
-    def _continue(self, choices: list[_Choice]) -> list[Event]:
+    def _continue(self, choices: list[Choice]) -> list[Event]:
         """Choose the next token of each text, and those behind it as long as they were guessed right."""
         events: list[Event] = []
         if not choices:
             return events
-        first = _choose([(choice.text, choice.logits[0]) for choice in choices])
+        first = choose([(choice.text, choice.logits[0]) for choice in choices])
         for choice, token in zip(choices, first, strict=True):
             choice.text.ready = None
             events += self._continue_one(choice, token)
         return events
 
-    def _continue_one(self, choice: _Choice, token: int | IntarsiaError) -> list[Event]:
+    def _continue_one(self, choice: Choice, token: int | IntarsiaError) -> list[Event]:
         text, guesses, right = choice.text, choice.guesses, 0
         events: list[Event] = []
         while True:
@@ -402,27 +329,12 @@ class Engine:
             if reason is not None or right == len(guesses) or guesses[right] != token:
                 break
             right += 1
-            (token,) = _choose([(text, choice.logits[right])])
+            (token,) = choose([(text, choice.logits[right])])
         if choice.part is not None and guesses:
-            self._settle(choice.part, right)
+            self._speculation.settle(choice.part, right)
         if reason is not None:
             events += self._end(text, reason, token if isinstance(token, IntarsiaError) else None)
         return events
-
-    def _settle(self, part: _Part, right: int) -> None:
-        """Let the state of a text be that behind those guesses alone that were right."""
-        text = part.text
-        assert text.slot is not None
-        self._guessed += len(part.guesses)
-        self._confirmed += right
-        if part.trial is None:
-            text.seen += right
-            self.room.pool.view([text.slot]).truncated([text.seen])
-        elif right == len(part.guesses):
-            self.room.pool.free(text.slot)
-            text.slot, text.seen = part.trial, text.seen + right
-        else:
-            self.room.pool.free(part.trial)
 
     def _append(self, text: Text, token: int, logits: Tensor) -> Produced:
         text.tokens.append(token)
@@ -430,12 +342,12 @@ class Engine:
         self._produced += 1
         if text.constraint is not None:
             text.constraint.accept(token)
-        return Produced(text.identity, text.number, token, _logprobs(text.request.logprobs, token, logits))
+        return Produced(text.identity, text.number, token, logprobs_of(text.request.logprobs, token, logits))
 
     def _make_wait(self, text: Text, keep: bool = True) -> None:
         """Let a text make way. What it has read is kept as long as there is room, unless nobody can trust it."""
         assert text.slot is not None
-        self._release_drafts(text)
+        self._speculation.release(text)
         if keep:
             self.room.keep_last(text.part(0, text.seen), text.slot)
         else:
@@ -446,7 +358,7 @@ class Engine:
 
     def _end(self, text: Text, reason: Reason, error: IntarsiaError | None = None) -> list[Event]:
         """End a text; its state is kept for texts that go on from it."""
-        self._release_drafts(text)
+        self._speculation.release(text)
         if text.slot is not None:
             if error is None:
                 self.room.keep_last(text.part(0, text.seen), text.slot)
@@ -465,10 +377,10 @@ class Engine:
             del self._requests[text.identity]
         return events
 
-    def _fail(self, parts: list[_Part], error: Exception) -> list[Event]:
+    def _fail(self, parts: list[Part], error: Exception) -> list[Event]:
         """End the text of a step that went wrong. Of several nobody knows whose fault it was: each is read again, from
         what was kept before, and goes through the model alone until it has a token more."""
-        self._drop_trials(parts)
+        self._speculation.drop(parts)
         if len(parts) > 1:
             for part in parts:
                 part.text.alone = True
@@ -477,40 +389,3 @@ class Engine:
         told = error if isinstance(error, IntarsiaError) else IntarsiaError(f"the model failed: {error!r}")
         told.__cause__ = None if told is error else error
         return [event for part in parts for event in self._end(part.text, "error", told)]
-
-    def _release_drafts(self, text: Text) -> None:
-        if self._drafts is not None:
-            self._drafts.release(text)
-
-
-def _choose(places: Sequence[tuple[Text, Tensor]]) -> list[int | IntarsiaError]:
-    """The next token of each of several texts, by the logits behind it, `[vocab]`; the error in its place where its
-    constraint or the logits say none."""
-    rows = [_allowed(text, logits) for text, logits in places]
-    stacked = torch.stack(
-        [
-            logits if isinstance(row, IntarsiaError) else row
-            for row, (_, logits) in zip(rows, places, strict=True)
-        ]
-    )
-    chosen = choose_each(stacked, [text.sampler for text, _ in places])
-    return [row if isinstance(row, IntarsiaError) else token for row, token in zip(rows, chosen, strict=True)]
-
-
-def _allowed(text: Text, logits: Tensor) -> Tensor | IntarsiaError:
-    """The logits of those tokens that a text may go on with."""
-    if text.constraint is None:
-        return logits
-    try:
-        return logits.masked_fill(~text.constraint.allowed(), float("-inf"))
-    except IntarsiaError as error:
-        return error
-
-
-def _logprobs(count: int | None, token: int, logits: Tensor) -> Logprobs | None:
-    if count is None:
-        return None
-    found = torch.log_softmax(logits.double(), dim=-1)
-    top = found.topk(min(count, found.numel()))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Logprobs(float(found[token]), tuple(pairs))

@@ -15,7 +15,7 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.absorbed import absorbed
 from intarsia.ops.attention_call import AttentionCall, LatentCall, queries_of
-from intarsia.ops.keys import Keys, Paged, as_heads, between, entry_of, lengths_of
+from intarsia.ops.keys import Keys, Paged, as_heads, between, entry_of, lengths_of, rows_of
 from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
@@ -40,11 +40,32 @@ def attention_in_pages(
 
 
 def latent_cpu(call: LatentCall) -> Tensor:
-    """The same of latents, which all heads read as one shared key head. Or, for many queries, the heads' keys and
-    values are made of them, of so many at a time as a cache of the processor holds."""
-    if worth_expanding(call) and apart_from_torch(call.q, entry_of(call.latents), call.up):
-        parts = [_expanded(call, n, q) for n, q in queries_of(call.q, call.seqs)]
-        return torch.cat(parts, dim=0 if call.seqs is None else 1) if len(parts) > 1 else parts[0]
+    """The same of latents, which all heads read as one shared key head. Or, for a sequence of many queries, the heads'
+    keys and values are made of them, of so many at a time as a cache of the processor holds."""
+    parts = dict(queries_of(call.q, call.seqs))
+    many = [n for n, q in parts.items() if worth_expanding(call, q.shape[1])]
+    if not many or not apart_from_torch(call.q, entry_of(call.latents), call.up):
+        return _absorbed(call)
+    found = {n: _expanded(call, n, parts[n]) for n in many}
+    # Who brings a token beside one that reads a document does not pay for its own past to be made anew.
+    few = [n for n in parts if n not in found]
+    if few:
+        q, lengths = torch.cat([parts[n] for n in few], dim=1), tuple(parts[n].shape[1] for n in few)
+        o = _absorbed(replace(call, q=q, latents=rows_of(call.latents, few), seqs=Sequences(lengths)))
+        found |= zip(few, o.split(lengths, dim=1), strict=True)
+    return torch.cat([found[n] for n in parts], dim=0 if call.seqs is None else 1)
+
+
+def worth_expanding(call: LatentCall, tokens: int) -> bool:
+    """Whether making keys and values for so many queries of a sequence costs less than it saves: a query and a key of a
+    head take `K + V` products instead of `2 rank + shared`."""
+    rank, made = call.rank, call.up.shape[1]
+    if call.seqs is not None and isinstance(call.latents, Tensor):
+        return False  # packed sequences without a past
+    return tokens * (2 * rank - made) > rank * made
+
+
+def _absorbed(call: LatentCall) -> Tensor:
     latents, values = as_heads(call.latents), as_heads(call.latents, call.rank)
 
     def read(wide: Tensor) -> Tensor:
@@ -53,17 +74,7 @@ def latent_cpu(call: LatentCall) -> Tensor:
     return absorbed(call.q, call.up, call.own, read)
 
 
-def worth_expanding(call: LatentCall) -> bool:
-    """Whether making keys and values costs less than it saves: a query and a key of a head take `K + V` products
-    instead of `2 rank + shared`."""
-    rank, made = call.rank, call.up.shape[1]
-    if call.seqs is not None and isinstance(call.latents, Tensor):
-        return False  # packed sequences without a past
-    tokens = call.q.shape[1] if call.seqs is None else max(call.seqs.lengths)
-    return tokens * (2 * rank - made) > rank * made
-
-
-EXPANDED = 16 << 20
+EXPANDED = 4 << 20
 """Keys and values that are made at a time take so many bytes, or those of one of the kernels' chunks."""
 
 

@@ -71,6 +71,13 @@ class BlockTable:
         vars(moved).update(vars(self), first=first)
         return moved
 
+    def rows(self, numbers: Sequence[int]) -> BlockTable:
+        """The table of these sequences alone."""
+        moved = BlockTable.__new__(BlockTable)
+        lengths, first = (tuple(each[n] for n in numbers) for each in (self.lengths, self.first))
+        vars(moved).update(vars(self), pages=self.pages[list(numbers)], lengths=lengths, first=first)
+        return moved
+
     def places(self, numbers: Sequence[int], begins: Sequence[int], size: int) -> Tensor:
         """Where `size` entries of each of the sequences `numbers` from its entry `begins` on lie in the pages laid end
         to end, `[len(numbers), size]`; of an entry before the first some place that is there."""
@@ -174,6 +181,13 @@ def entry_of(keys: Keys) -> Tensor:
     if isinstance(keys, Paged):
         return keys.pages
     return keys[0] if isinstance(keys, tuple) else keys
+
+
+def rows_of(keys: Keys, numbers: Sequence[int]) -> Keys:
+    """The entries of these sequences, as they lie."""
+    if isinstance(keys, Paged):
+        return Paged(keys.pages, keys.table.rows(numbers))
+    return tuple(keys[n] for n in numbers) if isinstance(keys, tuple) else keys[list(numbers)]
 
 
 def row_of(keys: Keys, n: int, last: int | None = None) -> Tensor:
