@@ -45,7 +45,6 @@ from intarsia.ops import Sequences
 from llama_gguf import KINDS, quantise, write_gguf
 from serving_clients import MODEL, Server, beside, together
 
-PROMPT, ANSWER = 256, 64
 VOCABULARY = 32768
 WORDS = 300
 """Token ids below this are not asked for: in llama.cpp's vocabulary they are bytes and signs."""
@@ -113,13 +112,13 @@ def free_port() -> int:
         return port
 
 
-def users(name: str, server: Server, count: int) -> Row:
+def users(name: str, server: Server, count: int, options: argparse.Namespace) -> Row:
     """One row: so many users at once, once to warm up and once to be measured."""
     together(server, prompts(min(count, 2), 32, seed=999), 4)
-    answers, seconds = together(server, prompts(count, PROMPT, seed=count), ANSWER)
+    answers, seconds = together(server, prompts(count, options.prompt, seed=count), options.answer)
     gaps = [gap for each in answers for gap in each.gaps]
     return {
-        "server": name, "users": count, "tokens_s": count * ANSWER / seconds,
+        "server": name, "users": count, "tokens_s": count * options.answer / seconds,
         "first": quantiles([each.first for each in answers]), "between": quantiles(gaps),
     }  # fmt: skip
 
@@ -132,14 +131,15 @@ def of_users(
     if options.llama and kind is not None:
         file = plain.with_name(f"{kind}.gguf")
         quantise(Path(options.llama), plain, file, kind, options.threads)
+    size = options.prompt + options.answer
     runs: dict[tuple[str, int], list[Row]] = {}
     for _ in range(options.rounds):
-        with ours(options, folder, weights=weights) as server:
+        with ours(options, folder, max(1 << 16, 2 * max(counts) * size), weights=weights) as server:
             for count in counts:
-                runs.setdefault(("intarsia", count), []).append(users("intarsia", server, count))
+                runs.setdefault(("intarsia", count), []).append(users("intarsia", server, count, options))
         for count in counts if options.llama else []:
-            with llama(options, file, count, count * 2 * (PROMPT + ANSWER)) as server:
-                runs.setdefault(("llama.cpp", count), []).append(users("llama.cpp", server, count))
+            with llama(options, file, count, count * 2 * size) as server:
+                runs.setdefault(("llama.cpp", count), []).append(users("llama.cpp", server, count, options))
     rows = []
     for found in runs.values():
         speeds = sorted(row["tokens_s"] for row in found)
@@ -152,7 +152,7 @@ def of_users(
     return rows
 
 
-def one_by_one(folder: Path, count: int) -> Row:
+def one_by_one(folder: Path, options: argparse.Namespace) -> Row:
     """transformers' `generate`, which serves one after the other."""
     from transformers import AutoModelForCausalLM
 
@@ -169,10 +169,10 @@ def one_by_one(folder: Path, count: int) -> Row:
         assert made.shape[1] == len(prompt) + tokens
         return time.perf_counter() - begun
 
-    (first, *rest) = prompts(count + 1, PROMPT, seed=77)
+    (first, *rest) = prompts(options.one_by_one + 1, options.prompt, seed=77)
     answer(first[:32], 4)
-    seconds = [answer(prompt, ANSWER) for prompt in rest]
-    return {"server": "transformers", "users": 1, "tokens_s": ANSWER * len(seconds) / sum(seconds)}
+    seconds = [answer(prompt, options.answer) for prompt in rest]
+    return {"server": "transformers", "users": 1, "tokens_s": options.answer * len(seconds) / sum(seconds)}
 
 
 def turns(name: str, server: Server, chat: int, new: int) -> Row:
@@ -180,7 +180,7 @@ def turns(name: str, server: Server, chat: int, new: int) -> Row:
     (beginning, first, second, *short) = (*prompts(1, chat, seed=1), *prompts(5, new, seed=2))
     short_first = [together(server, [each], 1)[0][0].first for each in short]
     whole = together(server, [beginning], 1)[0][0].first
-    said = together(server, [beginning], ANSWER)[0][0].tokens
+    said = together(server, [beginning], 64)[0][0].tokens
     again = [together(server, [[*beginning, *said, *turn]], 1)[0][0].first for turn in (first, second)]
     return {
         "server": name, "chat": chat, "new": new, "first_turn_s": whole, "second_turn_s": again[0],
@@ -230,7 +230,7 @@ def document(options: argparse.Namespace, folder: Path) -> Row:
     size = options.document
     with ours(options, folder, size + (1 << 15), 4) as server:
         together(server, prompts(2, 64, seed=5), 4)
-        (chat,), (text,) = prompts(1, PROMPT, seed=6), prompts(1, size, seed=7)
+        (chat,), (text,) = prompts(1, options.prompt, seed=6), prompts(1, size, seed=7)
         memory_before = server.peak_memory
         told, before, took = beside(server, chat, text, 4.0, options.seconds)
         read = next(
@@ -280,6 +280,8 @@ def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--llama", help="a folder with llama-server")
     parser.add_argument("--users", default="1,8,32")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of each user's prompt")
+    parser.add_argument("--answer", type=int, default=64)
     parser.add_argument("--weights", default="bfloat16", help="formats for users: bfloat16, int8, int4")
     parser.add_argument("--rounds", type=int, default=3, help="in which the servers take turns")
     parser.add_argument("--parts", default="users,turns,document,bytes")
@@ -296,7 +298,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     parts, counts = options.parts.split(","), [int(n) for n in options.users.split(",")]
-    results: Row = {"machine": machine(), "model": MODEL, "prompt": PROMPT, "answer": ANSWER}
+    results: Row = {"machine": machine(), "model": MODEL, "prompt": options.prompt, "answer": options.answer}
 
     def keep(name: str, rows: list[Row]) -> None:
         for row in rows:
@@ -311,7 +313,7 @@ def main() -> None:
         if options.llama:
             write_gguf(load(folder).float(), gguf, words=True)
         if "users" in parts:
-            rows = [one_by_one(folder, options.one_by_one) if options.one_by_one else {}]
+            rows = [one_by_one(folder, options) if options.one_by_one else {}]
             for weights in options.weights.split(","):
                 rows += of_users(options, folder, gguf, weights, counts)
             if one := rows.pop(0):

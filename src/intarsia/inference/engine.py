@@ -11,8 +11,10 @@ each, prompts a piece each. Nothing here waits or has a thread; whoever calls `s
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,8 @@ from intarsia.inference.speculation import Speculation
 from intarsia.model import InferenceModel, LanguageModel, ModelStates
 from intarsia.ops import Sequences
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -41,6 +45,7 @@ class Report:
         unread: tokens that are still to be read of those that are not being continued: how far a long prompt is.
         steps, read, produced: steps so far, tokens that the model has read, tokens of answers.
         preempted: how often a text made way for others.
+        begun_anew: how often all states were forgotten, since something went wrong that should not.
         guessed, confirmed: tokens that were guessed ahead, and those of them that were right.
         hits: of the prefix cache.
         snapshots: that are kept.
@@ -55,6 +60,7 @@ class Report:
     read: int
     produced: int
     preempted: int
+    begun_anew: int
     guessed: int
     confirmed: int
     hits: Hits
@@ -99,7 +105,8 @@ class Engine:
         self._pace = None if settings.step_seconds is None else Pace(settings.step_seconds)
         self._requests: dict[int, list[Text]] = {}
         self._next = 0
-        self._steps = self._read = self._produced = self._preempted = 0
+        self._steps = self._read = self._produced = self._preempted = self._begun_anew = 0
+        self._taken_up: Text | None = None
 
     @property
     def has_work(self) -> bool:
@@ -136,24 +143,19 @@ class Engine:
         """End a request's answers where they are; what one that has ended already tells is nothing."""
         texts = self._requests.get(number, [])
         # Those that were to come with the first are not there yet, and do not come.
-        return [event for text in [*texts] if not text.ended for event in self._end(text, "cancelled")]
+        events: list[Event] = []
+        for text in [*texts]:
+            if not text.ended:
+                with self._recovering(events):
+                    self._end(text, "cancelled", events)
+        return events
 
     def step(self) -> list[Event]:
         """Let all that can go on go on by one piece or token; what has become of it."""
-        self._take_up()
-        choices = [
-            Choice(text, text.ready[None]) for text in self._scheduler.running if text.ready is not None
-        ]
-        parts, states = self._plan()
-        if states is not None:
-            try:
-                logits = self._forward(parts, states)
-            except Exception as error:  # whatever it is, the others are served
-                return self._fail(parts, error)
-            choices += self._note(parts, logits)
-        self._steps += bool(choices or parts)
-        begun = [Choice(other, each.logits) for each in choices for other in self._others(each)]
-        return self._continue([*choices, *begun])
+        events: list[Event] = []
+        with self._recovering(events):
+            self._step(events)
+        return events
 
     def run(self) -> Iterator[Event]:
         """Step until all requests have their answers."""
@@ -167,9 +169,9 @@ class Engine:
         return Report(
             running=len(scheduler.running), waiting=len(scheduler.waiting),
             unread=sum(text.pending for text in reading), steps=self._steps, read=self._read,
-            produced=self._produced, preempted=self._preempted, guessed=ahead.guessed, confirmed=ahead.confirmed,
-            hits=room.hits, snapshots=len(room.tree.snapshots()), state_bytes=room.state_bytes,
-            page_bytes=room.page_bytes, used_pages=room.used_pages,
+            produced=self._produced, preempted=self._preempted, begun_anew=self._begun_anew,
+            guessed=ahead.guessed, confirmed=ahead.confirmed, hits=room.hits, snapshots=len(room.tree.snapshots()),
+            state_bytes=room.state_bytes, page_bytes=room.page_bytes, used_pages=room.used_pages,
         )  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -189,6 +191,22 @@ class Engine:
             raise IntarsiaError("the texts of requests are not those that wait or run")
         self.room.check_integrity(slots)
 
+    def _step(self, events: list[Event]) -> None:
+        self._take_up()
+        choices = [
+            Choice(text, text.ready[None]) for text in self._scheduler.running if text.ready is not None
+        ]
+        parts, states = self._plan()
+        if states is not None:
+            try:
+                logits = self._forward(parts, states)
+            except Exception as error:  # whatever it is, the others are served
+                return self._fail(parts, error, events)
+            choices += self._note(parts, logits)
+        self._steps += bool(choices or parts)
+        begun = [Choice(other, each.logits) for each in choices for other in self._others(each)]
+        return self._continue([*choices, *begun], events)
+
     def _add(self, request: Request, identity: int, number: int) -> Text:
         """A text of a request, which waits."""
         text = Text(request, identity, number)
@@ -199,19 +217,20 @@ class Engine:
 
     def _take_up(self) -> None:
         """Let texts run that wait, as far as there are places and memory. One whose beginning is being read by another
-        waits for that."""
-        for text in [*self._scheduler.waiting]:
-            if self._scheduler.is_full:
-                return
+        waits for that. Of those that go alone one runs at a time."""
+        for text in sorted(self._scheduler.waiting, key=lambda each: not each.alone):
+            if self._scheduler.is_full or any(other.alone for other in self._scheduler.running):
+                break
+            self._taken_up = text
             found = self.room.find(text.tokens)
             if any(self._reads_for(other, text, found.tokens) for other in self._scheduler.running):
                 continue
             slots = [other.slot for other in self._scheduler.running if other.slot is not None]
             if slots and not self.room.has_room(slots, len(text.tokens) + 1, found):
-                return
+                break
             slot = self.room.begin(found)
             if slot is None:
-                return
+                break
             self._scheduler.start(text)
             text.slot, text.seen = slot, found.tokens
             if found.known > found.tokens:
@@ -221,6 +240,7 @@ class Engine:
             if text.cached is None:
                 text.cached = found.tokens
                 self.room.note(found)
+        self._taken_up = None
 
     def _reads_for(self, other: Text, text: Text, found: int) -> bool:
         """Whether another text is reading a beginning that `text` has in common with it and of which less is there."""
@@ -305,26 +325,21 @@ class Engine:
                 begun.append(text)
         return begun
 
-    def _continue(self, choices: list[Choice]) -> list[Event]:
+    def _continue(self, choices: list[Choice], events: list[Event]) -> None:
         """Choose the next token of each text, and those behind it as long as they were guessed right."""
-        events: list[Event] = []
-        if not choices:
-            return events
-        first = choose([(choice.text, choice.logits[0]) for choice in choices])
+        first = choose([(choice.text, choice.logits[0]) for choice in choices]) if choices else []
         for choice, token in zip(choices, first, strict=True):
             choice.text.ready = None
-            events += self._continue_one(choice, token)
-        return events
+            self._continue_one(choice, token, events)
 
-    def _continue_one(self, choice: Choice, token: int | IntarsiaError) -> list[Event]:
+    def _continue_one(self, choice: Choice, token: int | IntarsiaError, events: list[Event]) -> None:
         text, guesses, right = choice.text, choice.guesses, 0
-        events: list[Event] = []
         while True:
             reason: Reason | None = "error" if isinstance(token, IntarsiaError) else None
             if isinstance(token, int):
                 reason = "stop" if token in text.request.stop else None
                 if reason is None:
-                    events.append(self._append(text, token, choice.logits[right]))
+                    self._append(text, token, choice.logits[right], events)
                     reason = "length" if text.produced == text.most else None
             if reason is not None or right == len(guesses) or guesses[right] != token:
                 break
@@ -333,16 +348,16 @@ class Engine:
         if choice.part is not None and guesses:
             self._speculation.settle(choice.part, right)
         if reason is not None:
-            events += self._end(text, reason, token if isinstance(token, IntarsiaError) else None)
-        return events
+            self._end(text, reason, events, token if isinstance(token, IntarsiaError) else None)
 
-    def _append(self, text: Text, token: int, logits: Tensor) -> Produced:
+    def _append(self, text: Text, token: int, logits: Tensor, events: list[Event]) -> None:
+        told = Produced(text.identity, text.number, token, logprobs_of(text.request.logprobs, token, logits))
+        if text.constraint is not None:
+            text.constraint.accept(token)
         text.tokens.append(token)
         text.alone = False
         self._produced += 1
-        if text.constraint is not None:
-            text.constraint.accept(token)
-        return Produced(text.identity, text.number, token, logprobs_of(text.request.logprobs, token, logits))
+        events.append(told)
 
     def _make_wait(self, text: Text, keep: bool = True) -> None:
         """Let a text make way. What it has read is kept as long as there is room, unless nobody can trust it."""
@@ -356,36 +371,72 @@ class Engine:
         self._preempted += 1
         self._scheduler.wait(text)
 
-    def _end(self, text: Text, reason: Reason, error: IntarsiaError | None = None) -> list[Event]:
-        """End a text; its state is kept for texts that go on from it."""
-        self._speculation.release(text)
-        if text.slot is not None:
-            if error is None:
-                self.room.keep_last(text.part(0, text.seen), text.slot)
-            else:
-                self.room.pool.free(text.slot)
+    def _end(
+        self, text: Text, reason: Reason, events: list[Event], error: IntarsiaError | None = None
+    ) -> None:
+        """End a text, and tell it; its state is kept for texts that go on from it."""
         self._scheduler.remove(text)
-        text.slot, text.ended = None, True
         texts, count = self._requests[text.identity], text.request.count
         prompt, cached = len(text.request.prompt), text.cached or 0
-        events: list[Event] = [
-            Ended(text.identity, text.number, reason, prompt, cached, text.produced, error)
-        ]
-        if len(texts) < count:  # those that were to begin with it do not
-            events += [Ended(text.identity, n, reason, prompt, 0, 0, error) for n in range(len(texts), count)]
+        events.append(Ended(text.identity, text.number, reason, prompt, cached, text.produced, error))
+        # Those that were to begin with it do not.
+        events += [Ended(text.identity, n, reason, prompt, 0, 0, error) for n in range(len(texts), count)]
+        slot, text.slot, text.ended = text.slot, None, True
         if all(each.ended for each in texts):
             del self._requests[text.identity]
-        return events
+        self._speculation.release(text)
+        if slot is not None:
+            if error is None:
+                self.room.keep_last(text.part(0, text.seen), slot)
+            else:
+                self.room.pool.free(slot)
 
-    def _fail(self, parts: list[Part], error: Exception) -> list[Event]:
-        """End the text of a step that went wrong. Of several nobody knows whose fault it was: each is read again, from
-        what was kept before, and goes through the model alone until it has a token more."""
+    def _fail(self, parts: list[Part], error: Exception, events: list[Event]) -> None:
+        """End the text of a step in which the model went wrong. Of several nobody knows whose fault it was: each is
+        read again, from what was kept before, and goes through the model alone until it has a token more."""
         self._speculation.drop(parts)
         if len(parts) > 1:
             for part in parts:
                 part.text.alone = True
                 self._make_wait(part.text, keep=False)
-            return []
-        told = error if isinstance(error, IntarsiaError) else IntarsiaError(f"the model failed: {error!r}")
-        told.__cause__ = None if told is error else error
-        return [event for part in parts for event in self._end(part.text, "error", told)]
+            return
+        for part in parts:
+            self._end(part.text, "error", events, _told("the model failed", error))
+
+    @contextmanager
+    def _recovering(self, events: list[Event]) -> Iterator[None]:
+        """What is done in it may go wrong: then the engine begins anew."""
+        self._taken_up = None
+        try:
+            yield
+        except Exception as error:
+            LOG.exception("the engine begins anew: what it had in memory cannot be trusted")
+            self._begin_anew(error, events)
+
+    def _begin_anew(self, error: Exception, events: list[Event]) -> None:
+        """Forget all states, and read texts again from what they say. Those that ran go alone until they have a token
+        more; one that went alone already, and was there again, is to blame and ends."""
+        self._begun_anew += 1
+        texts = [text for texts in self._requests.values() for text in texts if not text.ended]
+        taken_up, running = self._taken_up, self._scheduler.running
+        suspects = running if taken_up is None else [taken_up]
+        blamed = next((text for text in sorted(suspects, key=lambda each: each.order) if text.alone), None)
+        self._scheduler = Scheduler(self.settings)
+        for text in texts:
+            self._speculation.release(text)
+        self.room.begin_anew()
+        for text in texts:
+            text.begin_again()
+            text.alone = text.alone or text in suspects
+            self._scheduler.add(text)
+        for text in texts:
+            if text is blamed:
+                self._end(text, "error", events, _told("the engine failed", error))
+            elif text.produced == text.most:
+                self._end(text, "length", events)
+
+
+def _told(what: str, error: Exception) -> IntarsiaError:
+    told = error if isinstance(error, IntarsiaError) else IntarsiaError(f"{what}: {error!r}")
+    told.__cause__ = None if told is error else error
+    return told

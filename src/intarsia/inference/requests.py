@@ -131,8 +131,7 @@ class Text:
     def __init__(self, request: Request, identity: int, number: int) -> None:
         self.request, self.identity, self.number = request, identity, number
         self.tokens = list(request.prompt)
-        self.sampler = Sampler(request.sampling, request.seed + number)
-        self.constraint = None if request.constraint is None else request.constraint()
+        self.sampler, self.constraint = self._chooser()
         self.most = request.max_tokens
         self.seen = 0
         self.slot: int | None = None
@@ -158,9 +157,25 @@ class Text:
         """How many tokens the state has not seen."""
         return len(self.tokens) - self.seen
 
+    def begin_again(self) -> None:
+        """Nothing of it has been read. What chooses its tokens stands behind the last one."""
+        self.slot, self.seen, self.ready, self.draft_slot = None, 0, None, None
+        self.places.clear()
+        self.sampler, self.constraint = self._chooser()
+        for token in self.tokens[len(self.request.prompt) :]:
+            self.sampler.point()
+            if self.constraint is not None:
+                self.constraint.accept(token)
+
     def part(self, begin: int, end: int) -> Sequence[int]:
         """The tokens from `begin` to `end`."""
         return self.tokens[begin:end]
+
+    def _chooser(self) -> tuple[Sampler, Constraint | None]:
+        made = self.request.constraint
+        return Sampler(
+            self.request.sampling, self.request.seed + self.number
+        ), None if made is None else made()
 
     def check_integrity(self) -> None:
         """Raise IntarsiaError unless this can be."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -51,10 +52,11 @@ class Room:
         caches: bool,
         weight: float = 1.0,
     ) -> None:
-        self.pool = model.new_pool(slots, tokens, page_size)
+        self._new_pool = partial(model.new_pool, slots, tokens, page_size)
+        self.pool = self._new_pool()
         self.tokens, self.caches, self._weight = tokens, caches, weight
         self.shortens = all(_shortens(pool) for pool in self.pool.layers)
-        self.tree = PrefixTree(self.shortens, most_tokens=max(8 * tokens, 1 << 20))
+        self.tree = self._new_tree()
         self._cost = cost_of(model.config, model.model.embed.weight.dtype)
         self._logit_bytes = 4 * model.config.vocab_size
         self._looked_up = self._hits = self._saved = 0
@@ -158,6 +160,11 @@ class Room:
         for node in self.tree.snapshots():
             self.pool.free(self.tree.take(node).slot)
 
+    def begin_anew(self) -> None:
+        """Forget what is in all slots and pages, and the tree: memory as it was in the beginning."""
+        del self.pool  # there may be no room for both
+        self.pool, self.tree = self._new_pool(), self._new_tree()
+
     def check_integrity(self, texts: dict[int, int]) -> None:
         """Raise IntarsiaError unless slots, pages and tree fit together, and with texts in slots that have seen so many
         tokens."""
@@ -177,6 +184,9 @@ class Room:
             if isinstance(pool, PagedPool):
                 pool.check_integrity()
         self.pool.books.rows.check_integrity()
+
+    def _new_tree(self) -> PrefixTree:
+        return PrefixTree(self.shortens, most_tokens=max(8 * self.tokens, 1 << 20))
 
     def _put(self, text: Sequence[int], slot: int, logits: Tensor | None) -> None:
         spare = self.tree.put(text, Snapshot(slot, len(text), None if logits is None else logits.clone()))

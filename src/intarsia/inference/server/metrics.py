@@ -88,6 +88,7 @@ class Metrics(Collector):
             ("saved_tokens", "Tokens that were found read.", report.hits.saved_tokens),
             ("prefix_hits", "Texts of which something was found read.", report.hits.hits),
             ("preempted", "How often a text made way.", report.preempted),
+            ("begun_anew", "How often all states were forgotten after an error.", report.begun_anew),
             ("guessed_tokens", "Tokens that were guessed ahead.", report.guessed),
             ("confirmed_tokens", "Those of them that were right.", report.confirmed),
         ):
