@@ -74,7 +74,7 @@ def _absorbed(call: LatentCall) -> Tensor:
     return absorbed(call.q, call.up, call.own, read)
 
 
-EXPANDED = 4 << 20
+EXPANDED = 8 << 20
 """Keys and values that are made at a time take so many bytes, or those of one of the kernels' chunks."""
 
 
