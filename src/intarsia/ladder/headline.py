@@ -14,9 +14,14 @@ MANY = 10
 
 def headline(results: Results, pairs: Sequence[PairVerdict]) -> str:
     """What all pairs together have shown."""
-    if len(pairs) > MANY and len(_doubts(pairs)) > 1:
-        weak = sum(bool(pair.weaknesses) for pair in pairs)
-        return f"{_finding(results, pairs)} {weak} of the pairs are less certain than their intervals, and say why."
+    weak = sum(bool(pair.weaknesses) for pair in pairs)
+    if len(pairs) > MANY and weak:
+        are = (
+            "are less certain than their intervals, and say"
+            if weak > 1
+            else "is less certain than its interval, and says"
+        )
+        return f"{_finding(results, pairs)} {weak} of the pairs {are} why."
     return " ".join([_finding(results, pairs), *_doubts(pairs)])
 
 
