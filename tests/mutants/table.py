@@ -909,7 +909,7 @@ INFERENCE = _in(
     ),
     (
         "a state that keeps what was guessed wrong",
-        "engine.py",
+        "speculation.py",
         "        elif right == len(part.guesses):\n",
         "        elif right:\n",
         "tests/inference/test_engine.py -k guessing",
