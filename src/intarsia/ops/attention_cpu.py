@@ -74,8 +74,10 @@ def _absorbed(call: LatentCall) -> Tensor:
     return absorbed(call.q, call.up, call.own, read)
 
 
-EXPANDED = 8 << 20
-"""Keys and values that are made at a time take so many bytes, or those of one of the kernels' chunks."""
+EXPANDED = 4 << 20
+"""Keys and values that are made at a time take so many bytes, or those of one of the kernels' chunks. With twice as
+many a server's memory grew by 2.5 KB for each token of a document, since blocks of ever another size find no place that
+an earlier one left."""
 
 
 def _expanded(call: LatentCall, n: int, q: Tensor) -> Tensor:
