@@ -53,7 +53,8 @@ def latent_cpu(call: LatentCall) -> Tensor:
         q, lengths = torch.cat([parts[n] for n in few], dim=1), tuple(parts[n].shape[1] for n in few)
         o = _absorbed(replace(call, q=q, latents=rows_of(call.latents, few), seqs=Sequences(lengths)))
         found |= zip(few, o.split(lengths, dim=1), strict=True)
-    return torch.cat([found[n] for n in parts], dim=0 if call.seqs is None else 1)
+    outputs = [found[n] for n in parts]
+    return torch.cat(outputs, dim=0 if call.seqs is None else 1) if len(outputs) > 1 else outputs[0]
 
 
 def worth_expanding(call: LatentCall, tokens: int) -> bool:

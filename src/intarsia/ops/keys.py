@@ -48,9 +48,7 @@ class BlockTable:
         pages = self.pages.to(device)
         if pages is self.pages:
             return self
-        moved = BlockTable.__new__(BlockTable)
-        vars(moved).update(vars(self), pages=pages)
-        return moved
+        return self._with(pages=pages)
 
     def strided(self, stride: int) -> BlockTable:
         """Where entries of which each stands for `stride` tokens lie, in the page of its last token: as many to a page
@@ -64,19 +62,15 @@ class BlockTable:
 
     def held_from(self, entry: int) -> BlockTable:
         """The table of those entries alone that are not before `entry`."""
-        moved = BlockTable.__new__(BlockTable)
         first = tuple(
             max(begin, min(entry, length)) for begin, length in zip(self.first, self.lengths, strict=True)
         )
-        vars(moved).update(vars(self), first=first)
-        return moved
+        return self._with(first=first)
 
     def rows(self, numbers: Sequence[int]) -> BlockTable:
         """The table of these sequences alone."""
-        moved = BlockTable.__new__(BlockTable)
         lengths, first = (tuple(each[n] for n in numbers) for each in (self.lengths, self.first))
-        vars(moved).update(vars(self), pages=self.pages[list(numbers)], lengths=lengths, first=first)
-        return moved
+        return self._with(pages=self.pages[list(numbers)], lengths=lengths, first=first)
 
     def places(self, numbers: Sequence[int], begins: Sequence[int], size: int) -> Tensor:
         """Where `size` entries of each of the sequences `numbers` from its entry `begins` on lie in the pages laid end
@@ -86,6 +80,12 @@ class BlockTable:
         entries = entries.maximum(torch.tensor([self.first[n] for n in numbers], device=device)[:, None])
         rows = torch.tensor(numbers, device=device)[:, None]
         return self.pages[rows, entries // self.page_size] * self.page_size + entries % self.page_size
+
+    def _with(self, **changed: object) -> BlockTable:
+        """The table with something else in places that need no check."""
+        moved = BlockTable.__new__(BlockTable)
+        vars(moved).update(vars(self), **changed)
+        return moved
 
     def _check(self) -> None:
         if self.page_size < 1:
