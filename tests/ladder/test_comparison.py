@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,20 @@ def test_what_is_done_is_not_done_again(
     found = json.loads((place / "undisturbed" / "verdict.json").read_text())
     assert numbers(found) == numbers(done[2])
     assert time.monotonic() - began < 20, "nothing was trained"
+
+
+def test_the_order_in_which_runs_end_changes_no_digit(
+    done: tuple[Verdict, str, dict[str, Any]], place: Path, plan: dict[str, Any]
+) -> None:
+    """The first seed of one arm is made last, when all others are there already."""
+    directory = place / "late"
+    shutil.copytree(place / "undisturbed", directory)
+    runs = [r for r in arm(done[2], "full")["runs"] if r["role"] == "judged"]
+    assert [r["seed"] for r in runs] == [1, 2]
+    shutil.rmtree(directory / "runs" / runs[0]["directory"])
+    verdict, _ = run(plan, directory)
+    assert verdict.pairs == done[0].pairs
+    assert numbers(json.loads((directory / "verdict.json").read_text())) == numbers(done[2])
 
 
 def start(plan: dict[str, Any], directory: Path) -> subprocess.Popen[bytes]:

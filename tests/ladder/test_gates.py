@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def test_an_arm_is_held_against_the_baseline(gates: Gates, climbs: bool, words: 
     assert f": {words}." in worse.reason
     assert worse.difference == pytest.approx(0.03, abs=2e-3)
     assert worse.low < worse.difference < worse.high
+
+
+@pytest.mark.parametrize(("baseline", "word"), [("full", "worse"), ("gdn-hybrid", "better")])
+def test_an_interval_is_told_the_way_its_sentence_goes(baseline: str, word: str) -> None:
+    plan = make_plan()
+    results = make_results(plan, LEVELS, seed_noise=2e-3, document_noise=1e-3)
+    decisions = {d.arm: d for d in decide(results, judge(plan, results), Gates(margin=0.05), baseline)}
+    told = decisions["gdn-hybrid" if baseline == "full" else "full"].reason
+    found = re.search(rf"is (0\.\d+) bits per byte {word} than {baseline} \[(0\.\d+), (0\.\d+)\]", told)
+    assert found, told
+    value, low, high = map(float, found.groups())
+    assert low < value < high
 
 
 def test_an_arm_without_runs_stops_and_so_does_all_without_the_baseline() -> None:

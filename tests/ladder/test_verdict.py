@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from intarsia.ladder.headline import headline
 from intarsia.ladder.plan_tables import Arm, EvaluationOptions
 from intarsia.ladder.results import Failure, choose_rate
 from intarsia.ladder.verdict import Verdict, judge
@@ -186,6 +187,16 @@ def test_of_many_pairs_the_headline_names_who_is_beaten_by_none() -> None:
     assert weak.sentence.endswith(
         f" {doubted} of the pairs are less certain than their intervals, and say why."
     )
+
+
+def test_of_many_pairs_a_single_doubt_is_counted_as_one() -> None:
+    plan = make_plan(arms=tuple(dataclasses.replace(TWO[0], name=f"arm-{n}") for n in range(6)))
+    results = make_results(plan, {f"arm-{n}": 1.8 + 0.1 * n for n in range(6)})
+    sure = judge(plan, results).pairs
+    assert not any(pair.weaknesses for pair in sure)
+    one = [*sure[:-1], dataclasses.replace(sure[-1], weaknesses=("But so it is.",))]
+    counted = " 1 of the pairs is less certain than its interval, and says why."
+    assert headline(results, one) == headline(results, sure) + counted
 
 
 def test_the_judged_context_stands_beside_the_headline() -> None:

@@ -929,6 +929,20 @@ INFERENCE = _in(
         "tests/inference/test_engine.py -k failed_are_read_again",
     ),
     (
+        "states that are kept when the engine begins anew",
+        "engine.py",
+        "        self.room.begin_anew()\n",
+        "",
+        "tests/inference/test_recovery.py",
+    ),
+    (
+        "who was there when something went wrong is to blame at once",
+        "engine.py",
+        "key=lambda each: each.order) if text.alone), None)",
+        "key=lambda each: each.order)), None)",
+        "tests/inference/test_recovery.py",
+    ),
+    (
         "no state where texts part",
         "engine.py",
         "            if found.known > found.tokens:\n",

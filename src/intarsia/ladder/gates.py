@@ -64,7 +64,7 @@ def _decide(arm: str, results: Results, verdict: Verdict, gates: Gates, baseline
         return GateDecision(
             arm, climbs, f"With one seed, which shows no interval, it is {worse}: {within} {margin}.", value
         )
-    said = f"It is {worse} {bracket(low, high)}"
+    said = f"It is {worse} {bracket(low, high) if value > 0 else bracket(-high, -low)}"
     if gates.strict:
         climbs = high <= gates.margin
         reason = f"{said}: {'shown' if climbs else 'not shown'} to be within {margin}."

@@ -55,6 +55,9 @@ def run_all(
     """
     order = {schedule.name: index for index, schedule in enumerate(schedules)}
     waiting: list[tuple[tuple[int, int, int], RunSpec]] = []
+    asked: list[RunSpec] = []
+    """In the order of the plan: results are told in it, and not as runs happen to end, which would decide about their
+    last digits."""
     finished: dict[str, RunResult] = {}
     """By the key of the spec."""
     running: dict[str, RunSpec] = {}
@@ -63,6 +66,7 @@ def run_all(
     told: set[tuple[str, ...]] = set()
 
     def enqueue(specs: Sequence[RunSpec]) -> None:
+        asked.extend(specs)
         for position, spec in enumerate(specs):
             folder = RunFolder(directory / spec.directory_name)
             changed = () if folder.spec.exists() else tuple(spec.changed_since(directory))
@@ -156,7 +160,7 @@ def run_all(
     return {
         schedule.name: ArmRuns(
             chosen.get(schedule.name),
-            tuple(run for run in finished.values() if run.subject == schedule.name),
+            tuple(finished[spec.key] for spec in asked if spec.subject == schedule.name),
             tuple(spec.learning_rate for spec in beyond[schedule.name]),
         )
         for schedule in schedules
