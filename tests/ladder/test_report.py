@@ -12,6 +12,7 @@ import pytest
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.report import render
 from intarsia.ladder.report.charts import log_ticks, ticks
+from intarsia.ladder.report.colours import COLOURS, arm_class, kind_class
 from intarsia.ladder.report.markup import Markup, join, tag
 from intarsia.ladder.results import NO_TEXT, Failure, Results
 from intarsia.ladder.verdict import judge
@@ -93,6 +94,23 @@ def test_figures_are_well_formed(plan: Plan, results: Results) -> None:
         assert tree.get("role") == "img"
         assert tree.get("aria-label")
         assert "nan" not in figure
+
+
+def test_ten_arms_and_ten_mixers_have_colours_of_their_own_in_every_light() -> None:
+    arm = make_plan().arms[0]
+    plan = make_plan(arms=tuple(dataclasses.replace(arm, name=f"a{n}") for n in range(10)))
+    results = make_results(plan, {f"a{n}": 1.8 + 0.01 * n for n in range(10)})
+    page = render(plan, results, judge(plan, results))
+    style = page[page.index("<style>") : page.index("</style>")]
+    for name in (arm_class, kind_class):
+        classes = [name(index) for index in range(COLOURS)]
+        assert len(set(classes)) == COLOURS == 10
+        found = {each: re.findall(rf"--{each}: (#[0-9a-f]{{6}})[; ]", style) for each in classes}
+        assert {len(colours) for colours in found.values()} == {3}, "light, dark and print"
+        for lights in zip(*found.values(), strict=True):
+            assert len(set(lights)) == COLOURS
+        assert all(f".{each} {{ --c: var(--{each}); }}" in style for each in classes)
+    assert {f"swatch {arm_class(index)}" for index in range(10)} <= set(re.findall(r"swatch arm-\d+", page))
 
 
 def test_failed_runs_are_shown() -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from intarsia.ladder.report.colours import kind_class
 from intarsia.ladder.report.markup import Markup, join, tag
 
 Format = Callable[[float], str]
@@ -263,7 +264,7 @@ def layout_strip(layers: Sequence[str], kinds: Sequence[str]) -> Markup:
             width=size,
             height=size,
             rx=2,
-            class_=f"tile kind-{kinds.index(name) % 6}",
+            class_=f"tile {kind_class(kinds.index(name))}",
         )
         for i, name in enumerate(layers)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from intarsia.ladder.report.charts import Bar, Line, forest_figure, line_figure
+from intarsia.ladder.report.colours import arm_class
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import context_name, legend, percent, size_name
 from intarsia.ladder.results import CurvePoint, Results
@@ -79,14 +80,12 @@ def curves_section(results: Results) -> Markup:
             ]
             curves = [(run, curve) for run, curve in curves if curve]
             lines += [
-                Line(run.name, f"arm-{index % 6}", _points(curve), faint=True, failed=run.failure is not None)
+                Line(run.name, arm_class(index), _points(curve), faint=True, failed=run.failure is not None)
                 for run, curve in curves
             ]
             finished = [curve for run, curve in curves if run.failure is None]
             if finished:
-                lines.append(
-                    Line(arm.name, f"arm-{index % 6}", _mean_curve(finished), dots=kind != "training")
-                )
+                lines.append(Line(arm.name, arm_class(index), _mean_curve(finished), dots=kind != "training"))
         if not lines:
             return None
         return tag(
@@ -168,9 +167,7 @@ def positions_section(results: Results) -> Markup:
                 sum(each.bits_per_token for each in place) / len(runs) for place in zip(*runs, strict=True)
             ]
             places = [(octave.start + octave.stop - 1) / 2 + 1 for octave in runs[0]]
-            lines.append(
-                Line(arm.name, f"arm-{index % 6}", list(zip(places, losses, strict=True)), dots=True)
-            )
+            lines.append(Line(arm.name, arm_class(index), list(zip(places, losses, strict=True)), dots=True))
     if not lines:
         return Markup("")
     return tag(
@@ -205,7 +202,7 @@ def costs_section(results: Results) -> Markup:
         return [
             Line(
                 arm.name,
-                f"arm-{index % 6}",
+                arm_class(index),
                 [(cost.context, float(getattr(cost, value))) for cost in arm.measurements.decoding],
                 dots=True,
             )

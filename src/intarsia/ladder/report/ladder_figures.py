@@ -10,6 +10,7 @@ import numpy as np
 from intarsia.ladder.ladder_record import size_exponent, size_exponent_interval
 from intarsia.ladder.ladder_results import Ascent, RungResult, compute_of, points_of_arm
 from intarsia.ladder.report.charts import Band, Line, line_figure
+from intarsia.ladder.report.colours import arm_class
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import context_name, names_legend, size_name
 from intarsia.ladder.results import ArmResult
@@ -21,7 +22,7 @@ _FLOPS = 6.0
 
 
 def _css(ascent: Ascent, arm: str) -> str:
-    return f"arm-{ascent.ladder.arms.index(arm) % 6}"
+    return arm_class(ascent.ladder.arms.index(arm))
 
 
 def _exponent(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from intarsia.ladder.report.colours import arm_class
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.results import ArmResult, ExamArm, Results
 from intarsia.ladder.words import count
@@ -11,7 +12,7 @@ from intarsia.ladder.words import count
 
 def arm_name(arm: ArmResult, index: int) -> Markup:
     """The arm with its colour."""
-    return tag("span", tag("span", class_=f"swatch arm-{index % 6}"), arm.name, class_="arm")
+    return tag("span", tag("span", class_=f"swatch {arm_class(index)}"), arm.name, class_="arm")
 
 
 def legend(results: Results) -> Markup:
@@ -21,7 +22,7 @@ def legend(results: Results) -> Markup:
 
 def names_legend(names: Sequence[str]) -> Markup:
     """The colours of arms by their names."""
-    items = [tag("li", tag("span", class_=f"swatch arm-{i % 6}"), name) for i, name in enumerate(names)]
+    items = [tag("li", tag("span", class_=f"swatch {arm_class(i)}"), name) for i, name in enumerate(names)]
     return tag("ul", items, class_="legend")
 
 

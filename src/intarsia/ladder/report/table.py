@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from intarsia.ladder.plan import Plan
 from intarsia.ladder.report.charts import layout_strip
+from intarsia.ladder.report.colours import kind_class
 from intarsia.ladder.report.markup import Markup, tag
 from intarsia.ladder.report.parts import arm_name, context_name, mixers, percent, size_name
 from intarsia.ladder.results import ArmResult, Decoding, Measurements, Results
@@ -129,6 +130,6 @@ def _level(level: Estimate) -> list[object]:
 
 def _tiles_legend(kinds: Sequence[str]) -> Markup:
     items = [
-        tag("li", tag("span", class_=f"swatch kind-{index % 6}"), name) for index, name in enumerate(kinds)
+        tag("li", tag("span", class_=f"swatch {kind_class(index)}"), name) for index, name in enumerate(kinds)
     ]
     return tag("ul", items, class_="legend tiles")
