@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from intarsia.ops import native
+from intarsia.ops.swiglu import swiglu
 
 compiled = pytest.mark.skipif(native.missing_reason() is not None, reason="installed without the C++ kernels")
 
@@ -134,3 +137,21 @@ def test_warns_once() -> None:
 def test_the_operators_import_without_loading_the_kernels() -> None:
     done = run("import sys, intarsia.ops; sys.exit('intarsia.ops._native' in sys.modules)")
     assert done.returncode == 0, done.stderr
+
+
+@compiled
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="processors of another kind lose no time"
+)
+@pytest.mark.parametrize("rows", [1, 4096])
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-20), (torch.float64, 1e-160)])
+def test_numbers_too_small_for_all_their_digits_are_zero_in_kernels_alone(
+    rows: int, dtype: torch.dtype, tiny: float
+) -> None:
+    """Each costs an Intel processor a hundred cycles. Other operators of the thread keep them."""
+    number = torch.full((rows, 512), tiny, dtype=dtype)
+    assert (number * number > 0).all()
+    assert (swiglu(number, number, impl="torch") > 0).all()
+    assert (swiglu(number, number, impl="cpu") == 0).all()
+    assert (swiglu(number, -number / tiny, impl="cpu") == -tiny / 2).all()
+    assert (number * number > 0).all()
