@@ -24,9 +24,10 @@ struct Free {
   void operator()(char* p) const { std::free(p); }
 };
 
-// While it lives, what this thread computes with SSE and AVX takes and leaves zero in the place of numbers below 1.2e-38
-// (2.2e-308 in double precision), which these registers hold with fewer digits. Decays multiply to such numbers all
-// the time, and Intel's processors take a hundred cycles for each; others that we know take none, and are left alone.
+// While it lives, what this thread computes with SSE and AVX takes and leaves zero in the place of numbers
+// below 1.2e-38 (2.2e-308 in double precision), which these registers hold with fewer digits. Decays multiply to such
+// numbers all the time, and Intel's processors take a hundred cycles for each; others that we know take none, and are
+// left alone.
 class TinyIsZero {
  public:
 #if defined(__SSE2__)
