@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each of the four tables")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for impl in ["chunked"] if native.missing_reason() else ["cpu", "chunked"]:
         for with_backward in (False, True):
             found = measure(impl, with_backward, options.length, options.seconds)
