@@ -44,6 +44,20 @@ OPS = _in(
         LINEAR,
     ),
     (
+        "weights of bfloat16 multiplied as they are where that is slow",
+        "packed_linear_torch.py",
+        "x.dtype and not is_widened(x):",
+        "x.dtype:",
+        "tests/ops/test_packed_linear.py -k slow",
+    ),
+    (
+        "bfloat16 that is widened and stays wide",
+        "widened.py",
+        "torch.einsum(equation, x.float(), y.float()).to(x.dtype)",
+        "torch.einsum(equation, x.float(), y.float())",
+        "tests/ops/test_widened.py",
+    ),
+    (
         "the later of equal scores is chosen",
         "selection.py",
         "equal.cumsum(-1, dtype=torch.int32)",

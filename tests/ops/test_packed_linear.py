@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from intarsia.errors import ConfigError, ShapeError, UnsupportedError
-from intarsia.ops import explain, native, pack_weights, packed_linear, packed_linear_cpu
+from intarsia.ops import (
+    explain,
+    native,
+    pack_weights,
+    packed_linear,
+    packed_linear_cpu,
+    widened,
+)
 from intarsia.ops.packed_weights import BITS, PackedWeights
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
@@ -187,8 +194,28 @@ def test_many_rows_of_bfloat16_and_integers(format: str, group: int | None, zero
     torch.testing.assert_close(with_bias - bias, y.float(), atol=1e-4 * K, rtol=2.0**-7)
 
 
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("rows", [33, 128, 129, 200])
+@pytest.mark.parametrize("format", FORMATS)
+def test_rows_of_bfloat16_whether_their_own_products_are_slow_or_not(
+    format: str, rows: int, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widened, "_bfloat16_is_slow", lambda: slow)
+    weights = pack_weights(randn(300, 130), format)  # several pieces of weights where they are made float32
+    x = randn(rows, 130, seed=1, dtype=torch.bfloat16)
+    exact = packed_linear(x, weights, impl="reference", dtype=torch.float32)
+    rounded = x.double().abs() @ weights.unpacked(torch.float64).abs().mT * 2.0**-9 + exact.abs() * 2.0**-8
+    rounded += left_away(x, weights, exact)
+    for impl in ["torch"] if native.missing_reason() else ["torch", "cpu"]:
+        y = packed_linear(x, weights, impl=impl, dtype=torch.float32)
+        assert ((y - exact).double().abs() <= 2 * bound(x, weights, None, exact) + rounded).all()
+        if slow and format == "bfloat16":  # nothing but the sums is rounded
+            assert ((y - exact).double().abs() <= 2 * bound(x, weights, None, exact)).all()
+
+
 @pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
 def test_several_pieces_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widened, "_bfloat16_is_slow", lambda: False)
     weights, x = pack_weights(randn(70, 64), "int8"), randn(60, 64, seed=1, dtype=torch.bfloat16)
     whole = packed_linear(x, weights, impl="cpu")
     monkeypatch.setattr(packed_linear_cpu, "_PIECE", 2 * 64 * 32)

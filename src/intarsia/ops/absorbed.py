@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from intarsia.ops.widened import einsum
+
 
 def absorbed(q: Tensor, up: Tensor, own: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
     """Attention in which the maps from latents to keys and values are taken into queries and outputs: `q_hᵀ W_h c` is
@@ -23,5 +25,5 @@ def absorbed(q: Tensor, up: Tensor, own: int, attend: Callable[[Tensor], Tensor]
     """
     w_k, w_v = up.to(q.dtype).split([own, up.shape[1] - own], dim=1)
     q_own, q_shared = q.split([own, q.shape[3] - own], dim=-1)
-    wide = torch.cat([torch.einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
-    return torch.einsum("bthr,hvr->bthv", attend(wide), w_v)
+    wide = torch.cat([einsum("bthn,hnr->bthr", q_own, w_k), q_shared], dim=-1)
+    return einsum("bthr,hvr->bthv", attend(wide), w_v)

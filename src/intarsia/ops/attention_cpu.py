@@ -19,6 +19,7 @@ from intarsia.ops.keys import Keys, Paged, as_heads, between, entry_of, lengths_
 from intarsia.ops.native_operator import Optional, edges_of, implementation, refuse, rows
 from intarsia.ops.sequences import Sequences
 from intarsia.ops.tracing import apart_from_torch
+from intarsia.ops.widened import linear
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -96,7 +97,7 @@ def _expanded(call: LatentCall, n: int, q: Tensor) -> Tensor:
     for begin in range(0, S, size):
         end = min(begin + size, S)
         latents = between(call.latents, n, begin, end)
-        kv = torch.nn.functional.linear(latents[..., :rank], up).unflatten(-1, (H, -1))
+        kv = linear(latents[..., :rank], up).unflatten(-1, (H, -1))
         shared = latents[..., None, rank:].expand(-1, -1, H, -1)
         k = torch.cat([kv[..., :own], shared], dim=-1)
         kernels.attend(

@@ -13,6 +13,7 @@ from intarsia.ops.attention_torch import attention_torch, by_sequence, in_blocks
 from intarsia.ops.choice import Implementation
 from intarsia.ops.finite import attended
 from intarsia.ops.keys import lengths_of, right_aligned, row_of
+from intarsia.ops.widened import linear
 
 MANY = 8
 """Expanding costs the past once a call, absorbing costs each query more: absorbed is what looks at so many tokens of
@@ -42,7 +43,7 @@ def expanded(call: LatentCall, latents: Tensor) -> tuple[Tensor, Tensor]:
     """The keys `[B, S, H, K]` and values `[B, S, H, V]` that latents `[B, S, rank + shared]` stand for."""
     H, own = call.q.shape[2], call.own
     latent, shared = latents.split([call.rank, latents.shape[-1] - call.rank], dim=-1)
-    kv = torch.nn.functional.linear(latent, call.up.flatten(0, 1)).unflatten(-1, (H, -1))
+    kv = linear(latent, call.up.flatten(0, 1)).unflatten(-1, (H, -1))
     k_own, v = kv.split([own, kv.shape[-1] - own], dim=-1)
     return torch.cat([k_own, shared.unsqueeze(2).expand(-1, -1, H, -1).to(k_own.dtype)], dim=-1), v
 

@@ -1,8 +1,11 @@
-"""The native products with packed weights, for few rows; the kernels are in `csrc/few_rows*`."""
+"""The native products with packed weights, for few rows; the kernels are in `csrc/few_rows*`. More rows are multiplied
+by PyTorch's products, which are faster for them: with weights in bfloat16 where the processor multiplies that, and else
+with some weights at a time in float32."""
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -12,17 +15,17 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.native_operator import Optional, implementation, refuse, rows
 from intarsia.ops.packed_linear_call import PackedLinearCall
-from intarsia.ops.packed_linear_torch import packed_linear_torch
-from intarsia.ops.packed_weights import FLOATING, PackedWeights
+from intarsia.ops.packed_linear_torch import WIDENED_ROWS, packed_linear_torch
+from intarsia.ops.packed_weights import FLOATING, PackedWeights, WeightFormat
 from intarsia.ops.tracing import apart_from_torch
+from intarsia.ops.widened import is_widened
 
 FEW = 32
-"""For up to so many rows of one matrix of floating-point numbers the kernels are faster than PyTorch's products."""
+"""For up to so many rows of one matrix the kernels are faster than PyTorch's products (`benchmarks/products.py`)."""
 
-FEW_OF_INTEGERS = 32
-"""The same of integers and rows of bfloat16, where the processor multiplies bfloat16: more rows are multiplied with
-weights that are made bfloat16, some at a time. Where it does not, the kernels are always faster
-(`benchmarks/products.py`)."""
+FEW_WIDENED: dict[WeightFormat, int] = {"float32": FEW, "bfloat16": 128, "int8": 128, "int4": 32}
+"""The same of rows of bfloat16 where PyTorch multiplies them by no fast products of its own, and weights are made
+float32."""
 
 _PIECE = 1 << 22
 """Bytes of weights that are made bfloat16 at a time: they stay in the cache until they are multiplied."""
@@ -40,11 +43,14 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
     """By the kernels, which read each weight once for all rows; by PyTorch's products where one matrix has so many rows
     that those are faster. For them integers times scales are rounded to bfloat16."""
     x, weights, bias, matrix_of_row, dtype = call
-    if matrix_of_row is None and x.shape[0] > FEW and weights.format in FLOATING:
+    few = FEW_WIDENED[weights.format] if is_widened(x) else FEW
+    if matrix_of_row is None and x.shape[0] > few and weights.format in FLOATING:
         return packed_linear_torch(call)
     bias = None if bias is None else bias.float().contiguous()
     if apart_from_torch(x, weights.data, bias, matrix_of_row):
-        return _run(handle_of(weights), rows(x), bias, matrix_of_row, weights.shape[-2], dtype)
+        return _run(
+            handle_of(weights), rows(x), bias, matrix_of_row, weights.format, weights.shape[-2], dtype
+        )
     y = torch.ops.intarsia.packed_linear(
         rows(x), weights.data, weights.scales, weights.zeros, bias, matrix_of_row, weights.format,
         list(weights.shape), weights.group, dtype,
@@ -53,9 +59,15 @@ def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
 
 
 def _run(
-    handle: Any, x: Tensor, bias: Optional, matrix_of_row: Optional, N: int, dtype: torch.dtype
+    handle: Any,
+    x: Tensor,
+    bias: Optional,
+    matrix_of_row: Optional,
+    format: WeightFormat,
+    N: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    if _is_for_whole_products(handle, x, matrix_of_row):
+    if matrix_of_row is None and x.shape[0] > _few_of_integers(x, format):
         y = _by_whole_products(handle, x, N)
         return (y if bias is None else y.float() + bias).to(dtype)
     y = x.new_empty((x.shape[0], N), dtype=dtype)
@@ -65,14 +77,14 @@ def _run(
     return y
 
 
-def _is_for_whole_products(handle: Any, x: Tensor, matrix_of_row: Optional) -> bool:
-    return (
-        x.shape[0] > FEW_OF_INTEGERS
-        and x.dtype == torch.bfloat16
-        and matrix_of_row is None
-        and handle.integers
-        and _multiplies_bfloat16()
-    )
+def _few_of_integers(x: Tensor, format: WeightFormat) -> float:
+    """For up to how many rows the kernels multiply with integers. Rows of float32 want more digits than bfloat16."""
+    if format in FLOATING or x.dtype != torch.bfloat16:
+        return math.inf
+    if is_widened(x):
+        return FEW_WIDENED[format]
+    # With AVX-512 alone the kernels were never slower, whatever PyTorch makes of bfloat16 there.
+    return FEW if _multiplies_bfloat16() else math.inf
 
 
 @functools.cache
@@ -81,12 +93,14 @@ def _multiplies_bfloat16() -> bool:
 
 
 def _by_whole_products(handle: Any, x: Tensor, N: int) -> Tensor:
-    each = max(1, _PIECE // (2 * x.shape[1]))
+    wide = is_widened(x)
+    each = WIDENED_ROWS if wide else max(1, _PIECE // (2 * x.shape[1]))
     room, y = x.new_empty(min(each, N), x.shape[1]), []
+    x = x.float() if wide else x
     for first in range(0, N, each):
         weights = room[: N - first]
         handle.unpack(weights, first, torch.get_num_threads())
-        y.append(F.linear(x, weights))
+        y.append(F.linear(x, weights.to(x.dtype)))
     return y[0] if len(y) == 1 else torch.cat(y, dim=1)
 
 
@@ -130,10 +144,10 @@ _library.define(
 @torch.library.impl(_library, "packed_linear", "CPU")
 def _packed_linear(
     x: Tensor, data: Tensor, scales: Optional, zeros: Optional, bias: Optional, matrix_of_row: Optional,
-    format: str, shape: list[int], group: int, dtype: torch.dtype,
+    format: WeightFormat, shape: list[int], group: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     handle = _new_handle(data, scales, zeros, format, tuple(shape), group)
-    return _run(handle, x, bias, matrix_of_row, shape[-2], dtype)
+    return _run(handle, x, bias, matrix_of_row, format, shape[-2], dtype)
 
 
 @torch.library.register_fake("intarsia::packed_linear", lib=_library)

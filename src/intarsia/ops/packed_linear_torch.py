@@ -10,6 +10,11 @@ from intarsia.ops.choice import Implementation
 from intarsia.ops.packed_linear_call import PackedLinearCall
 from intarsia.ops.packed_weights import FLOATING, PackedWeights
 from intarsia.ops.precision import compute_dtype, widen
+from intarsia.ops.widened import is_widened
+
+WIDENED_ROWS = 256
+"""Rows of weights that are made float32 at a time for rows of bfloat16: with fewer the products are slower, more are
+more memory."""
 
 
 def packed_linear_torch(call: PackedLinearCall) -> Tensor:
@@ -26,12 +31,13 @@ def packed_linear_torch(call: PackedLinearCall) -> Tensor:
 
 
 def product(x: Tensor, weights: PackedWeights) -> Tensor:
-    """`x Wᵀ` `[R, N]` with one matrix; bfloat16 if both are, and else float32 (float64 for float64)."""
-    if weights.format in FLOATING and weights.data.dtype == x.dtype:
+    """`x Wᵀ` `[R, N]` with one matrix; bfloat16 if both are and that is fast, else float32 (float64 for float64)."""
+    if weights.format in FLOATING and weights.data.dtype == x.dtype and not is_widened(x):
         return F.linear(x, weights.data.flatten(0, -2))
     # Integers times scales need more digits than bfloat16 has.
     wide = widen(x)
-    return torch.cat([F.linear(wide, rows.to(wide.dtype)) for rows in weights.pieces()], dim=1)
+    pieces = weights.pieces(WIDENED_ROWS if is_widened(x) else None)
+    return torch.cat([F.linear(wide, rows.to(wide.dtype)) for rows in pieces], dim=1)
 
 
 def _matrix(weights: PackedWeights, m: int) -> PackedWeights:
