@@ -54,6 +54,8 @@ INLINE constexpr int64_t apart(int64_t bytes) {
 struct FewRowsKernels {
   // The bytes from one row of x to the next as `product` reads it, and how it is brought into that form.
   int64_t (*prepared)(const FewRowsForm&);
+  // How many rows of x `product` should have at a time, if there are many.
+  int64_t (*together)(const FewRowsForm&);
   void (*prepare)(const FewRowsForm&, const Rows& x, int64_t row, char* to);
   // Each number of y is summed in one order, whatever other rows and threads there are.
   void (*product)(const FewRowsForm&, const FewRowsTask&);

@@ -8,24 +8,35 @@ namespace intarsia::INTARSIA_ISA {
 
 #if defined(__AVX2__)
 struct Int8 : Wide<1> {
-  static constexpr int BYTES = 1;
+  static constexpr int BYTES = 1, BLOCK = STEP, BLOCK_BYTES = STEP;
   static INLINE Int8 unpack(const char* row, int64_t k) {
     Int8 w;
-    for (int i = 0; i < VECTORS; i++) {
-      const __m128i* p = reinterpret_cast<const __m128i*>(row + k + i * LANES<float>);
-#if defined(__AVX512F__)
-      const __m512i numbers = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(p));
-#else
-      const __m256i numbers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
-#endif
-      w.at[i] = __builtin_convertvector((IntVec<float>)numbers, Vec<float>);
-    }
+    for (int i = 0; i < VECTORS; i++) w.at[i] = numbers(row + k + i * LANES<float>);
     return w;
+  }
+  template <int I>
+  static INLINE Vec<float> vector(const char* row, int64_t k) {
+    return numbers(row + k + I * LANES<float>);
+  }
+  template <int, int I>
+  static INLINE Vec<float> in_block(const char* block) {
+    return vector<I>(block, 0);
+  }
+
+ private:
+  static INLINE Vec<float> numbers(const char* from) {
+    const __m128i* p = reinterpret_cast<const __m128i*>(from);
+#if defined(__AVX512F__)
+    const __m512i numbers = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(p));
+#else
+    const __m256i numbers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
+#endif
+    return __builtin_convertvector((IntVec<float>)numbers, Vec<float>);
   }
 };
 #else
 struct Int8 : Wide<4> {
-  static constexpr int BYTES = 1;
+  static constexpr int BYTES = 1, BLOCK = STEP, BLOCK_BYTES = STEP;
   static INLINE Int8 unpack(const char* row, int64_t k) {
     constexpr int QUARTER = VECTORS / 4;
     Int8 w;
@@ -36,12 +47,29 @@ struct Int8 : Wide<4> {
     }
     return w;
   }
+  template <int I>
+  static INLINE Vec<float> vector(const char* row, int64_t k) {
+    constexpr int QUARTER = VECTORS / 4;
+    const BitsVec four = load_bits(row + k + I % QUARTER * VECTOR_BYTES);
+    return __builtin_convertvector((IntVec<float>)(four << (24 - 8 * (I / QUARTER))) >> 24, Vec<float>);
+  }
+  template <int, int I>
+  static INLINE Vec<float> in_block(const char* block) {
+    return vector<I>(block, 0);
+  }
 };
 #endif
 
 // A block of int4, of which step i is made on demand.
 struct Int4 : Wide<2> {
+  static constexpr int BLOCK = INT4_BLOCK, BLOCK_BYTES = INT4_BLOCK / 2;
   BitsVec words[HALF];
+
+  // Vector I of step S.
+  template <int S, int I>
+  static INLINE Vec<float> in_block(const char* block) {
+    return number(load_bits(block + I % HALF * VECTOR_BYTES) >> (4 * S + (I < HALF ? 0 : 16)));
+  }
 
   // 0 .. 15 less 8, of the lowest four bits.
   static INLINE Vec<float> number(BitsVec bits) {

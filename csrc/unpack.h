@@ -12,17 +12,24 @@ typedef uint32_t UnalignedBits __attribute__((vector_size(VECTOR_BYTES), aligned
 INLINE BitsVec load_bits(const char* p) { return *reinterpret_cast<const UnalignedBits*>(p); }
 
 // Kinds of weights. `unpack` gives a step of them, from number k of a row on, and `add` their products with x to
-// `Sums`. A prepared row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS
-// weights: of 2, first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
+// `Sums`; `vector` gives one of a step's vectors, `of_x` the same of x, and `multiply` adds their product. A prepared
+// row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS weights: of 2,
+// first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
 
 // As float32.
 template <int PARTS_>
 struct Wide {
   static constexpr int PARTS = PARTS_;
   static constexpr bool PAIRS = false;
-  static constexpr int NUMBERS = STEP, X_BYTES = 4;
+  static constexpr int NUMBERS = STEP, X_BYTES = 4, COUNT = VECTORS;
   using Sums = Vec<float>;
   Vec<float> at[VECTORS];
+
+  template <int I>
+  static INLINE Vec<float> of_x(const char* x, int64_t k) {
+    return load(reinterpret_cast<const float*>(x) + k + I * LANES<float>);
+  }
+  static INLINE void multiply(Vec<float>& sum, Vec<float> w, Vec<float> x) { sum += w * x; }
 
   INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {
     for (int i = 0; i < VECTORS; i++) sum += load(reinterpret_cast<const float*>(x) + k + i * LANES<float>) * at[i];
@@ -35,6 +42,10 @@ struct Float32 : Wide<1> {
     Float32 w;
     for (int i = 0; i < VECTORS; i++) w.at[i] = load(reinterpret_cast<const float*>(row) + k + i * LANES<float>);
     return w;
+  }
+  template <int I>
+  static INLINE Vec<float> vector(const char* row, int64_t k) {
+    return of_x<I>(row, k);
   }
 };
 
@@ -49,6 +60,11 @@ struct Bfloat16 : Wide<2> {
     }
     return w;
   }
+  template <int I>
+  static INLINE Vec<float> vector(const char* row, int64_t k) {
+    const BitsVec pair = load_bits(row + 2 * k + I % HALF * VECTOR_BYTES);
+    return (Vec<float>)(I < HALF ? pair << 16 : pair & 0xffff0000);
+  }
 };
 
 #if defined(__AVX512BF16__)
@@ -57,18 +73,28 @@ struct Bfloat16 : Wide<2> {
 struct Pairs {
   static constexpr int PARTS = 1;
   static constexpr bool PAIRS = true;
-  static constexpr int NUMBERS = STEP, X_BYTES = 2;
+  static constexpr int NUMBERS = STEP, X_BYTES = 2, COUNT = 1;
   using Sums = Vec<float>;
   __m512i at;
 
-  INLINE void add(Vec<float>& sum, const char* x, int64_t k) const {
-    sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(x + 2 * k), (__m512bh)at);
+  template <int>
+  static INLINE __m512i of_x(const char* x, int64_t k) {
+    return _mm512_loadu_si512(x + 2 * k);
   }
+  static INLINE void multiply(Vec<float>& sum, __m512i w, __m512i x) {
+    sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+  }
+
+  INLINE void add(Vec<float>& sum, const char* x, int64_t k) const { multiply(sum, at, of_x<0>(x, k)); }
 };
 
 struct Bfloat16Pairs : Pairs {
   static constexpr int BYTES = 2;
-  static INLINE Bfloat16Pairs unpack(const char* row, int64_t k) { return {{_mm512_loadu_si512(row + 2 * k)}}; }
+  static INLINE Bfloat16Pairs unpack(const char* row, int64_t k) { return {{of_x<0>(row, k)}}; }
+  template <int I>
+  static INLINE __m512i vector(const char* row, int64_t k) {
+    return of_x<I>(row, k);
+  }
 };
 
 using Bfloat16OfNarrow = Bfloat16Pairs;

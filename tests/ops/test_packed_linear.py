@@ -127,6 +127,30 @@ def test_a_row_does_not_depend_on_other_rows_and_threads(format: str, x_dtype: t
         torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(native.missing_reason() is not None, reason="no kernels")
+@pytest.mark.parametrize(
+    ("format", "group"),
+    [("float32", None), ("bfloat16", None), ("int8", None), ("int8", 96), ("int4", 32), ("int4", 1024)],
+)
+@pytest.mark.parametrize("K", [700, 1030])
+def test_a_row_does_not_depend_on_many_other_rows(
+    format: str, group: int | None, K: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows are multiplied with weights as they are read, more with weights made float32 for all of them, in groups
+    of rows; and so many are gone through in several turns."""
+    monkeypatch.setattr(widened, "_bfloat16_is_slow", lambda: True)
+    if native.instruction_set() == "portable":
+        pytest.skip("many rows are PyTorch's")
+    weights, x = pack_weights(randn(21, K), format, group=group), randn(1100, K, seed=1, dtype=torch.bfloat16)
+    whole = packed_linear(x, weights, impl="cpu", dtype=torch.float32)
+    exact = packed_linear(x, weights, impl="reference", dtype=torch.float32)
+    allowed = 2 * bound(x, weights, None, exact) + left_away(x, weights, exact)
+    assert ((whole - exact).double().abs() <= allowed).all()
+    for rows in (1, 2, 4, 11, 20, 63, 200):
+        assert torch.equal(packed_linear(x[-rows:], weights, impl="cpu", dtype=torch.float32), whole[-rows:])
+        assert torch.equal(packed_linear(x[:rows], weights, impl="cpu", dtype=torch.float32), whole[:rows])
+
+
 @pytest.mark.parametrize("impl", ["cpu", "torch"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_row_has_its_own_matrix(impl: str, format: str) -> None:

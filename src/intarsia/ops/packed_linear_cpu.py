@@ -1,6 +1,5 @@
 """The native products with packed weights, for few rows; the kernels are in `csrc/few_rows*`. More rows are multiplied
-by PyTorch's products, which are faster for them: with weights in bfloat16 where the processor multiplies that, and else
-with some weights at a time in float32."""
+by PyTorch's products with weights in bfloat16 where those are faster."""
 
 from __future__ import annotations
 
@@ -15,17 +14,13 @@ from torch import Tensor
 from intarsia.ops import native
 from intarsia.ops.native_operator import Optional, implementation, refuse, rows
 from intarsia.ops.packed_linear_call import PackedLinearCall
-from intarsia.ops.packed_linear_torch import WIDENED_ROWS, packed_linear_torch
+from intarsia.ops.packed_linear_torch import packed_linear_torch
 from intarsia.ops.packed_weights import FLOATING, PackedWeights, WeightFormat
 from intarsia.ops.tracing import apart_from_torch
 from intarsia.ops.widened import is_widened
 
 FEW = 32
 """For up to so many rows of one matrix the kernels are faster than PyTorch's products (`benchmarks/products.py`)."""
-
-FEW_WIDENED: dict[WeightFormat, int] = {"float32": FEW, "bfloat16": 128, "int8": 128, "int4": 32}
-"""The same of rows of bfloat16 where PyTorch multiplies them by no fast products of its own, and weights are made
-float32."""
 
 _PIECE = 1 << 22
 """Bytes of weights that are made bfloat16 at a time: they stay in the cache until they are multiplied."""
@@ -41,10 +36,10 @@ def _refuse(call: PackedLinearCall) -> str | None:
 
 def packed_linear_cpu(call: PackedLinearCall) -> Tensor:
     """By the kernels, which read each weight once for all rows; by PyTorch's products where one matrix has so many rows
-    that those are faster. For them integers times scales are rounded to bfloat16."""
+    that those are faster. For them integers times scales may be rounded to bfloat16."""
     x, weights, bias, matrix_of_row, dtype = call
-    few = FEW_WIDENED[weights.format] if is_widened(x) else FEW
-    if matrix_of_row is None and x.shape[0] > few and weights.format in FLOATING:
+    by_torch = weights.format in FLOATING or is_widened(x)
+    if by_torch and matrix_of_row is None and x.shape[0] > _few(x, weights.format):
         return packed_linear_torch(call)
     bias = None if bias is None else bias.float().contiguous()
     if apart_from_torch(x, weights.data, bias, matrix_of_row):
@@ -67,7 +62,7 @@ def _run(
     N: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    if matrix_of_row is None and x.shape[0] > _few_of_integers(x, format):
+    if matrix_of_row is None and format not in FLOATING and x.shape[0] > _few(x, format):
         y = _by_whole_products(handle, x, N)
         return (y if bias is None else y.float() + bias).to(dtype)
     y = x.new_empty((x.shape[0], N), dtype=dtype)
@@ -77,14 +72,16 @@ def _run(
     return y
 
 
-def _few_of_integers(x: Tensor, format: WeightFormat) -> float:
-    """For up to how many rows the kernels multiply with integers. Rows of float32 want more digits than bfloat16."""
-    if format in FLOATING or x.dtype != torch.bfloat16:
-        return math.inf
+def _few(x: Tensor, format: WeightFormat) -> float:
+    """For up to how many rows of one matrix the kernels are faster."""
     if is_widened(x):
-        return FEW_WIDENED[format]
-    # With AVX-512 alone the kernels were never slower, whatever PyTorch makes of bfloat16 there.
-    return FEW if _multiplies_bfloat16() else math.inf
+        # Kernels make weights float32 once for many rows, as PyTorch's products would want them, without a copy.
+        return math.inf if native.instruction_set() != "portable" else FEW
+    if format in FLOATING:
+        return FEW
+    # Rows of float32 want more digits than bfloat16 has. With AVX-512 alone the kernels were never slower, whatever
+    # PyTorch makes of bfloat16 there.
+    return FEW if x.dtype == torch.bfloat16 and _multiplies_bfloat16() else math.inf
 
 
 @functools.cache
@@ -93,14 +90,12 @@ def _multiplies_bfloat16() -> bool:
 
 
 def _by_whole_products(handle: Any, x: Tensor, N: int) -> Tensor:
-    wide = is_widened(x)
-    each = WIDENED_ROWS if wide else max(1, _PIECE // (2 * x.shape[1]))
+    each = max(1, _PIECE // (2 * x.shape[1]))
     room, y = x.new_empty(min(each, N), x.shape[1]), []
-    x = x.float() if wide else x
     for first in range(0, N, each):
         weights = room[: N - first]
         handle.unpack(weights, first, torch.get_num_threads())
-        y.append(F.linear(x, weights.to(x.dtype)))
+        y.append(F.linear(x, weights))
     return y[0] if len(y) == 1 else torch.cat(y, dim=1)
 
 
