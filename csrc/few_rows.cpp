@@ -17,7 +17,7 @@ constexpr int64_t TASK_ROWS = FEW_ROWS_TASK, BYTES_OF_THREAD = 65536;
 constexpr int64_t PREPARED = 32, PREPARED_BYTES = 4 << 20;
 
 Array rows_of(Array array, int64_t first, int64_t count) {
-  array.data += first * array.stride[0] * size_of(array.dtype);
+  array.data = array.at(first);
   array.shape[0] = count;
   return array;
 }

@@ -82,6 +82,7 @@ class Run {
     const XRows<Sums> x{task_.x + first * x_bytes_, x_bytes_, sums[n - task_.first]};
     if constexpr (P::AT_ONCE < TOGETHER)
       if (count > P::AT_ONCE) {
+        static_assert(numbers_of_piece(P::AT_ONCE + 1, P::Form::X_BYTES) <= PANEL_NUMBERS);
         Panel<NR> panel;
         panel.read(product_, task_.weights, n, rows, begin, end);
         return of_panel<P::X_ROWS>(panel, {x.data + begin * P::Form::X_BYTES, x_bytes_, x.sums}, count);
@@ -135,8 +136,10 @@ int64_t prepared(const FewRowsForm& form) {
 }
 int64_t together(const FewRowsForm& form) {
   // With all of their numbers, they stay in the second cache.
-  const int64_t rows = SECOND_CACHE / prepared(form), whole = rows / X_ROWS_OF_WIDE * X_ROWS_OF_WIDE;
-  return VECTOR_BYTES == 64 ? INT64_MAX : whole < TOGETHER ? whole > X_ROWS_OF_WIDE ? whole : X_ROWS_OF_WIDE : TOGETHER;
+  if (SECOND_CACHE == INT64_MAX) return INT64_MAX;
+  const int64_t rows = SECOND_CACHE / prepared(form) / X_ROWS_OF_WIDE * X_ROWS_OF_WIDE;
+  if (rows > TOGETHER) return TOGETHER;
+  return rows ? rows : X_ROWS_OF_WIDE;
 }
 void prepare(const FewRowsForm& form, const Rows& x, int64_t row, char* to) {
   with_product(form, [&](const auto& product) { product.prepare(x, row, to); });
@@ -151,16 +154,7 @@ class Unpack {
   INLINE Unpack(const FewRowsForm& form, const FewRowsWeights& weights, int64_t n, uint16_t* to)
       : form_(form), row_(weights.data + n * form.row_bytes), to_(to), scales_(weights.scales + n * form.groups) {
     zeros_ = form.zeros ? weights.zeros + n * form.groups : nullptr;
-    if (form.format == WeightFormat::int8)
-      for (int64_t k = 0; k < form.K; k += STEP) put(Int8::unpack(row_, k), k);
-    else
-      for (int64_t k = 0; k < form.K; k += INT4_BLOCK) {
-        Int4 block = Int4::unpack(row_ + k / 2);
-        put_step<0>(block, k);
-        put_step<1>(block, k);
-        put_step<2>(block, k);
-        put_step<3>(block, k);
-      }
+    form.format == WeightFormat::int8 ? blocks<Int8>() : blocks<Int4>();
   }
 
  private:
@@ -169,10 +163,18 @@ class Unpack {
   uint16_t* to_;
   const uint16_t *scales_, *zeros_;
 
-  template <int S>
-  INLINE void put_step(Int4& block, int64_t k) {
-    block.make<S>();
-    if (k + S * STEP < form_.K) put(block, k + S * STEP);
+  template <class W>
+  INLINE void blocks() {
+    for (int64_t k = 0; k < form_.K; k += W::BLOCK) steps<W>(row_ + k / W::BLOCK * W::BLOCK_BYTES, k);
+  }
+  template <class W, int S = 0>
+  INLINE void steps(const char* block, int64_t k) {
+    if constexpr (S * STEP < W::BLOCK) {
+      W step;
+      vectors_of<W, S * VECTORS>(block, step.at);
+      if (k + S * STEP < form_.K) put(step, k + S * STEP);
+      steps<W, S + 1>(block, k);
+    }
   }
   template <class W>
   INLINE void put(W step, int64_t k) {

@@ -40,7 +40,7 @@ constexpr int X_ROWS = 3, X_ROWS_OF_BLOCK = 3, X_ROWS_OF_WIDE = 3;
 #else
 constexpr int X_ROWS = 2, X_ROWS_OF_BLOCK = 2, X_ROWS_OF_WIDE = 2;
 #endif
-// From how many rows on weights in bfloat16 are made float32 once for all.
+// Up to how many rows weights in bfloat16 are made float32 again for some at a time, and not once for all.
 constexpr int AT_ONCE_OF_NARROW = INTARSIA_VECTOR_BYTES == 64 ? TOGETHER : 16;
 constexpr int fewer(int rows) { return rows > 4 ? 4 : rows - 1; }
 
@@ -83,19 +83,6 @@ INLINE void fetch(const char* p) {
 
 #define ALWAYS_INLINE __attribute__((always_inline))
 
-// Adds what `product` reads of NR rows of weights, times MR rows of x, to sums that are in registers.
-template <int MR, int NR, class P>
-INLINE void multiply_read(const P& product, const FewRowsWeights& weights, int64_t n, const WeightRows& rows,
-                          const XRows<typename P::Sums>& x, int64_t begin, int64_t end) {
-  using W = typename P::Form;
-  typename P::Sums sums[NR][MR];
-  x.read(sums);
-  product.template read<NR>(weights, n, rows, begin, end, [&]<int I>(int j, int64_t k, auto w) ALWAYS_INLINE {
-    for (int i = 0; i < MR; i++) W::multiply(sums[j][i], w, W::template of_x<I>(x.data + i * x.row_bytes, k));
-  });
-  x.write(sums);
-}
-
 // Float32 that was made of NR rows of weights, for many rows of x.
 template <int NR>
 class Panel {
@@ -125,7 +112,7 @@ class Panel {
       for (int i = 0; i < MR; i++) of_x[i] = Float32::of_x<I>(x.data + i * x.row_bytes, k);
       for (int j = 0; j < NR; j++) {
         const Vec<float> w = load(numbers_[j] + k + I * N);
-        for (int i = 0; i < MR; i++) sums[j][i] += w * of_x[i];
+        for (int i = 0; i < MR; i++) Float32::multiply(sums[j][i], w, of_x[i]);
       }
       vectors<I + 1>(x, k, sums);
     }
@@ -139,6 +126,8 @@ class Panel {
 template <class W>
 class Prepared {
  public:
+  using Sums = typename W::Sums;
+  static constexpr int W_ROWS = 4;
   explicit Prepared(const FewRowsForm& form) : form(form) {}
 
   int64_t bytes() const { return form.padded() * W::X_BYTES + (form.zeros ? form.groups * 4 : 0); }
@@ -146,6 +135,14 @@ class Prepared {
     prepare_row<W>(x, row, to, form.K, form.padded());
     if (form.zeros)
       for (int64_t g = 0; g < form.groups; g++) group_sums(to)[g] = group_sum(to, g);
+  }
+
+  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
+  Sums begin(const char*) const { return Sums{}; }
+  float unit(const char*) const { return 1; }
+  float scale(const FewRowsWeights&, int64_t) const { return 1; }
+  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
+    return total - of_zeros(weights, n, x);
   }
 
  protected:
@@ -175,15 +172,35 @@ class Prepared {
   }
 };
 
-// Weights without scales, or with one of each row. If x has more rows than AT_ONCE, weights are made float32 once for
-// all.
-template <class W, int MOST, int AT_ONCE_ = TOGETHER>
-class Plain : public Prepared<W> {
+// A product P whose weights are read vector by vector.
+template <class P, class W>
+class Read : public Prepared<W> {
  public:
   using Form = W;
   using Sums = typename W::Sums;
-  static constexpr int W_ROWS = 4, X_ROWS = MOST, AT_ONCE = AT_ONCE_;
-  using Prepared<W>::Prepared, Prepared<W>::form;
+  using Prepared<W>::Prepared;
+
+  // Adds the products of NR rows of weights with MR rows of x to sums that are in registers.
+  template <int MR, int NR>
+  INLINE void part(const FewRowsWeights& weights, int64_t n, const WeightRows& rows, const XRows<Sums>& x,
+                   int64_t begin, int64_t end) const {
+    Sums sums[NR][MR];
+    x.read(sums);
+    static_cast<const P&>(*this).template read<NR>(
+        weights, n, rows, begin, end, [&]<int I>(int j, int64_t k, auto w) ALWAYS_INLINE {
+          for (int i = 0; i < MR; i++) W::multiply(sums[j][i], w, W::template of_x<I>(x.data + i * x.row_bytes, k));
+        });
+    x.write(sums);
+  }
+};
+
+// Weights without scales, or with one of each row. If x has more rows than AT_ONCE, weights are made float32 once for
+// all.
+template <class W, int MOST, int AT_ONCE_ = TOGETHER>
+class Plain : public Read<Plain<W, MOST, AT_ONCE_>, W> {
+ public:
+  static constexpr int X_ROWS = MOST, AT_ONCE = AT_ONCE_;
+  using Read<Plain, W>::Read, Read<Plain, W>::form;
 
   int64_t length() const { return form.K; }
   int64_t piece(int rows) const { return numbers_of_piece(rows, W::X_BYTES); }
@@ -208,15 +225,6 @@ class Plain : public Prepared<W> {
     vectors<0, NR>(last[0], W::NUMBERS * W::BYTES, whole, use);
   }
 
-  template <int MR, int NR>
-  INLINE void part(const FewRowsWeights& weights, int64_t n, const WeightRows& rows, const XRows<Sums>& x,
-                   int64_t begin, int64_t end) const {
-    multiply_read<MR, NR>(*this, weights, n, rows, x, begin, end);
-  }
-
-  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
-  Sums begin(const char*) const { return Sums{}; }
-  float unit(const char*) const { return 1; }
   float scale(const FewRowsWeights& weights, int64_t n) const { return form.groups ? widen(weights.scales[n]) : 1; }
   float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
     return total * scale(weights, n) - this->of_zeros(weights, n, x);
@@ -226,7 +234,7 @@ class Plain : public Prepared<W> {
   template <int I, int NR, class Use>
   INLINE void vectors(const char* data, int64_t row_bytes, int64_t k, const Use& use) const {
     if constexpr (I < W::COUNT) {
-      for (int j = 0; j < NR; j++) use.template operator()<I>(j, k, W::template vector<I>(data + j * row_bytes, 0));
+      for (int j = 0; j < NR; j++) use.template operator()<I>(j, k, W::template vector<I>(data + j * row_bytes));
       vectors<I + 1, NR>(data, row_bytes, k, use);
     }
   }
@@ -234,13 +242,10 @@ class Plain : public Prepared<W> {
 
 // Integers with a scale of each group, made float32: the product of an integer and its scale is exact there.
 template <class W>
-class Scaled : public Prepared<W> {
+class Scaled : public Read<Scaled<W>, W> {
  public:
-  using Form = W;
-  using Sums = typename W::Sums;
-  static constexpr int W_ROWS = 4, X_ROWS = X_ROWS_OF_BLOCK, AT_ONCE = X_ROWS;
-  static_assert(numbers_of_piece(AT_ONCE + 1, W::X_BYTES) <= PANEL_NUMBERS);
-  using Prepared<W>::Prepared, Prepared<W>::form;
+  static constexpr int X_ROWS = X_ROWS_OF_BLOCK, AT_ONCE = X_ROWS;
+  using Read<Scaled, W>::Read, Read<Scaled, W>::form;
 
   int64_t length() const { return form.row_bytes / W::BLOCK_BYTES * W::BLOCK; }
   int64_t piece(int rows) const { return numbers_of_piece(rows, W::X_BYTES); }
@@ -250,66 +255,49 @@ class Scaled : public Prepared<W> {
                    const Use& use) const {
     const char* next[NR];
     for (int j = 0; j < NR; j++) next[j] = rows.next(j);
-    Scales<NR> scales(form, weights.scales + n * form.groups, begin);
+    GroupScales<NR> scales(form, weights.scales + n * form.groups, begin);
     for (int64_t k = begin; k < end; k += W::BLOCK) {
       const int64_t at = k / W::BLOCK * W::BLOCK_BYTES;
       for (int j = 0; j < NR; j++) fetch<W::BLOCK_BYTES>(next[j] + at);
-      steps<0, NR>(rows.data + at, rows.row_bytes, k, scales, use);
+      vectors<0, NR>(rows.data + at, rows.row_bytes, k, scales, use);
     }
-  }
-
-  template <int MR, int NR>
-  INLINE void part(const FewRowsWeights& weights, int64_t n, const WeightRows& rows, const XRows<Sums>& x,
-                   int64_t begin, int64_t end) const {
-    multiply_read<MR, NR>(*this, weights, n, rows, x, begin, end);
-  }
-
-  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
-  Sums begin(const char*) const { return Sums{}; }
-  float unit(const char*) const { return 1; }
-  float scale(const FewRowsWeights&, int64_t) const { return 1; }
-  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
-    return total - this->of_zeros(weights, n, x);
   }
 
  private:
-  // Of NR rows, those of the group at hand.
+  // Of NR rows, the scales of the group at hand.
   template <int NR>
-  class Scales {
+  class GroupScales {
    public:
-    INLINE Scales(const FewRowsForm& form, const uint16_t* first, int64_t k)
-        : form_(form), next_(first + k / form.group), left_(form.groups - k / form.group), edge_(k) {
-      to(k);
-      edge_ = (k / form.group + 1) * form.group;
+    INLINE GroupScales(const FewRowsForm& form, const uint16_t* scales, int64_t k) : form_(form), scales_(scales) {
+      take(k / form.group);
     }
-    INLINE void to(int64_t k) {
-      if (k != edge_) return;
-      for (int j = 0; j < NR; j++) scales_[j] = splat<float>(left_ > 0 ? widen(next_[j * form_.groups]) : 0);
-      next_++, left_--, edge_ += form_.group;
+    // At number k, where a group may begin.
+    INLINE void at(int64_t k) {
+      if (k == end_) take(g_ + 1);
     }
-    INLINE Vec<float> operator[](int j) const { return scales_[j]; }
+    INLINE Vec<float> operator[](int j) const { return at_hand_[j]; }
 
    private:
     const FewRowsForm& form_;
-    const uint16_t* next_;
-    int64_t left_, edge_;  // groups that are still to come, of which int4 may have none in its last block
-    Vec<float> scales_[NR];
+    const uint16_t* scales_;
+    int64_t g_, end_;
+    Vec<float> at_hand_[NR];
+
+    // int4 may have no such group in its last block.
+    INLINE void take(int64_t g) {
+      g_ = g, end_ = (g + 1) * form_.group;
+      for (int j = 0; j < NR; j++)
+        at_hand_[j] = splat<float>(g < form_.groups ? widen(scales_[j * form_.groups + g]) : 0);
+    }
   };
 
-  template <int S, int NR, class Use>
-  INLINE void steps(const char* data, int64_t row_bytes, int64_t k, Scales<NR>& scales, const Use& use) const {
-    if constexpr (S * STEP < W::BLOCK) {
-      scales.to(k + S * STEP);
-      vectors<S, 0, NR>(data, row_bytes, k + S * STEP, scales, use);
-      steps<S + 1, NR>(data, row_bytes, k, scales, use);
-    }
-  }
-  template <int S, int I, int NR, class Use>
-  INLINE void vectors(const char* data, int64_t row_bytes, int64_t k, const Scales<NR>& scales, const Use& use) const {
-    if constexpr (I < W::COUNT) {
+  template <int I, int NR, class Use>
+  INLINE void vectors(const char* data, int64_t row_bytes, int64_t k, GroupScales<NR>& scales, const Use& use) const {
+    if constexpr (I * N < W::BLOCK) {
+      if constexpr (I % VECTORS == 0) scales.at(k + I * N);
       for (int j = 0; j < NR; j++)
-        use.template operator()<I>(j, k, W::template in_block<S, I>(data + j * row_bytes) * scales[j]);
-      vectors<S, I + 1, NR>(data, row_bytes, k, scales, use);
+        use.template operator()<I>(j, k, W::template vector<I>(data + j * row_bytes) * scales[j]);
+      vectors<I + 1, NR>(data, row_bytes, k, scales, use);
     }
   }
 };
@@ -394,8 +382,7 @@ class Scales {
 class Blocks : public Prepared<Int4Pairs> {
  public:
   using W = Int4Pairs;
-  using Sums = W::Sums;
-  static constexpr int W_ROWS = 4, X_ROWS = X_ROWS_OF_BLOCK, AT_ONCE = TOGETHER;
+  static constexpr int X_ROWS = X_ROWS_OF_BLOCK, AT_ONCE = TOGETHER;
   using Prepared<W>::Prepared;
 
   int64_t length() const { return form.padded(); }
@@ -415,14 +402,6 @@ class Blocks : public Prepared<Int4Pairs> {
       case 64: return blocks<2, MR, NR>(weights, n, rows, x, begin, end);
       default: return blocks<1, MR, NR>(weights, n, rows, x, begin, end);
     }
-  }
-
-  static INLINE Vec<float> lanes(const Sums& sums) { return sums; }
-  Sums begin(const char*) const { return Sums{}; }
-  float unit(const char*) const { return 1; }
-  float scale(const FewRowsWeights&, int64_t) const { return 1; }
-  float result(const FewRowsWeights& weights, int64_t n, const char* x, float total) const {
-    return total - of_zeros(weights, n, x);
   }
 
  private:

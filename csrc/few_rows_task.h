@@ -1,5 +1,5 @@
 // What the kernels of products with few rows are given: y = x Wᵀ, where x has so few rows that reading the weights is
-// what takes the time.
+// what takes the time; or many, where nothing else multiplies their form as fast.
 #pragma once
 
 #include "task.h"

@@ -9,23 +9,9 @@ namespace intarsia::INTARSIA_ISA {
 #if defined(__AVX2__)
 struct Int8 : Wide<1> {
   static constexpr int BYTES = 1, BLOCK = STEP, BLOCK_BYTES = STEP;
-  static INLINE Int8 unpack(const char* row, int64_t k) {
-    Int8 w;
-    for (int i = 0; i < VECTORS; i++) w.at[i] = numbers(row + k + i * LANES<float>);
-    return w;
-  }
   template <int I>
-  static INLINE Vec<float> vector(const char* row, int64_t k) {
-    return numbers(row + k + I * LANES<float>);
-  }
-  template <int, int I>
-  static INLINE Vec<float> in_block(const char* block) {
-    return vector<I>(block, 0);
-  }
-
- private:
-  static INLINE Vec<float> numbers(const char* from) {
-    const __m128i* p = reinterpret_cast<const __m128i*>(from);
+  static INLINE Vec<float> vector(const char* block) {
+    const __m128i* p = reinterpret_cast<const __m128i*>(block + I * LANES<float>);
 #if defined(__AVX512F__)
     const __m512i numbers = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(p));
 #else
@@ -37,40 +23,25 @@ struct Int8 : Wide<1> {
 #else
 struct Int8 : Wide<4> {
   static constexpr int BYTES = 1, BLOCK = STEP, BLOCK_BYTES = STEP;
-  static INLINE Int8 unpack(const char* row, int64_t k) {
-    constexpr int QUARTER = VECTORS / 4;
-    Int8 w;
-    for (int i = 0; i < QUARTER; i++) {
-      const BitsVec four = load_bits(row + k + i * VECTOR_BYTES);
-      for (int b = 0; b < 4; b++)
-        w.at[b * QUARTER + i] = __builtin_convertvector((IntVec<float>)(four << (24 - 8 * b)) >> 24, Vec<float>);
-    }
-    return w;
-  }
   template <int I>
-  static INLINE Vec<float> vector(const char* row, int64_t k) {
+  static INLINE Vec<float> vector(const char* block) {
     constexpr int QUARTER = VECTORS / 4;
-    const BitsVec four = load_bits(row + k + I % QUARTER * VECTOR_BYTES);
+    const BitsVec four = load_bits(block + I % QUARTER * VECTOR_BYTES);
     return __builtin_convertvector((IntVec<float>)(four << (24 - 8 * (I / QUARTER))) >> 24, Vec<float>);
-  }
-  template <int, int I>
-  static INLINE Vec<float> in_block(const char* block) {
-    return vector<I>(block, 0);
   }
 };
 #endif
 
-// A block of int4, of which step i is made on demand.
+// Of int4 a block has four steps.
 struct Int4 : Wide<2> {
   static constexpr int BLOCK = INT4_BLOCK, BLOCK_BYTES = INT4_BLOCK / 2;
-  BitsVec words[HALF];
-
-  // Vector I of step S.
-  template <int S, int I>
-  static INLINE Vec<float> in_block(const char* block) {
-    return number(load_bits(block + I % HALF * VECTOR_BYTES) >> (4 * S + (I < HALF ? 0 : 16)));
+  template <int I>
+  static INLINE Vec<float> vector(const char* block) {
+    constexpr int S = I / VECTORS, OF_STEP = I % VECTORS;
+    return number(load_bits(block + OF_STEP % HALF * VECTOR_BYTES) >> (4 * S + (OF_STEP < HALF ? 0 : 16)));
   }
 
+ private:
   // 0 .. 15 less 8, of the lowest four bits.
   static INLINE Vec<float> number(BitsVec bits) {
 #if defined(__AVX512F__)
@@ -80,22 +51,11 @@ struct Int4 : Wide<2> {
     return __builtin_convertvector((IntVec<float>)(bits & 15) - 8, Vec<float>);
 #endif
   }
-  static INLINE Int4 unpack(const char* block) {
-    Int4 w;
-    for (int i = 0; i < HALF; i++) w.words[i] = load_bits(block + i * VECTOR_BYTES);
-    return w;
-  }
-  template <int STEP_OF_BLOCK>
-  INLINE void make() {
-    for (int i = 0; i < HALF; i++) {
-      at[i] = number(words[i] >> (4 * STEP_OF_BLOCK));
-      at[HALF + i] = number(words[i] >> (4 * STEP_OF_BLOCK + 16));
-    }
-  }
 };
 
 #if defined(__AVX512BF16__)
 
+// A block, of which a step is made on demand.
 struct Int4Pairs : Pairs {
   __m512i words;
 
@@ -116,12 +76,6 @@ struct Int4Pairs : Pairs {
                                         numbers);
   }
 };
-
-using Int4OfNarrow = Int4Pairs;
-
-#else
-
-using Int4OfNarrow = Int4;
 
 #endif
 

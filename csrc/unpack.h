@@ -12,9 +12,18 @@ typedef uint32_t UnalignedBits __attribute__((vector_size(VECTOR_BYTES), aligned
 INLINE BitsVec load_bits(const char* p) { return *reinterpret_cast<const UnalignedBits*>(p); }
 
 // Kinds of weights. `unpack` gives a step of them, from number k of a row on, and `add` their products with x to
-// `Sums`; `vector` gives one of a step's vectors, `of_x` the same of x, and `multiply` adds their product. A prepared
-// row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS weights: of 2,
-// first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
+// `Sums`; `vector` gives vector I of those that begin at `block`, `of_x` the same of x, and `multiply` adds their
+// product. A prepared row of x has the numbers of a step in the order in which they come out of 32 bits that hold PARTS
+// weights: of 2, first the even ones and then the odd ones. PAIRS says that they are bfloat16 there and not float32.
+
+// The vectors of W from FIRST on: a step.
+template <class W, int FIRST = 0, int I = 0>
+INLINE void vectors_of(const char* block, Vec<float> (&to)[VECTORS]) {
+  if constexpr (I < VECTORS) {
+    to[I] = W::template vector<FIRST + I>(block);
+    vectors_of<W, FIRST, I + 1>(block, to);
+  }
+}
 
 // As float32.
 template <int PARTS_>
@@ -40,12 +49,12 @@ struct Float32 : Wide<1> {
   static constexpr int BYTES = 4;
   static INLINE Float32 unpack(const char* row, int64_t k) {
     Float32 w;
-    for (int i = 0; i < VECTORS; i++) w.at[i] = load(reinterpret_cast<const float*>(row) + k + i * LANES<float>);
+    vectors_of<Float32>(row + BYTES * k, w.at);
     return w;
   }
   template <int I>
-  static INLINE Vec<float> vector(const char* row, int64_t k) {
-    return of_x<I>(row, k);
+  static INLINE Vec<float> vector(const char* block) {
+    return of_x<I>(block, 0);
   }
 };
 
@@ -53,16 +62,12 @@ struct Bfloat16 : Wide<2> {
   static constexpr int BYTES = 2;
   static INLINE Bfloat16 unpack(const char* row, int64_t k) {
     Bfloat16 w;
-    for (int i = 0; i < HALF; i++) {
-      const BitsVec pair = load_bits(row + 2 * k + i * VECTOR_BYTES);
-      w.at[i] = (Vec<float>)(pair << 16);
-      w.at[HALF + i] = (Vec<float>)(pair & 0xffff0000);
-    }
+    vectors_of<Bfloat16>(row + BYTES * k, w.at);
     return w;
   }
   template <int I>
-  static INLINE Vec<float> vector(const char* row, int64_t k) {
-    const BitsVec pair = load_bits(row + 2 * k + I % HALF * VECTOR_BYTES);
+  static INLINE Vec<float> vector(const char* block) {
+    const BitsVec pair = load_bits(block + I % HALF * VECTOR_BYTES);
     return (Vec<float>)(I < HALF ? pair << 16 : pair & 0xffff0000);
   }
 };
@@ -92,8 +97,8 @@ struct Bfloat16Pairs : Pairs {
   static constexpr int BYTES = 2;
   static INLINE Bfloat16Pairs unpack(const char* row, int64_t k) { return {{of_x<0>(row, k)}}; }
   template <int I>
-  static INLINE __m512i vector(const char* row, int64_t k) {
-    return of_x<I>(row, k);
+  static INLINE __m512i vector(const char* block) {
+    return of_x<I>(block, 0);
   }
 };
 

@@ -1021,6 +1021,27 @@ CHECKPOINTS = _in(
 CXX = _in(
     "csrc",
     (
+        "many rows without the last numbers of theirs",
+        "few_rows_products.h",
+        "count_ = (end - begin + STEP - 1) / STEP * STEP;",
+        "count_ = (end - begin) / STEP * STEP;",
+        "tests/ops/test_packed_linear.py -k many_other",
+    ),
+    (
+        "many rows with the scales of the first group alone",
+        "few_rows_products.h",
+        "if (k == end_) take(g_ + 1);",
+        "if (k == end_) end_ += form_.group;",
+        "tests/ops/test_packed_linear.py -k many_other",
+    ),
+    (
+        "many rows of which each turn takes the first",
+        "few_rows.cpp",
+        "some.x = rows_of(call.x, first,",
+        "some.x = rows_of(call.x, 0,",
+        "tests/ops/test_packed_linear.py -k many_other",
+    ),
+    (
         "of equal scores the later is picked",
         "pick.cpp",
         "uint32_t turned(uint32_t i) { return ~i; }",
